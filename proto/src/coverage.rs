@@ -1,0 +1,430 @@
+//! Coverage: which stretches of time were recorded, and how well. Merging rounds towards `unknown`.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{flow::words, host::Hole, time::Timestamp, window::Window};
+
+words! {
+    /// What is recorded, well or badly, on its own.
+    Facet {
+        /// Process starts and ends.
+        Processes = "processes",
+        /// Connections and their owners.
+        Connections = "connections",
+        /// Which name an address was reached by.
+        Names = "names",
+    }
+}
+
+impl Facet {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Processes, Self::Connections, Self::Names];
+}
+
+/// How well a facet is recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grade {
+    /// Event driven, and nothing lost.
+    Complete,
+    /// Polled: what is shorter than the period can be missed.
+    Sampled {
+        /// Time between two looks.
+        period: Duration,
+    },
+    /// Recorded, and then not all of it kept.
+    Lost {
+        /// Exactly how many; 0 where only the fact is known.
+        count: u64,
+        /// What became of them.
+        reason: String,
+    },
+    /// Not recorded at all.
+    NotRecorded {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Grade {
+    /// The word for it, as in JSON and tables.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Sampled { .. } => "sampled",
+            Self::Lost { .. } => "lost",
+            Self::NotRecorded { .. } => "none",
+        }
+    }
+
+    /// Why it is not complete, in words; empty if it is.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Complete => String::new(),
+            Self::Sampled { period } => {
+                format!("sampled each {}: what is shorter can be missed", in_words(*period))
+            }
+            Self::Lost { reason, .. } | Self::NotRecorded { reason } => reason.clone(),
+        }
+    }
+
+    /// How many are known to be missing.
+    pub const fn count(&self) -> u64 {
+        if let Self::Lost { count, .. } = self { *count } else { 0 }
+    }
+
+    /// Whether nothing more was recorded for sure under this grade.
+    const fn interrupts(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::NotRecorded { .. })
+    }
+
+    fn worse<'a>(&'a self, other: &'a Self) -> &'a Self {
+        let badness = |grade: &Self| match grade {
+            Self::Complete => (0, Duration::ZERO),
+            Self::Sampled { period } => (1, *period),
+            Self::Lost { .. } => (2, Duration::ZERO),
+            Self::NotRecorded { .. } => (3, Duration::ZERO),
+        };
+        if badness(other) > badness(self) { other } else { self }
+    }
+}
+
+impl fmt::Display for Grade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sampled { period } => write!(f, "sampled({})", in_words(*period)),
+            Self::Lost { count, reason } => write!(f, "lost({count}, {reason})"),
+            Self::NotRecorded { reason } => write!(f, "none({reason})"),
+            Self::Complete => f.write_str("complete"),
+        }
+    }
+}
+
+fn in_words(period: Duration) -> String {
+    if period.subsec_nanos() == 0 { format!("{} s", period.as_secs()) } else { format!("{} ms", period.as_millis()) }
+}
+
+/// What a recording covers and what it cannot see, in words for the answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Scope {
+    /// ebpf, netlink, etw, poll or replay.
+    pub source: String,
+    /// What a proven negative of this recording speaks of.
+    pub covers: String,
+    /// What it never sees.
+    pub cannot_see: String,
+}
+
+/// A facet got better or worse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoverageChange {
+    /// The facet.
+    pub facet: Facet,
+    /// How well it is recorded.
+    pub grade: Grade,
+    /// Since when.
+    pub from: Timestamp,
+    /// Some: true of `[from, to)` only. None: from then on, until the next change.
+    pub to: Option<Timestamp>,
+    /// What the recording covers, where there is one.
+    pub scope: Option<Scope>,
+}
+
+/// A stretch of a window in which a facet was not completely recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The facet.
+    pub facet: Facet,
+    /// How well it was recorded, never complete.
+    pub grade: Grade,
+    /// Its beginning.
+    pub from: Timestamp,
+    /// The first instant after it.
+    pub to: Timestamp,
+}
+
+/// At most this many gaps are listed one by one; the rest of the window becomes one more.
+pub const GAPS_MAX: usize = 256;
+
+/// One facet of one host over time. Fed in the order of the host's stream, by agent and collector alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Timeline {
+    /// In order of time; each holds until the next.
+    steps: Vec<Step>,
+    /// Bounded stretches that are worse than the steps below them.
+    losses: Vec<Loss>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Step {
+    from: Timestamp,
+    grade: Grade,
+    scope: Option<Scope>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Loss {
+    from: Timestamp,
+    to: Timestamp,
+    grade: Grade,
+}
+
+impl Timeline {
+    /// Takes in a change of this timeline's facet.
+    pub fn apply(&mut self, change: &CoverageChange) {
+        match change.to {
+            Some(to) => self.lose(change.from, to, change.grade.clone()),
+            None => self.stand(change.from, &change.grade, change.scope.as_ref()),
+        }
+    }
+
+    /// Takes in a hole in the stream. Whatever was missed may have made things worse, so nothing is believed after it
+    /// until the agent states the grade anew, which it does wherever a reader can begin.
+    pub fn apply_hole(&mut self, hole: &Hole) {
+        let grade = Grade::Lost { count: hole.count(), reason: hole.reason.clone() };
+        self.lose(hole.from, hole.to, grade);
+        let until_stated = "events were lost, and the grade was not stated again since".to_owned();
+        self.stand(hole.to, &Grade::Lost { count: 0, reason: until_stated }, None);
+    }
+
+    /// A bounded stretch of something worse. A loss at an instant still takes that instant.
+    fn lose(&mut self, from: Timestamp, to: Timestamp, grade: Grade) {
+        let to = to.max(from.saturating_add(Duration::from_nanos(1)));
+        self.losses.push(Loss { from, to, grade });
+    }
+
+    /// From `from` on the grade holds. What was already said of the time after `from` can only become worse by it.
+    fn stand(&mut self, from: Timestamp, grade: &Grade, scope: Option<&Scope>) {
+        let step = |from, grade: &Grade| Step { from, grade: grade.clone(), scope: scope.cloned() };
+        let Some(newest) = self.steps.last() else {
+            self.steps.push(step(from, grade));
+            return;
+        };
+        if newest.grade == *grade && newest.scope.as_ref() == scope && newest.from <= from {
+            return; // stated again
+        }
+        let newest_from = newest.from;
+        if from < newest_from {
+            let after = self.steps.partition_point(|step| step.from <= from);
+            let before = after.checked_sub(1).map(|index| self.steps[index].clone());
+            for later in &mut self.steps[after..] {
+                later.grade = later.grade.worse(grade).clone();
+            }
+            let merged = match before {
+                Some(before) => Step { from, grade: before.grade.worse(grade).clone(), scope: before.scope },
+                None => step(from, &not_begun()),
+            };
+            self.steps.insert(after, merged);
+        }
+        self.steps.push(step(from.max(newest_from), grade));
+    }
+
+    /// Every stretch of the window that is not proven complete. `known_until` is how far the stream is known; none
+    /// means that nothing is.
+    pub fn gaps(&self, facet: Facet, window: Window, known_until: Option<Timestamp>) -> Vec<Gap> {
+        let gap = |grade: &Grade, from: Timestamp, to: Timestamp| {
+            let (from, to) = (from.max(window.from()), to.min(window.to()));
+            (from < to && *grade != Grade::Complete).then(|| Gap { facet, grade: grade.clone(), from, to })
+        };
+        let Some(known_until) = known_until else {
+            let reason = "nothing has been received from this host".to_owned();
+            return gap(&Grade::NotRecorded { reason }, window.from(), window.to()).into_iter().collect();
+        };
+
+        let mut gaps: Vec<Gap> = Vec::new();
+        let mut push = |gap: Option<Gap>| {
+            let Some(gap) = gap else { return };
+            match gaps.last_mut() {
+                Some(last) if last.grade == gap.grade && last.to == gap.from => last.to = gap.to,
+                _ => gaps.push(gap),
+            }
+        };
+        let begins = self.steps.first().map_or(known_until, |step| step.from.min(known_until));
+        push(gap(&not_begun(), Timestamp::ZERO, begins));
+        for (index, step) in self.steps.iter().enumerate() {
+            let to = self.steps.get(index + 1).map_or(known_until, |next| next.from.min(known_until));
+            push(gap(&step.grade, step.from, to));
+        }
+        let reason = "not received from this host yet".to_owned();
+        push(gap(&Grade::NotRecorded { reason }, known_until, window.to()));
+
+        gaps.extend(self.losses.iter().filter_map(|loss| gap(&loss.grade, loss.from, loss.to)));
+        gaps.sort_by_key(|gap| (gap.from, gap.to));
+        bounded(gaps)
+    }
+
+    /// When, at or after `instant`, recording was next interrupted, so that an end may have gone unseen.
+    pub fn interrupted_after(&self, instant: Timestamp) -> Option<Timestamp> {
+        let ends = |index: usize| self.steps.get(index + 1).map_or(Timestamp::MAX, |next| next.from);
+        let steps = self.steps.iter().enumerate().filter(|(index, step)| {
+            step.grade.interrupts() && ends(*index) > instant && ends(*index) > step.from
+        });
+        let losses = self.losses.iter().filter(|loss| loss.to > instant).map(|loss| loss.from);
+        steps.map(|(_, step)| step.from).chain(losses).min().map(|from| from.max(instant))
+    }
+
+    /// What the recordings in the window covered.
+    pub fn scopes(&self, window: Window) -> Vec<Scope> {
+        let mut scopes: Vec<Scope> = Vec::new();
+        for (index, step) in self.steps.iter().enumerate() {
+            let ends = self.steps.get(index + 1).map_or(Timestamp::MAX, |next| next.from);
+            if let Some(scope) = &step.scope
+                && step.from < window.to()
+                && ends > window.from()
+                && !scopes.contains(scope)
+            {
+                scopes.push(scope.clone());
+            }
+        }
+        scopes
+    }
+
+    /// The grade in force at the end, and since when.
+    pub fn current(&self) -> Option<(&Grade, Timestamp)> {
+        self.steps.last().map(|step| (&step.grade, step.from))
+    }
+}
+
+fn not_begun() -> Grade {
+    Grade::NotRecorded { reason: "recording had not begun".to_owned() }
+}
+
+fn bounded(mut gaps: Vec<Gap>) -> Vec<Gap> {
+    if gaps.len() > GAPS_MAX {
+        let rest = gaps.split_off(GAPS_MAX - 1);
+        let reason = format!("{} further gaps, listed as one", rest.len());
+        let count = rest.iter().map(|gap| gap.grade.count()).sum();
+        let from = rest.iter().map(|gap| gap.from).min();
+        let to = rest.iter().map(|gap| gap.to).max();
+        if let (Some(from), Some(to), Some(first)) = (from, to, rest.first()) {
+            gaps.push(Gap { facet: first.facet, grade: Grade::Lost { count, reason }, from, to });
+        }
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Seq;
+
+    fn at(nanos: u64) -> Timestamp {
+        Timestamp::from_nanos(nanos)
+    }
+
+    fn none(reason: &str) -> Grade {
+        Grade::NotRecorded { reason: reason.into() }
+    }
+
+    fn lost(count: u64) -> Grade {
+        Grade::Lost { count, reason: "ring".into() }
+    }
+
+    fn change(grade: Grade, from: u64, to: Option<u64>) -> CoverageChange {
+        CoverageChange { facet: Facet::Connections, grade, from: at(from), to: to.map(at), scope: None }
+    }
+
+    /// The gaps of `[0, 100)`, as `grade from..to`.
+    #[track_caller]
+    fn check(timeline: &Timeline, known_until: u64, want: &[&str]) {
+        let window = Window::new(at(0), at(100)).unwrap();
+        let got: Vec<String> = timeline
+            .gaps(Facet::Connections, window, Some(at(known_until)))
+            .iter()
+            .map(|gap| format!("{} {}..{}", gap.grade, gap.from.as_nanos(), gap.to.as_nanos()))
+            .collect();
+        assert_eq!(got, want);
+    }
+
+    fn timeline(changes: &[CoverageChange]) -> Timeline {
+        let mut timeline = Timeline::default();
+        changes.iter().for_each(|change| timeline.apply(change));
+        timeline
+    }
+
+    const NOT_BEGUN: &str = "none(recording had not begun)";
+    const NOT_YET: &str = "none(not received from this host yet)";
+
+    #[test]
+    fn nothing_is_complete_before_it_is_said_to_be() {
+        check(&Timeline::default(), 60, &[&format!("{NOT_BEGUN} 0..60"), &format!("{NOT_YET} 60..100")]);
+        check(&timeline(&[change(Grade::Complete, 10, None)]), 200, &[&format!("{NOT_BEGUN} 0..10")]);
+    }
+
+    #[test]
+    fn nothing_is_complete_after_what_was_received() {
+        let timeline = timeline(&[change(Grade::Complete, 0, None)]);
+        check(&timeline, 60, &[&format!("{NOT_YET} 60..100")]);
+        check(&timeline, 100, &[]);
+        let window = Window::new(at(0), at(100)).unwrap();
+        assert_eq!(timeline.gaps(Facet::Connections, window, None).len(), 1, "nothing received at all");
+    }
+
+    #[test]
+    fn losses_and_stops_are_gaps_where_they_were() {
+        let timeline = timeline(&[
+            change(Grade::Complete, 0, None),
+            change(lost(3), 20, Some(30)),
+            change(lost(1), 40, Some(40)),
+            change(none("stopped"), 50, None),
+            change(Grade::Complete, 60, None),
+        ]);
+        check(&timeline, 100, &["lost(3, ring) 20..30", "lost(1, ring) 40..41", "none(stopped) 50..60"]);
+    }
+
+    #[test]
+    fn a_late_statement_never_improves_the_past() {
+        let sampled = Grade::Sampled { period: Duration::from_secs(1) };
+        let statements =
+            [change(Grade::Complete, 0, None), change(none("off"), 50, None), change(sampled, 30, None)];
+        let late = timeline(&statements);
+        check(&late, 100, &["sampled(1 s) 30..100"]);
+
+        let better = timeline(&[change(none("off"), 0, None), change(none("x"), 50, None), change(Grade::Complete, 30, None)]);
+        check(&better, 100, &["none(off) 0..50"]);
+        let before_all = timeline(&[change(Grade::Complete, 50, None), change(Grade::Complete, 10, None)]);
+        check(&before_all, 100, &[&format!("{NOT_BEGUN} 0..50")]);
+    }
+
+    #[test]
+    fn a_hole_is_a_loss_and_ends_all_belief_until_the_grade_is_stated_again() {
+        let hole =
+            Hole { first: Seq(5), last: Seq(9), from: at(20), to: at(40), reason: "overwritten".into() };
+        let mut timeline = timeline(&[change(Grade::Complete, 0, None)]);
+        timeline.apply_hole(&hole);
+        let until_stated = "lost(0, events were lost, and the grade was not stated again since)";
+        check(&timeline, 90, &["lost(5, overwritten) 20..40", &format!("{until_stated} 40..90"), &format!("{NOT_YET} 90..100")]);
+
+        let mut stated = timeline.clone();
+        stated.apply(&change(Grade::Complete, 0, None));
+        check(&stated, 100, &["lost(5, overwritten) 20..40"]);
+        timeline.apply(&change(Grade::Complete, 70, None));
+        check(&timeline, 100, &["lost(5, overwritten) 20..40", &format!("{until_stated} 40..70")]);
+    }
+
+    #[test]
+    fn interruptions_are_found() {
+        let timeline = timeline(&[
+            change(Grade::Complete, 0, None),
+            change(lost(3), 20, Some(30)),
+            change(none("stopped"), 50, None),
+            change(Grade::Complete, 60, None),
+        ]);
+        for (instant, want) in [(0, Some(20)), (25, Some(25)), (30, Some(50)), (55, Some(55)), (60, None)] {
+            assert_eq!(timeline.interrupted_after(at(instant)), want.map(at), "{instant}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_gaps_are_still_a_bounded_list() {
+        let mut changes = vec![change(Grade::Complete, 0, None)];
+        changes.extend((0..1000).map(|n| change(lost(1), n * 2, Some(n * 2 + 1))));
+        let window = Window::new(at(0), at(2000)).unwrap();
+        let gaps = timeline(&changes).gaps(Facet::Connections, window, Some(at(2000)));
+        assert_eq!(gaps.len(), GAPS_MAX);
+        assert_eq!(gaps.iter().map(|gap| gap.grade.count()).sum::<u64>(), 1000);
+        assert_eq!(gaps.last().unwrap().to, at(1999));
+    }
+}

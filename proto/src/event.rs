@@ -1,0 +1,68 @@
+//! Events: the immutable records of a host.
+
+use std::net::SocketAddr;
+
+use crate::{
+    coverage::CoverageChange,
+    flow::{Attribution, FlowRecord, Protocol},
+    id::{ProcessUid, Seq},
+    process::{ProcessExit, ProcessRecord},
+    time::{Moment, Timestamp},
+};
+
+/// One record in a ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its position.
+    pub seq: Seq,
+    /// When it was recorded.
+    pub recorded: Moment,
+    /// What it says.
+    pub kind: EventKind,
+}
+
+impl Event {
+    /// The earliest instant that the event speaks of: losing it leaves a hole from here to `recorded`.
+    pub fn speaks_from(&self) -> Timestamp {
+        let from = match &self.kind {
+            EventKind::Flow(flow) => flow.first,
+            EventKind::CoverageChanged(change) => change.from,
+            EventKind::ProcessExited(exit) => exit.exited,
+            EventKind::ProcessStarted(process) if !process.already_running => process.started,
+            EventKind::ProcessStarted(_) | EventKind::Listen(_) | EventKind::Unrecognised => self.recorded.wall,
+        };
+        from.min(self.recorded.wall)
+    }
+}
+
+/// What an event says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A process started, or was found running.
+    ProcessStarted(Box<ProcessRecord>),
+    /// A process ended.
+    ProcessExited(ProcessExit),
+    /// A record of a connection.
+    Flow(Box<FlowRecord>),
+    /// A process listens.
+    Listen(ListenRecord),
+    /// Recording got better or worse.
+    CoverageChanged(CoverageChange),
+    /// From a newer agent, of a kind that this program does not know: counts as lost.
+    Unrecognised,
+}
+
+/// A listening socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenRecord {
+    /// Its owner, where known.
+    pub process: Option<ProcessUid>,
+    /// How the owner was found.
+    pub attribution: Attribution,
+    /// The transport.
+    pub protocol: Protocol,
+    /// Where it listens.
+    pub local: SocketAddr,
+    /// When it was first seen.
+    pub since: Timestamp,
+}

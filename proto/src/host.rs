@@ -1,0 +1,130 @@
+//! Hosts: what an agent says of itself, and what a collector knows of it.
+
+use crate::{
+    coverage::{Facet, Grade, Scope},
+    id::{Cursor, Epoch, HostId, Seq},
+    process::User,
+    time::Timestamp,
+};
+
+/// Who and what a host is, and how well it records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDescription {
+    /// Fixed for ever.
+    pub host: HostId,
+    /// Host name.
+    pub name: String,
+    /// linux, macos or windows.
+    pub os: String,
+    /// Distribution or edition, and version.
+    pub os_version: String,
+    /// The system's own id of the machine, where it has one.
+    pub machine_id: Option<String>,
+    /// Changes at each boot.
+    pub boot_id: String,
+    /// When it was booted.
+    pub booted: Timestamp,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Users with at least one process.
+    pub users: Vec<UserPresence>,
+    /// What is captured, by which means.
+    pub sources: Vec<SourceDescription>,
+    /// The ring's identity.
+    pub epoch: Epoch,
+    /// The oldest event that the ring still has.
+    pub first_seq: Seq,
+    /// The position of the next event.
+    pub next_seq: Seq,
+}
+
+/// A user and the number of processes that run for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserPresence {
+    /// The user.
+    pub user: User,
+    /// How many processes.
+    pub processes: u32,
+}
+
+/// A way of capturing, and what it is worth on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceDescription {
+    /// ebpf, netlink, etw, poll or replay.
+    pub name: String,
+    /// What it is worth, facet by facet.
+    pub facets: Vec<FacetCoverage>,
+}
+
+/// What a source is worth for one facet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FacetCoverage {
+    /// The facet.
+    pub facet: Facet,
+    /// How well.
+    pub grade: Grade,
+    /// What it covers and cannot see.
+    pub scope: Scope,
+}
+
+/// What a collector knows of an agent that it follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostStatus {
+    /// The agent's address.
+    pub address: String,
+    /// What the agent last said of itself; none until it has answered once.
+    pub description: Option<HostDescription>,
+    /// Whether the agent is being tailed now.
+    pub connected: bool,
+    /// When it was last heard.
+    pub heard: Option<Timestamp>,
+    /// Everything up to here has been received.
+    pub known_until: Option<Timestamp>,
+    /// Why it is not connected.
+    pub trouble: Option<String>,
+    /// How many of its events are stored.
+    pub events: u64,
+}
+
+/// Events that were overwritten before this reader had them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// The first that is missing.
+    pub first: Seq,
+    /// The last that is missing; not before `first`.
+    pub last: Seq,
+    /// The earliest instant they spoke of.
+    pub from: Timestamp,
+    /// The latest.
+    pub to: Timestamp,
+    /// What became of them.
+    pub reason: String,
+}
+
+impl Hole {
+    /// How many events are missing.
+    pub const fn count(&self) -> u64 {
+        self.last.0.saturating_sub(self.first.0).saturating_add(1)
+    }
+}
+
+/// A stretch of a host's stream, as it travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The ring it comes from.
+    pub epoch: Epoch,
+    /// What is missing before its first event.
+    pub hole: Option<Hole>,
+    /// In order of seq, without holes.
+    pub events: Vec<crate::event::Event>,
+    /// Everything up to here has been sent.
+    pub watermark: Option<Timestamp>,
+}
+
+impl Batch {
+    /// The last position that this batch settles, if it settles any.
+    pub fn settles(&self) -> Option<Cursor> {
+        let last = self.events.last().map(|event| event.seq).or(self.hole.as_ref().map(|hole| hole.last))?;
+        Some(Cursor { epoch: self.epoch, seq: last })
+    }
+}

@@ -1,0 +1,206 @@
+//! The JSON that programs read: stable, additions allowed. Section by section as `alibi who --json` documents it.
+//!
+//! Times are RFC 3339 in UTC with up to nine digits of the second; uids are hexadecimal; what is not known is `null`.
+
+use serde::Serialize;
+
+use crate::{
+    coverage::{Gap, Scope},
+    id::{ConnectionUid, HostId, ProcessUid},
+    process::{ProcessLife, User},
+    question::{Answer, ConnectionActivity, HostAnswer, ProcessActivity},
+    time::Timestamp,
+    window::Window,
+};
+
+/// `who --json`.
+#[derive(Debug, Serialize)]
+pub struct WhoJson {
+    target: String,
+    addresses: Vec<String>,
+    window: Window,
+    /// The verdict over all hosts.
+    verdict: &'static str,
+    hosts: Vec<HostJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct HostJson {
+    host: Option<HostId>,
+    name: String,
+    verdict: &'static str,
+    gaps: Vec<GapJson>,
+    processes: Vec<ProcessActivityJson>,
+    scopes: Vec<Scope>,
+    known_until: Option<Timestamp>,
+    records_left_out: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct GapJson {
+    facet: &'static str,
+    grade: &'static str,
+    reason: String,
+    from: Timestamp,
+    to: Timestamp,
+    count: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ProcessActivityJson {
+    #[serde(flatten)]
+    process: ProcessJson,
+    flows: Vec<FlowJson>,
+}
+
+/// A process. Everything but `process` is null where only the uid is known, and all of it where not even that is.
+#[derive(Debug, Default, Serialize)]
+pub struct ProcessJson {
+    process: Option<ProcessUid>,
+    pid: Option<u32>,
+    name: Option<String>,
+    path: Option<String>,
+    arguments: Vec<String>,
+    arguments_truncated: bool,
+    working_directory: Option<String>,
+    user: Option<String>,
+    user_id: Option<String>,
+    effective_user: Option<String>,
+    terminal: Option<String>,
+    cgroup: Option<String>,
+    started: Option<Timestamp>,
+    already_running: Option<bool>,
+    exited: Option<Timestamp>,
+    exit_code: Option<i32>,
+    parent: Option<ProcessUid>,
+    parent_pid: Option<u32>,
+    sha256: Option<String>,
+    executable_size: Option<u64>,
+}
+
+/// A connection. `first` and `last` are its life as far as known; the bytes are those of the window.
+#[derive(Debug, Serialize)]
+pub struct FlowJson {
+    connection: ConnectionUid,
+    protocol: &'static str,
+    direction: &'static str,
+    local: String,
+    remote: String,
+    name: Option<String>,
+    first: Timestamp,
+    last: Timestamp,
+    state: &'static str,
+    errno: i32,
+    bytes_sent: u64,
+    bytes_received: u64,
+    /// False: the source could not measure bytes, and the zeros mean nothing.
+    bytes_measured: bool,
+    in_window: &'static str,
+    attribution: &'static str,
+    already_open: bool,
+}
+
+impl From<&Answer> for WhoJson {
+    fn from(answer: &Answer) -> Self {
+        Self {
+            target: answer.question.target.to_string(),
+            addresses: answer.addresses.clone(),
+            window: answer.question.window,
+            verdict: answer.verdict().word(),
+            hosts: answer.hosts.iter().map(HostJson::from).collect(),
+        }
+    }
+}
+
+impl From<&HostAnswer> for HostJson {
+    fn from(host: &HostAnswer) -> Self {
+        Self {
+            host: host.host,
+            name: host.name.clone(),
+            verdict: host.verdict.word(),
+            gaps: host.gaps.iter().map(GapJson::from).collect(),
+            processes: host.processes.iter().map(ProcessActivityJson::from).collect(),
+            scopes: host.scopes.clone(),
+            known_until: host.known_until,
+            records_left_out: host.records_left_out,
+        }
+    }
+}
+
+impl From<&Gap> for GapJson {
+    fn from(gap: &Gap) -> Self {
+        Self {
+            facet: gap.facet.word(),
+            grade: gap.grade.word(),
+            reason: gap.grade.reason(),
+            from: gap.from,
+            to: gap.to,
+            count: gap.grade.count(),
+        }
+    }
+}
+
+impl From<&ProcessActivity> for ProcessActivityJson {
+    fn from(activity: &ProcessActivity) -> Self {
+        let process = match &activity.life {
+            Some(life) => ProcessJson::from(life),
+            None => ProcessJson { process: activity.uid, ..ProcessJson::default() },
+        };
+        Self { process, flows: activity.connections.iter().map(FlowJson::from).collect() }
+    }
+}
+
+impl From<&ProcessLife> for ProcessJson {
+    fn from(life: &ProcessLife) -> Self {
+        let record = &life.record;
+        let image = record.image.clone();
+        let label = |user: &Option<User>| user.as_ref().map(|user| user.label().to_owned());
+        Self {
+            process: Some(record.uid),
+            pid: Some(record.pid),
+            name: Some(image.name),
+            path: image.path,
+            arguments: image.arguments,
+            arguments_truncated: image.arguments_truncated,
+            working_directory: image.working_directory,
+            user: label(&image.user),
+            user_id: image.user.map(|user| user.id),
+            effective_user: label(&image.effective_user),
+            terminal: image.terminal,
+            cgroup: image.cgroup,
+            started: Some(record.started),
+            already_running: Some(record.already_running),
+            exited: life.exit.map(|exit| exit.exited),
+            exit_code: life.exit.and_then(|exit| exit.exit_code),
+            parent: record.parent,
+            parent_pid: record.parent_pid,
+            sha256: record.sha256.clone(),
+            executable_size: record.executable_size,
+        }
+    }
+}
+
+impl From<&ConnectionActivity> for FlowJson {
+    fn from(activity: &ConnectionActivity) -> Self {
+        let flow = &activity.flow;
+        let traffic = flow.traffic.unwrap_or_default();
+        Self {
+            connection: flow.connection,
+            protocol: flow.protocol.word(),
+            direction: flow.direction.word(),
+            local: flow.local.to_string(),
+            remote: flow.remote.to_string(),
+            name: None,
+            first: flow.first,
+            last: flow.last,
+            state: flow.state.word(),
+            errno: flow.state.errno(),
+            bytes_sent: traffic.bytes_sent,
+            bytes_received: traffic.bytes_received,
+            bytes_measured: flow.traffic.is_some(),
+            in_window: activity.in_window.word(),
+            attribution: flow.attribution.word(),
+            already_open: flow.already_open,
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The words of Alibi, shared by agent, collector and lab.
+//!
+//! The vocabulary (`id`, `time`, `window`, `target`, `flow`, `process`, `coverage`, `event`, `host`, `question`) is
+//! pure: no files, no sockets, no clocks, no operating system; `now` is an argument. [`convert`] is the only place
+//! where wire types become words and back. [`transport`] and [`data_directory`] are the two rooms with I/O, here
+//! because both programs need the same.
+
+pub mod convert;
+pub mod coverage;
+pub mod data_directory;
+pub mod event;
+pub mod flow;
+pub mod host;
+pub mod id;
+pub mod json;
+pub mod process;
+pub mod question;
+pub mod target;
+pub mod time;
+pub mod transport;
+pub mod window;
+
+/// Generated from `schema/`; a test proves it fresh.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod wire {
+    include!("gen/alibi.v1.rs");
+}

@@ -1,0 +1,95 @@
+//! Processes: what Sysmon, ECS and OCSF users expect to know of one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{id::ProcessUid, time::Timestamp};
+
+/// A process as it was when it was first recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessRecord {
+    /// Names it for ever.
+    pub uid: ProcessUid,
+    /// The system's number for it, reused after its end.
+    pub pid: u32,
+    /// The parent, where it was known at the time.
+    pub parent: Option<ProcessUid>,
+    /// The parent's number.
+    pub parent_pid: Option<u32>,
+    /// When it started.
+    pub started: Timestamp,
+    /// It was running before recording began.
+    pub already_running: bool,
+    /// What the system tells of it.
+    pub image: ProcessImage,
+    /// SHA-256 of the executable in lowercase hexadecimal, where taken.
+    pub sha256: Option<String>,
+    /// Size of the executable in bytes, where taken.
+    pub executable_size: Option<u64>,
+}
+
+/// What the system tells of a process; absent is what it did not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessImage {
+    /// Executable file.
+    pub path: Option<String>,
+    /// Short name.
+    pub name: String,
+    /// Arguments, the program's own name first.
+    pub arguments: Vec<String>,
+    /// The arguments were cut to the recorder's limit.
+    pub arguments_truncated: bool,
+    /// Working directory.
+    pub working_directory: Option<String>,
+    /// Who it runs for.
+    pub user: Option<User>,
+    /// With whose rights, where they differ.
+    pub effective_user: Option<User>,
+    /// Controlling terminal.
+    pub terminal: Option<String>,
+    /// Control group or container.
+    pub cgroup: Option<String>,
+}
+
+/// A user of the system.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct User {
+    /// Numeric id on Unix, SID on Windows.
+    pub id: String,
+    /// Absent where the id has no name.
+    pub name: Option<String>,
+}
+
+impl User {
+    /// The name, or else the id.
+    pub fn label(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.id)
+    }
+
+    /// Whether an analyst who writes `word` means this user: by name (also without its domain), or by id.
+    pub fn answers_to(&self, word: &str) -> bool {
+        let name = self.name.as_deref().unwrap_or_default();
+        let without_domain = name.rsplit_once('\\').map_or(name, |(_, name)| name);
+        self.id == word || name.eq_ignore_ascii_case(word) || without_domain.eq_ignore_ascii_case(word)
+    }
+}
+
+/// The end of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessExit {
+    /// Which process.
+    pub uid: ProcessUid,
+    /// When it left, or was first found gone.
+    pub exited: Timestamp,
+    /// Its exit code, where known.
+    pub exit_code: Option<i32>,
+}
+
+/// A process from start to end, as far as known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessLife {
+    /// Its start.
+    pub record: ProcessRecord,
+    /// Its end, if it has been seen.
+    pub exit: Option<ProcessExit>,
+}
