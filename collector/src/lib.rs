@@ -1,0 +1,3 @@
+//! The collector: follows the agents, keeps what they recorded, and answers.
+
+pub mod store;

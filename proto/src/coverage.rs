@@ -118,7 +118,7 @@ pub struct Scope {
 }
 
 /// A facet got better or worse.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoverageChange {
     /// The facet.
     pub facet: Facet,

@@ -1,0 +1,199 @@
+//! Where the collector keeps what the agents recorded. [`Store`] is all that the rest knows of it; SQL stays in here.
+//!
+//! Exactly once: an agent delivers at least once, and [`Store::commit`] takes each (host, epoch, seq) once, together
+//! with the place where the stream goes on, in one transaction.
+
+use alibi_proto::{
+    coverage::{Facet, Timeline},
+    flow::FlowRecord,
+    host::{Batch, HostDescription},
+    id::{Cursor, HostId, ProcessUid},
+    process::ProcessLife,
+    question::Question,
+    time::Timestamp,
+};
+
+mod sqlite;
+
+pub use sqlite::SqliteStore;
+
+#[cfg(test)]
+mod conformance;
+
+/// The collector's memory. Calls block; readers never wait for the writer.
+pub trait Store: Send + Sync {
+    /// The agents that are followed, in the order in which they were added.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn agents(&self) -> Result<Vec<FollowedAgent>, StoreError>;
+
+    /// Follows the agent at `address` from now on; false if it is followed already.
+    ///
+    /// # Errors
+    /// When there are [`AGENTS_MAX`] already, or the store cannot be written.
+    fn add_agent(&self, address: &str) -> Result<bool, StoreError>;
+
+    /// Stops following the agent at `address`; false if it was not followed. What it sent is kept.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn remove_agent(&self, address: &str) -> Result<bool, StoreError>;
+
+    /// Notes what the agent at `address` says of itself, and tells how far its host's stream is known.
+    ///
+    /// # Errors
+    /// When the host is followed at another address, or the store cannot be written.
+    fn describe(
+        &self,
+        address: &str,
+        description: &HostDescription,
+        heard: Timestamp,
+    ) -> Result<Progress, StoreError>;
+
+    /// Takes in a batch of a host that has been described, in one transaction: events that are stored already are
+    /// passed over, a hole becomes a loss in the coverage of every facet, an event of unknown kind a loss at its time,
+    /// and another epoch than before a stop of all recording from where the stream was known. `Progress::known_until`
+    /// becomes the batch's watermark, and never goes back.
+    ///
+    /// # Errors
+    /// When the batch does not continue the stream (nothing of it is stored then), or the store cannot be written.
+    fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError>;
+
+    /// The coverage of one facet of a host, over all that is kept.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn coverage(&self, host: HostId, facet: Facet) -> Result<Timeline, StoreError>;
+
+    /// The records of a host that a question needs: remote end matched by the target, begun before the window ends, not
+    /// ended before [`Question::looks_back_to`]. At most `limit`; those that overlap the window itself come first, then
+    /// the newest.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn flows(&self, host: HostId, question: &Question, limit: usize) -> Result<Bounded<FlowRecord>, StoreError>;
+
+    /// A process of a host.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn process(&self, host: HostId, uid: ProcessUid) -> Result<Option<ProcessLife>, StoreError>;
+
+    /// The processes whose uid in lowercase hexadecimal begins with `prefix`, at most `limit`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn processes_by_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<(HostId, ProcessUid)>, StoreError>;
+
+    /// The children of a process, in order of their start, at most `limit`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn children(
+        &self,
+        host: HostId,
+        parent: ProcessUid,
+        limit: usize,
+    ) -> Result<Bounded<ProcessLife>, StoreError>;
+
+    /// The flow records of a process, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn flows_of_process(
+        &self,
+        host: HostId,
+        process: ProcessUid,
+        limit: usize,
+    ) -> Result<Bounded<FlowRecord>, StoreError>;
+
+    /// Forgets what ended before `before`, and makes the coverage of that time `none`.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn forget(&self, before: Timestamp) -> Result<(), StoreError>;
+}
+
+/// The most agents that one collector follows.
+pub const AGENTS_MAX: usize = 10_000;
+
+/// A listing that was kept within a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounded<T> {
+    /// What is listed.
+    pub rows: Vec<T>,
+    /// How many more there are.
+    pub left_out: u64,
+}
+
+/// An agent, and what is known of its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FollowedAgent {
+    /// Where it is dialled.
+    pub address: String,
+    /// What it last said of itself, and how far its stream is known; none until it has answered once.
+    pub host: Option<(HostDescription, Progress)>,
+}
+
+/// How far a host's stream is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The next event wanted. Epoch 0 as long as there is none.
+    pub next: Cursor,
+    /// Everything up to here is stored.
+    pub known_until: Option<Timestamp>,
+    /// When the agent was last heard.
+    pub heard: Option<Timestamp>,
+    /// How many events are stored.
+    pub events: u64,
+}
+
+/// The store refuses, or cannot.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Two agents say that they are the same host.
+    #[error("the host {host} is followed at {address} already: stop one of the two agents, or `alibi host remove` one")]
+    HostTaken {
+        /// The host.
+        host: HostId,
+        /// Where it is followed.
+        address: String,
+    },
+    /// The list of agents is full.
+    #[error("{AGENTS_MAX} agents are followed already, and one collector takes no more: remove one first")]
+    TooManyAgents,
+    /// The address is not in the list.
+    #[error("no agent is followed at {0}")]
+    UnknownAgent(String),
+    /// The host never described itself.
+    #[error("no host {0} is known")]
+    UnknownHost(HostId),
+    /// Events are missing between what is stored and the batch.
+    #[error("the batch begins at seq {got}, and seq {wanted} is wanted: events are missing without a hole")]
+    Discontinuity {
+        /// The first of the batch.
+        got: u64,
+        /// The next that is wanted.
+        wanted: u64,
+    },
+    /// Something stored cannot be read back.
+    #[error("a stored {what} is damaged: {problem}")]
+    Damaged {
+        /// What it was.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Written by a newer version, or by another program.
+    #[error("cannot use the database {path}: {problem}")]
+    Foreign {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// SQLite cannot.
+    #[error("the database cannot be used: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
