@@ -1,0 +1,253 @@
+//! The ring: a bounded log on disk of opaque records, each with its seq and two times.
+//!
+//! A directory of segments, which are files of frames, and a checkpoint. Records are appended to the newest segment; when
+//! the budget is used up, the oldest segment is removed whole. There is one writer, [`Ring`], and any number of
+//! [`Reader`]s, which see what it has wholly written through a [`View`].
+//!
+//! It keeps these promises:
+//! - A seq names one record: what was acknowledged, or was safe on disk, is never numbered again after a restart. What
+//!   was not yet safe when the power was cut may be, see [`View::durable_next_seq`].
+//! - A reader gets every record as it was written, or a hole in its place: nothing is left out silently, and no damage
+//!   makes one record into another.
+//! - After the program is killed, everything appended is there. After a power cut, everything before the last
+//!   [`Ring::sync`] is. A torn tail is cut off and reported.
+//! - What is not a ring's own, or was written by a newer version, is refused and left as it is.
+//!
+//! It must never read a clock, know what is in a record, or hold more of the ring in memory than a frame per reader.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use alibi_proto::{id::Seq, time::Timestamp};
+
+mod checkpoint;
+mod eviction;
+mod files;
+mod frame;
+mod reader;
+mod recovery;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod view;
+mod writer;
+
+pub use reader::{Item, Reader};
+pub use view::View;
+pub use writer::Ring;
+
+/// What the ring keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its position.
+    pub seq: Seq,
+    /// The earliest instant that it speaks of.
+    pub speaks_from: Timestamp,
+    /// When it was recorded; no later instant is spoken of.
+    pub recorded: Timestamp,
+    /// What it says.
+    pub bytes: Vec<u8>,
+}
+
+/// The limits of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// All segments together have at most so many bytes; the checkpoint has 8 KiB besides.
+    pub bytes_max: u64,
+    /// A segment has at most so many.
+    pub segment_bytes: u64,
+    /// A record has at most so many.
+    pub record_bytes_max: usize,
+}
+
+/// What was found when a ring was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// There was no ring: it was made.
+    pub is_new: bool,
+    /// Whether recording had been ended in order, by [`Ring::mark_closed`].
+    pub was_closed_cleanly: bool,
+    /// Up to when everything was recorded, as the last checkpoint says. What was recorded after it may be there, too.
+    pub recorded_until: Option<Timestamp>,
+    /// Bytes after the last good frame, which were cut off: an append that was never finished, or damage.
+    pub cut_bytes: u64,
+    /// How many records were safe on disk after the last good one and are not there any more: damage. Readers get a hole.
+    pub lost_at_end: u64,
+    /// The checkpoint was gone or unreadable: what was acknowledged, and until when was recorded, is not known.
+    pub checkpoint_lost: bool,
+}
+
+/// What an append did besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// A new segment was begun.
+    pub started_segment: bool,
+    /// How many events that nobody had acknowledged were removed to make room.
+    pub evicted_unacknowledged: u64,
+}
+
+/// What some records speak of: from the earliest instant to the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    from: Timestamp,
+    to: Timestamp,
+}
+
+/// Records that were evicted before anybody acknowledged them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    first: Seq,
+    last: Seq,
+    times: Times,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { bytes_max: 256 << 20, segment_bytes: 4 << 20, record_bytes_max: 1 << 20 }
+    }
+}
+
+impl Options {
+    /// A larger segment would take too much memory and time whenever it is read as a whole.
+    const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+    fn check(&self) -> Result<(), RingError> {
+        let Self { bytes_max, segment_bytes, record_bytes_max } = *self;
+        let bare_bytes =
+            (segment::HEADER_BYTES + frame::HEADER_BYTES + frame::RECORD_OVERHEAD_BYTES_MAX) as u64;
+        let reason = if segment_bytes <= bare_bytes {
+            format!(
+                "a segment of {segment_bytes} bytes has no room for a record: it takes more than {bare_bytes}"
+            )
+        } else if segment_bytes > Self::SEGMENT_BYTES_MAX {
+            format!("a segment of {segment_bytes} bytes is larger than {}", Self::SEGMENT_BYTES_MAX)
+        } else if bytes_max / 2 < segment_bytes {
+            format!("{bytes_max} bytes have no room for two segments of {segment_bytes}")
+        } else if record_bytes_max == 0 {
+            "records of 0 bytes say nothing".into()
+        } else {
+            return Ok(());
+        };
+        Err(RingError::Limits { reason })
+    }
+
+    /// What a frame that is alone in its segment can hold.
+    fn payload_bytes_max(&self) -> usize {
+        let overhead_bytes = (segment::HEADER_BYTES + frame::HEADER_BYTES) as u64;
+        usize::try_from(self.segment_bytes.saturating_sub(overhead_bytes)).unwrap_or(usize::MAX)
+    }
+
+    /// The largest record that is taken.
+    fn record_bytes_limit(&self) -> usize {
+        self.record_bytes_max.min(self.payload_bytes_max().saturating_sub(frame::RECORD_OVERHEAD_BYTES_MAX))
+    }
+}
+
+impl Times {
+    fn of(record: &Record) -> Self {
+        Self { from: record.speaks_from.min(record.recorded), to: record.recorded }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
+}
+
+/// A ring that cannot be used so.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// The limits make no sense.
+    #[error("the ring cannot keep to its limits: {reason}")]
+    Limits {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// There is none.
+    #[error("no ring in {}: nothing has been recorded there yet", dir.display())]
+    Absent {
+        /// Where it should be.
+        dir: PathBuf,
+    },
+    /// A file that is not this ring's.
+    #[error("{} does not belong to the ring: move it elsewhere", path.display())]
+    Foreign {
+        /// The file, which is left as it is.
+        path: PathBuf,
+    },
+    /// A file that was written by a newer version.
+    #[error("{} was written by a newer version (format {written}, this one knows up to {known}): upgrade", path.display())]
+    Newer {
+        /// The file, which is left as it is.
+        path: PathBuf,
+        /// Its format.
+        written: u16,
+        /// The newest known here.
+        known: u16,
+    },
+    /// Damage has left nothing that says which ring it is.
+    #[error("the ring in {} is damaged beyond recognition: move it elsewhere, and a new one will be made", dir.display())]
+    Unidentifiable {
+        /// Where it is, left as it is.
+        dir: PathBuf,
+    },
+    /// A record that does not follow on the one before it.
+    #[error("record {} is out of order: {} comes next", seq.0, expected.0)]
+    OutOfOrder {
+        /// Its position.
+        seq: Seq,
+        /// The one that comes next.
+        expected: Seq,
+    },
+    /// A record that is too large.
+    #[error("record {} has {size_bytes} bytes, more than the {limit_bytes} that a record may have", seq.0)]
+    RecordTooLarge {
+        /// Its position.
+        seq: Seq,
+        /// Its size.
+        size_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// Records that are too large together.
+    #[error(
+        "{size_bytes} bytes take {segments} new segments, and there can be {segments_max}: append fewer at a time"
+    )]
+    AppendTooLarge {
+        /// Their size, as written.
+        size_bytes: u64,
+        /// How many segments they take.
+        segments: u64,
+        /// How many can be made new at once.
+        segments_max: u64,
+    },
+    /// An acknowledgement of what was never written.
+    #[error("record {} cannot be acknowledged: the next to be written is {}", seq.0, next_seq.0)]
+    NotWritten {
+        /// What was acknowledged.
+        seq: Seq,
+        /// The position of the next record.
+        next_seq: Seq,
+    },
+    /// A reader that is ahead of the ring.
+    #[error("cannot read from record {}: the next to be written is {}", from.0, next_seq.0)]
+    Ahead {
+        /// Where it wants to read.
+        from: Seq,
+        /// The position of the next record.
+        next_seq: Seq,
+    },
+    /// The system says no.
+    #[error("cannot use {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+fn io_error(path: &Path, source: io::Error) -> RingError {
+    RingError::Io { path: path.to_owned(), source }
+}

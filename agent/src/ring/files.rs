@@ -1,0 +1,99 @@
+//! The few things that the ring asks of the file system, in one place.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+};
+
+/// What the name of a file ends in until it is whole.
+pub(super) const UNFINISHED: &str = "unfinished";
+
+/// Makes `path` with these bytes: after a crash of the program it is whole or not there.
+pub(super) fn create_whole(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let unfinished = unfinished(path);
+    let created = (|| {
+        let mut file = options().write(true).create(true).truncate(true).open(&unfinished)?;
+        write_at(&mut file, 0, bytes)?;
+        std::fs::rename(&unfinished, path)?;
+        Ok(file)
+    })();
+    if created.is_err() {
+        // It holds nothing; the first error is the one to tell.
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    created
+}
+
+/// The name of `path` until it is whole.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(UNFINISHED);
+    name.into()
+}
+
+/// Opens a file that exists, to write to it in place.
+pub(super) fn open_to_write(path: &Path) -> io::Result<File> {
+    options().write(true).open(path)
+}
+
+/// Removes a file, unless it is gone already.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Writes all of `bytes` from `offset` on. When it fails, some of them may have been written.
+pub(super) fn write_at(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    file.seek(SeekFrom::Start(offset))?;
+    #[cfg(test)]
+    return fault::write_all(file, bytes);
+    #[cfg(not(test))]
+    file.write_all(bytes)
+}
+
+/// What was written to `file` survives a power cut from here on.
+pub(super) fn sync(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
+/// The names in `dir` survive a power cut from here on. Where directories cannot be opened, the file system sees to it.
+pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+/// Files that only their user may read.
+fn options() -> OpenOptions {
+    #[cfg_attr(not(unix), expect(unused_mut))]
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// A disk that is full when a test says so.
+#[cfg(test)]
+pub(super) mod fault {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ROOM: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// How many bytes this thread can still write, until it is given others.
+    pub(crate) fn set_room(bytes: Option<usize>) {
+        ROOM.set(bytes);
+    }
+
+    pub(super) fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        let Some(room) = ROOM.get() else { return file.write_all(bytes) };
+        let written = room.min(bytes.len());
+        file.write_all(&bytes[..written])?;
+        ROOM.set(Some(room - written));
+        if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+}

@@ -1,0 +1,316 @@
+//! Segments: files of frames, each named by the seq that it begins with.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use alibi_proto::{
+    id::{Epoch, Seq},
+    time::Timestamp,
+};
+
+use super::{
+    Record, RingError, Times,
+    frame::{self, FrameHeader, u32_at, u64_at},
+};
+
+/// Bytes of a segment's header.
+pub(super) const HEADER_BYTES: usize = 40;
+
+const MAGIC: [u8; 8] = *b"ALBRINGS";
+const FORMAT: u16 = 1;
+const SUFFIX: &str = ".segment";
+/// What is read at once, at least.
+const CHUNK_BYTES: u64 = 64 * 1024;
+
+/// The file of the segment that begins with `first_seq`.
+pub(super) fn path(dir: &Path, first_seq: Seq) -> PathBuf {
+    dir.join(format!("{:016x}{SUFFIX}", first_seq.0))
+}
+
+/// The seq that a segment of this name begins with; none if it is not a segment's name.
+pub(super) fn first_seq_of(name: &str) -> Option<Seq> {
+    let digits = name.strip_suffix(SUFFIX)?;
+    let plain = digits.len() == 16 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    // Beyond that, no ring ever counts.
+    let seq = u64::from_str_radix(digits, 16).ok().filter(|&seq| seq <= i64::MAX as u64)?;
+    (plain && seq > 0).then_some(Seq(seq))
+}
+
+/// The start of a segment. Integers are little-endian. Frames follow to the end of the file.
+///
+/// ```text
+///  0   8  magic "ALBRINGS"
+///  8   2  format version, 1
+/// 10   2  0
+/// 12   4  CRC32C of bytes 0..12 and 16..40
+/// 16   8  epoch
+/// 24   8  seq of the first record
+/// 32   8  when the first record was recorded, in nanoseconds since the Unix epoch
+/// 40      frames
+/// ```
+///
+/// Whatever else changes in a later format (compressed frames, a chain of hashes), magic and version stay, and a version
+/// that is not known is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SegmentHeader {
+    pub(super) epoch: Epoch,
+    pub(super) first_seq: Seq,
+    pub(super) created: Timestamp,
+}
+
+impl SegmentHeader {
+    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&FORMAT.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.first_seq.0.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.created.as_nanos().to_le_bytes());
+        let crc = checksum(&bytes);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header of the segment at `path`; none if it is damaged or was never wholly written.
+    ///
+    /// # Errors
+    /// When the file is not a segment, or was written by a newer version.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, RingError> {
+        let error = |source| RingError::Io { path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(error)?;
+        file.take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(error)?;
+        check_magic(path, &bytes, MAGIC, FORMAT)?;
+        let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        if u32_at(bytes, 12) != checksum(bytes) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            epoch: Epoch(u64_at(bytes, 16)),
+            first_seq: Seq(u64_at(bytes, 24)),
+            created: Timestamp::from_nanos(u64_at(bytes, 32)),
+        }))
+    }
+}
+
+/// Refuses bytes that begin with another magic, or with a newer version. Bytes that end too early may be ours, and zeros
+/// are what a file system leaves of bytes that it had no time to write.
+pub(super) fn check_magic(path: &Path, bytes: &[u8], magic: [u8; 8], format: u16) -> Result<(), RingError> {
+    let known = bytes.len().min(magic.len());
+    if bytes[..known] != magic[..known] && bytes.iter().any(|&byte| byte != 0) {
+        return Err(RingError::Foreign { path: path.to_owned() });
+    }
+    let Some(&[low, high]) = bytes.get(8..10).and_then(|version| version.first_chunk()) else {
+        return Ok(());
+    };
+    let written = u16::from_le_bytes([low, high]);
+    if written > format {
+        return Err(RingError::Newer { path: path.to_owned(), written, known: format });
+    }
+    Ok(())
+}
+
+fn checksum(bytes: &[u8; HEADER_BYTES]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..])
+}
+
+/// A segment that is read frame by frame. Never keeps more in memory than a chunk and a frame that is there.
+#[derive(Debug)]
+pub(super) struct Frames {
+    file: File,
+    epoch: Epoch,
+    /// Where the next frame begins.
+    offset: u64,
+    /// What the file holds from `window_offset` on.
+    window: Vec<u8>,
+    window_offset: u64,
+}
+
+/// What comes next in a segment.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A frame.
+    Frame(FrameHeader, Vec<Record>),
+    /// A frame that ends before what is wanted; its payload was not looked at.
+    Passed,
+    /// Bytes that are no frame, up to the next that may be one.
+    Damage,
+    /// Nothing.
+    End,
+}
+
+impl Frames {
+    pub(super) fn open(path: &Path, epoch: Epoch) -> io::Result<Self> {
+        let offset = HEADER_BYTES as u64;
+        Ok(Self { file: File::open(path)?, epoch, offset, window: Vec::new(), window_offset: offset })
+    }
+
+    /// Where the next frame begins.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// What comes next before byte `end` of the file, up to which it does not change any more.
+    pub(super) fn next(&mut self, end: u64, wanted: Seq) -> io::Result<Found> {
+        if self.offset >= end {
+            return Ok(Found::End);
+        }
+        let epoch = self.epoch;
+        let Some(header) = FrameHeader::decode(epoch, self.peek(frame::HEADER_BYTES as u64, end)?) else {
+            self.find_header(end)?;
+            return Ok(Found::Damage);
+        };
+        let frame_end = self.offset.saturating_add(header.frame_bytes());
+        if frame_end > end {
+            self.offset = end;
+            return Ok(Found::Damage);
+        }
+        if header.end_seq() <= wanted {
+            self.offset = frame_end;
+            return Ok(Found::Passed);
+        }
+        let frame_bytes = usize::try_from(header.frame_bytes()).unwrap_or(usize::MAX);
+        let bytes = self.peek(header.frame_bytes(), end)?;
+        let records = bytes
+            .get(frame::HEADER_BYTES..frame_bytes)
+            .and_then(|payload| header.decode_payload(epoch, payload));
+        self.offset = frame_end;
+        Ok(records.map_or(Found::Damage, |records| Found::Frame(header, records)))
+    }
+
+    /// Goes to the next header that holds, or to the end.
+    fn find_header(&mut self, end: u64) -> io::Result<()> {
+        self.offset += 1;
+        loop {
+            let epoch = self.epoch;
+            let bytes = self.peek(frame::HEADER_BYTES as u64, end)?;
+            if bytes.len() < frame::HEADER_BYTES {
+                self.offset = end;
+                return Ok(());
+            }
+            let Some(at) = frame::find_marker(bytes) else {
+                // A marker may have begun in the last of these bytes.
+                self.offset += (bytes.len() - frame::HEADER_BYTES + 1) as u64;
+                continue;
+            };
+            let seen_whole = bytes.len() - at >= frame::HEADER_BYTES;
+            let found = FrameHeader::decode(epoch, &bytes[at..]).is_some();
+            self.offset += at as u64;
+            if found {
+                return Ok(());
+            }
+            // One seen only in part is looked at again, with what follows it.
+            if seen_whole {
+                self.offset += 1;
+            }
+        }
+    }
+
+    /// What comes at the offset: at least `bytes` bytes, unless the file, or `end`, comes first.
+    fn peek(&mut self, bytes: u64, end: u64) -> io::Result<&[u8]> {
+        let window_end = self.window_offset + self.window.len() as u64;
+        let there = window_end.saturating_sub(self.offset);
+        let left = end.saturating_sub(self.offset);
+        if there < bytes.min(left) {
+            let consumed = usize::try_from(self.offset - self.window_offset).unwrap_or(usize::MAX);
+            self.window.drain(..consumed.min(self.window.len()));
+            self.window_offset = self.offset;
+            self.file.seek(SeekFrom::Start(self.offset + there))?;
+            let missing = (bytes - there).max(CHUNK_BYTES).min(left - there);
+            (&mut self.file).take(missing).read_to_end(&mut self.window)?;
+        }
+        let start = usize::try_from(self.offset - self.window_offset).unwrap_or(usize::MAX);
+        Ok(self.window.get(start..).unwrap_or_default())
+    }
+}
+
+/// What a look through a whole segment shows.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    /// Where the last good frame ends; the header's end if there is none.
+    pub(super) good_end: u64,
+    /// The position after the last good record.
+    pub(super) end_seq: Option<Seq>,
+    /// What the good records speak of.
+    pub(super) times: Option<Times>,
+    /// Whether all records from the segment's first to `end_seq` are good.
+    pub(super) whole: bool,
+}
+
+/// Looks through the first `end` bytes of the segment that begins with `first_seq`.
+pub(super) fn scan(path: &Path, epoch: Epoch, first_seq: Seq, end: u64) -> io::Result<Scan> {
+    let mut frames = Frames::open(path, epoch)?;
+    let mut scan = Scan { good_end: end.min(HEADER_BYTES as u64), whole: true, ..Scan::default() };
+    loop {
+        match frames.next(end, Seq(0))? {
+            Found::Frame(header, records) => {
+                scan.whole &= header.first_seq == scan.end_seq.unwrap_or(first_seq);
+                scan.good_end = frames.offset();
+                scan.end_seq = Some(header.end_seq());
+                scan.times = records.iter().map(Times::of).chain(scan.times).reduce(Times::and);
+            }
+            Found::Passed | Found::Damage => {}
+            Found::End => return Ok(scan),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_where_a_segment_begins() {
+        let path = path(Path::new("ring"), Seq(0x1f));
+        assert_eq!(path, Path::new("ring/000000000000001f.segment"));
+        assert_eq!(first_seq_of("000000000000001f.segment"), Some(Seq(0x1f)));
+        for bad in [
+            "1f.segment",
+            "000000000000001F.segment",
+            "+00000000000001f.segment",
+            "0000000000000000.segment",
+            "ffffffffffffffff.segment",
+        ] {
+            assert_eq!(first_seq_of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_frame_is_found_again_wherever_it_begins() {
+        let epoch = Epoch(5);
+        let record = Record {
+            seq: Seq(9),
+            speaks_from: Timestamp::ZERO,
+            recorded: Timestamp::ZERO,
+            bytes: vec![7; 50],
+        };
+        let frame = frame::encode(epoch, std::slice::from_ref(&record), 1000).remove(0).bytes;
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("x");
+        let chunk = CHUNK_BYTES as usize;
+        // Debris before it: markers, starts of markers, nothing; its header across the end of what is read at once.
+        for debris in [&frame[..4], &frame[..27], &[0_u8][..]] {
+            for length in (1..90).chain(chunk - 40..chunk + 40) {
+                let mut bytes = vec![0; HEADER_BYTES];
+                bytes.extend(debris.iter().cycle().take(length));
+                bytes.extend_from_slice(&frame);
+                bytes.extend_from_slice(&frame[..20]);
+                std::fs::write(&path, &bytes).unwrap();
+                let mut frames = Frames::open(&path, epoch).unwrap();
+                let end = bytes.len() as u64;
+                let mut found = Vec::new();
+                loop {
+                    match frames.next(end, Seq(0)).unwrap() {
+                        Found::Frame(_, records) => found.extend(records),
+                        Found::End => break,
+                        Found::Damage | Found::Passed => {}
+                    }
+                }
+                assert_eq!(found, std::slice::from_ref(&record), "{length} bytes before it");
+            }
+        }
+    }
+}

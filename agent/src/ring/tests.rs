@@ -1,0 +1,656 @@
+//! The ring as a whole, with limits so small that their edges are met all the time, against what was appended to it.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use alibi_proto::{flow::RECORD_SPAN_MAX, host::Hole, id::Epoch};
+use proptest::prelude::*;
+
+use super::*;
+
+const EPOCH: Epoch = Epoch(0xa11b1);
+/// Five segments, each with room for a few frames.
+const TINY: Options = Options { bytes_max: 5 * 260, segment_bytes: 260, record_bytes_max: 120 };
+const ROOMY: Options = Options { bytes_max: 10_000, segment_bytes: 400, record_bytes_max: 120 };
+
+fn record(seq: u64, bytes: Vec<u8>) -> Record {
+    let recorded = Timestamp::from_secs(1_000_000 + seq);
+    let speaks_from = recorded.saturating_sub(Duration::from_secs(seq * 7 % 60));
+    Record { seq: Seq(seq), speaks_from, recorded, bytes }
+}
+
+/// `count` records from `first` on, which tell of their seq and of `salt`.
+fn records(first: u64, count: u64, salt: u8) -> Vec<Record> {
+    (first..first + count).map(|seq| record(seq, vec![seq as u8, salt, 0xa1, b'F', 0x0d, 0x0a])).collect()
+}
+
+fn open(dir: &Path, options: Options) -> (Ring, Recovery) {
+    Ring::open(dir, options, EPOCH).unwrap()
+}
+
+/// Everything from `from` on. Panics unless each item begins where the one before it ended.
+fn read_from(view: View, from: u64, bytes_max: usize, records_max: usize) -> (Vec<Record>, Vec<Hole>) {
+    let (mut records, mut holes) = (Vec::new(), Vec::new());
+    let mut reader = Reader::new(view.clone(), Seq(from));
+    let mut expected = from;
+    loop {
+        assert_eq!(reader.position(), Seq(expected));
+        match reader.next_batch(bytes_max, records_max).unwrap() {
+            Item::Records(batch) => {
+                let bytes: usize = batch.iter().map(|record| record.bytes.len()).sum();
+                assert!(batch.len() == 1 || (batch.len() <= records_max && bytes <= bytes_max));
+                for record in batch {
+                    assert_eq!(record.seq, Seq(expected));
+                    expected += 1;
+                    records.push(record);
+                }
+            }
+            Item::Hole(hole) => {
+                assert_eq!(hole.first, Seq(expected));
+                assert!(hole.last >= hole.first && hole.from <= hole.to, "{hole:?}");
+                expected = hole.last.0 + 1;
+                holes.push(hole);
+            }
+            Item::CaughtUp => {
+                assert_eq!(view.next_seq(), Seq(expected));
+                return (records, holes);
+            }
+        }
+    }
+}
+
+fn read(view: View) -> (Vec<Record>, Vec<Hole>) {
+    read_from(view, 1, usize::MAX, usize::MAX)
+}
+
+/// What is read must have been written, and what is missing must be in a hole that is wide enough.
+fn check_against(written: &[Record], records: &[Record], holes: &[Hole]) {
+    for record in records {
+        assert_eq!(Some(record), written.get(record.seq.0 as usize - 1));
+    }
+    for hole in holes {
+        for missing in written.iter().filter(|record| (hole.first..=hole.last).contains(&record.seq)) {
+            assert!(hole.from <= missing.speaks_from && missing.recorded <= hole.to, "{hole:?}, {missing:?}");
+        }
+    }
+}
+
+fn files_of(dir: &Path) -> BTreeMap<OsString, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (entry.file_name(), fs::read(entry.path()).unwrap_or_default())).collect()
+}
+
+fn segment_files(dir: &Path) -> Vec<PathBuf> {
+    let names = files_of(dir).into_keys().filter(|name| name.to_string_lossy().ends_with(".segment"));
+    names.map(|name| dir.join(name)).collect()
+}
+
+fn put(dir: &Path, files: &BTreeMap<OsString, Vec<u8>>) {
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir(dir).unwrap();
+    files.iter().for_each(|(name, bytes)| fs::write(dir.join(name), bytes).unwrap());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Vec<usize>),
+    Sync,
+    Acknowledge(prop::sample::Index),
+    Reopen { clean: bool, torn_bytes: usize },
+    Read { from: prop::sample::Index, bytes_max: usize, records_max: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => prop::collection::vec(0..=TINY.record_bytes_max, 0..6).prop_map(Step::Append),
+        2 => Just(Step::Sync),
+        2 => any::<prop::sample::Index>().prop_map(Step::Acknowledge),
+        1 => (any::<bool>(), 0_usize..60).prop_map(|(clean, torn_bytes)| Step::Reopen { clean, torn_bytes }),
+        2 => (any::<prop::sample::Index>(), 0_usize..300, 0_usize..9)
+            .prop_map(|(from, bytes_max, records_max)| Step::Read { from, bytes_max, records_max }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn a_ring_is_its_newest_records(steps in prop::collection::vec(step(), 1..40)) {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().join("ring");
+        let (mut ring, recovery) = open(&dir, TINY);
+        prop_assert!(recovery.is_new);
+        let mut written: Vec<Record> = Vec::new();
+        let mut acknowledged_on_disk = Seq(0);
+        // The same, as a reader would who was there from the start and never had to wait.
+        let mut follower = Reader::new(ring.view(), Seq::FIRST);
+        for step in steps {
+            match step {
+                Step::Append(sizes) => {
+                    let next = written.len() as u64 + 1;
+                    let fresh: Vec<_> =
+                        sizes.iter().zip(next..).map(|(&size, seq)| record(seq, vec![seq as u8; size])).collect();
+                    let first_seq = ring.first_seq();
+                    let appended = match ring.append(&fresh) {
+                        Err(RingError::AppendTooLarge { segments, segments_max, .. }) => {
+                            prop_assert!(segments > segments_max);
+                            prop_assert_eq!((ring.first_seq(), ring.next_seq()), (first_seq, Seq(next)));
+                            continue;
+                        }
+                        appended => appended.unwrap(),
+                    };
+                    written.extend(fresh);
+                    let evicted = first_seq.max(ring.acknowledged().next()).0..ring.first_seq().0;
+                    prop_assert_eq!(appended.evicted_unacknowledged, evicted.end.saturating_sub(evicted.start));
+                    if ring.first_seq() != first_seq {
+                        prop_assert!(appended.started_segment);
+                        // An eviction is on disk at once, and what was acknowledged with it.
+                        acknowledged_on_disk = ring.acknowledged();
+                    }
+                }
+                Step::Sync => {
+                    ring.sync(Timestamp::from_secs(2_000_000)).unwrap();
+                    prop_assert_eq!(ring.view().durable_next_seq(), ring.next_seq());
+                    acknowledged_on_disk = ring.acknowledged();
+                }
+                Step::Acknowledge(index) => {
+                    let seq = Seq(index.index(written.len() + 1) as u64);
+                    let before = ring.acknowledged();
+                    ring.acknowledge(seq).unwrap();
+                    prop_assert_eq!(ring.acknowledged(), before.max(seq));
+                    prop_assert!(ring.acknowledge(ring.next_seq()).is_err());
+                }
+                Step::Reopen { clean, torn_bytes } => {
+                    if clean {
+                        ring.mark_closed(Timestamp::from_secs(3_000_000)).unwrap();
+                        acknowledged_on_disk = ring.acknowledged();
+                    }
+                    let first_seq = ring.first_seq();
+                    drop(ring);
+                    let mut cut_bytes = 0;
+                    if let Some(newest) = segment_files(&dir).last() {
+                        let mut bytes = fs::read(newest).unwrap();
+                        // What an append may leave that was killed: the start of a frame.
+                        let torn = bytes[segment::HEADER_BYTES..][..torn_bytes.min(20)].to_vec();
+                        bytes.extend_from_slice(&torn);
+                        cut_bytes = torn.len() as u64;
+                        fs::write(newest, bytes).unwrap();
+                    }
+                    let recovery;
+                    (ring, recovery) = open(&dir, TINY);
+                    prop_assert_eq!(ring.first_seq(), first_seq);
+                    prop_assert_eq!(ring.acknowledged(), acknowledged_on_disk);
+                    prop_assert_eq!(recovery.was_closed_cleanly, clean);
+                    prop_assert_eq!(recovery.cut_bytes, cut_bytes);
+                    prop_assert_eq!(recovery.lost_at_end, 0);
+                    prop_assert!(!recovery.is_new && !recovery.checkpoint_lost);
+                    follower = Reader::new(ring.view(), follower.position());
+                }
+                Step::Read { from, bytes_max, records_max } => {
+                    let from = from.index(written.len() + 1) as u64 + 1;
+                    let (records, holes) = read_from(ring.view(), from, bytes_max, records_max);
+                    check_against(&written, &records, &holes);
+                    // Nothing but what was evicted is missing.
+                    prop_assert_eq!(records.first().map_or(ring.next_seq(), |record| record.seq), ring.first_seq().max(Seq(from)));
+                    prop_assert!(holes.len() <= 1);
+                    let evicted = ring.view().index().evicted;
+                    if let (Some(hole), Some(span)) = (holes.first(), evicted) {
+                        prop_assert_eq!(hole.from != Timestamp::ZERO, Seq(from) >= span.first);
+                    }
+                }
+            }
+            prop_assert_eq!(ring.next_seq().0, written.len() as u64 + 1);
+            let bytes: u64 = segment_files(&dir).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+            prop_assert!(bytes <= TINY.bytes_max, "{bytes} bytes");
+            prop_assert!(ring.view().durable_next_seq() <= ring.next_seq());
+            let evicted = ring.view().index().evicted;
+            if let Some(span) = evicted {
+                prop_assert!(span.last.next() == ring.first_seq() && span.last > ring.acknowledged());
+            }
+            match follower.next_batch(200, 3).unwrap() {
+                Item::Records(records) => check_against(&written, &records, &[]),
+                Item::Hole(hole) => check_against(&written, &[], &[hole]),
+                Item::CaughtUp => prop_assert_eq!(follower.position(), ring.next_seq()),
+            }
+        }
+    }
+}
+
+/// A ring of several segments with several frames each; the last `unsynced` records were not synced.
+fn small_ring(dir: &Path, unsynced: u64) -> Vec<Record> {
+    let (mut ring, _) = open(dir, TINY);
+    let mut written = Vec::new();
+    let mut next = 1;
+    while next <= 18 {
+        let fresh = records(next, 1 + next % 3, 0);
+        next += fresh.len() as u64;
+        if next <= 18 - unsynced {
+            ring.append(&fresh).unwrap();
+            ring.sync(Timestamp::from_secs(1_000_000 + next)).unwrap();
+        } else {
+            ring.append(&fresh).unwrap();
+        }
+        written.extend(fresh);
+    }
+    assert_eq!(ring.first_seq(), Seq::FIRST);
+    assert!(segment_files(dir).len() >= 3);
+    written
+}
+
+#[test]
+fn a_tail_torn_anywhere_costs_what_it_held_and_no_more() {
+    let temporary = tempfile::tempdir().unwrap();
+    for unsynced in [0, 6, 18] {
+        let dir = temporary.path().join(unsynced.to_string());
+        let written = small_ring(&dir, unsynced);
+        let files = files_of(&dir);
+        let newest = segment_files(&dir).pop().unwrap();
+        let name = newest.file_name().unwrap().to_owned();
+        let synced_next_seq = {
+            let (_, checkpoint) = checkpoint::read(&dir.join(checkpoint::NAME)).unwrap().unwrap();
+            checkpoint.next_seq.0
+        };
+        for length in 0..files[&name].len() {
+            let mut torn = files.clone();
+            torn.get_mut(&name).unwrap().truncate(length);
+            put(&dir, &torn);
+
+            let view = View::open_read_only(&dir).unwrap();
+            assert_eq!(files_of(&dir), torn, "a reader changes nothing");
+            let (seen, holes) = read(view);
+            check_against(&written, &seen, &holes);
+
+            let (mut ring, recovery) = open(&dir, TINY);
+            let (records_left, holes) = read(ring.view());
+            assert_eq!(records_left, seen);
+            check_against(&written, &records_left, &holes);
+            let good = records_left.last().unwrap().seq.0;
+            assert_eq!(ring.next_seq().0, (good + 1).max(synced_next_seq), "{length} bytes");
+            assert_eq!(recovery.lost_at_end, ring.next_seq().0 - good - 1);
+            assert_eq!(holes.iter().map(Hole::count).sum::<u64>(), recovery.lost_at_end);
+            assert!(!recovery.was_closed_cleanly);
+
+            // It goes on, with other records, and stays so.
+            let mut expected = written[..good as usize].to_vec();
+            let fresh = records(ring.next_seq().0, 5, 1);
+            ring.append(&fresh).unwrap();
+            expected.extend(fresh);
+            assert_eq!(read(ring.view()).0, expected, "{length} bytes");
+            drop(ring);
+            let (ring, recovery) = open(&dir, TINY);
+            assert_eq!((recovery.cut_bytes, recovery.lost_at_end), (0, 0));
+            assert_eq!(read(ring.view()).0, expected, "{length} bytes");
+        }
+    }
+}
+
+#[test]
+fn a_byte_flipped_anywhere_is_refused_or_accounted_for() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut refused = 0;
+    for unsynced in [0, 6, 18] {
+        let dir = temporary.path().join(unsynced.to_string());
+        let written = small_ring(&dir, unsynced);
+        let files = files_of(&dir);
+        for (name, bytes) in &files {
+            // Most of a slot of the checkpoint is zeros.
+            let is_checkpoint = name == checkpoint::NAME;
+            for at in (0..bytes.len()).filter(|at| !is_checkpoint || at % 4096 < 100 || at % 97 == 0) {
+                let mut flipped = files.clone();
+                flipped.get_mut(name).unwrap()[at] ^= if at % 2 == 0 { 0xff } else { 1 << (at % 8) };
+                put(&dir, &flipped);
+                let context = format!("byte {at} of {}", name.to_string_lossy());
+                let opened = View::open_read_only(&dir);
+                assert_eq!(files_of(&dir), flipped, "a reader changes nothing");
+                let (mut ring, recovery) = match Ring::open(&dir, TINY, EPOCH) {
+                    Ok(opened) => opened,
+                    Err(RingError::Foreign { path } | RingError::Newer { path, .. }) => {
+                        assert!(opened.is_err(), "{context}");
+                        assert_eq!((path, files_of(&dir)), (dir.join(name), flipped), "{context}");
+                        refused += 1;
+                        continue;
+                    }
+                    Err(error) => panic!("{context}: {error}"),
+                };
+                let (mut left, holes) = read(ring.view());
+                check_against(&written, &left, &holes);
+                let next_seq = ring.next_seq().0;
+                assert!(next_seq > written.len() as u64 || recovery.cut_bytes > 0, "{context}: silence");
+                assert_eq!(read(opened.unwrap()).0, left, "{context}");
+                if !is_checkpoint {
+                    let missing = written.len() - left.len();
+                    assert!(
+                        (1..=3).contains(&missing) || at < segment::HEADER_BYTES && missing == 0,
+                        "{context}"
+                    );
+                }
+                let fresh = records(next_seq, 2, 1);
+                ring.append(&fresh).unwrap();
+                left.extend(fresh);
+                assert_eq!(read(ring.view()).0, left, "{context}");
+            }
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
+fn a_damaged_frame_is_a_hole_of_its_records_and_their_time() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let (mut ring, _) = open(dir, ROOMY);
+    let written = records(1, 7, 0);
+    ring.append(&written[..2]).unwrap();
+    let damaged_at = fs::metadata(&segment_files(dir)[0]).unwrap().len() as usize;
+    ring.append(&written[2..5]).unwrap();
+    ring.append(&written[5..]).unwrap();
+    // Whether its header, which says what is in it, or its payload.
+    for at in [damaged_at + 6, damaged_at + frame::HEADER_BYTES + 3] {
+        let path = &segment_files(dir)[0];
+        let good = fs::read(path).unwrap();
+        let mut bytes = good.clone();
+        bytes[at] ^= 4;
+        fs::write(path, bytes).unwrap();
+        let (left, holes) = read(ring.view());
+        assert_eq!(left, [&written[..2], &written[5..]].concat());
+        let reason = "damaged on disk, in 0000000000000001.segment".into();
+        let from = written[1].recorded.saturating_sub(RECORD_SPAN_MAX);
+        assert_eq!(holes, [Hole { first: Seq(3), last: Seq(5), from, to: written[5].recorded, reason }]);
+        fs::write(path, good).unwrap();
+    }
+}
+
+#[test]
+fn a_segment_that_is_gone_is_a_hole() {
+    let temporary = tempfile::tempdir().unwrap();
+    let written = small_ring(temporary.path(), 0);
+    let segments = segment_files(temporary.path());
+    for gone in &segments {
+        let bytes = fs::read(gone).unwrap();
+        let (ring, _) = open(temporary.path(), TINY);
+        fs::remove_file(gone).unwrap();
+        // Under the eyes of the writer, and before it is opened.
+        let seen = [read(ring.view()), read(View::open_read_only(temporary.path()).unwrap())];
+        for (records, holes) in seen {
+            check_against(&written, &records, &holes);
+            assert_eq!(holes.len(), 1);
+            assert_eq!(records.len() as u64 + holes[0].count(), written.len() as u64);
+        }
+        fs::write(gone, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_lost_checkpoint_costs_no_record() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let written = small_ring(dir, 0);
+    fs::remove_file(dir.join(checkpoint::NAME)).unwrap();
+    let (ring, recovery) = Ring::open(dir, TINY, Epoch(99)).unwrap();
+    assert_eq!((ring.epoch(), ring.next_seq()), (EPOCH, Seq(written.len() as u64 + 1)));
+    assert!(recovery.checkpoint_lost && recovery.recorded_until.is_none());
+    assert_eq!(read(ring.view()), (written, vec![]));
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_the_append_can_be_tried_again() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("ring");
+    let grow = [records(3, 1, 1), records(3, 4, 1), records(3, 20, 1)];
+    for fresh in &grow {
+        for room in 0.. {
+            let _ = fs::remove_dir_all(&dir);
+            let (mut ring, _) = open(&dir, ROOMY);
+            let before = records(1, 2, 0);
+            ring.append(&before).unwrap();
+            let files = files_of(&dir);
+            files::fault::set_room(Some(room));
+            let failed = ring.append(fresh);
+            files::fault::set_room(None);
+            if failed.is_ok() {
+                break;
+            }
+            assert_eq!(files_of(&dir), files, "room for {room} bytes");
+            assert_eq!((ring.next_seq(), read(ring.view()).0), (Seq(3), before.clone()));
+
+            // Others of the same seqs do not mix with what was left behind.
+            let others = records(3, 2, 2);
+            if room % 2 == 0 {
+                ring.append(&others).unwrap();
+                assert_eq!(read(ring.view()).0, [before.clone(), others].concat());
+            } else {
+                ring.append(fresh).unwrap();
+                assert_eq!(read(ring.view()).0, [before.clone(), fresh.clone()].concat());
+            }
+            let seen = read(ring.view());
+            drop(ring);
+            let (ring, recovery) = open(&dir, ROOMY);
+            assert_eq!((recovery.cut_bytes, read(ring.view())), (0, seen), "room for {room} bytes");
+        }
+    }
+}
+
+#[test]
+fn an_eviction_is_reported_once_even_if_the_append_fails() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (mut ring, _) = open(temporary.path(), TINY);
+    let mut next = 1;
+    let failed = loop {
+        let fresh = vec![record(next, vec![0; 100])];
+        // Room for a checkpoint, not for a segment: only an append that evicts fails after it did.
+        let is_full = segment_files(temporary.path()).len() >= 5;
+        files::fault::set_room(is_full.then_some(4096 + 50));
+        let first_seq = ring.first_seq();
+        match ring.append(&fresh) {
+            Ok(appended) => assert_eq!(appended.evicted_unacknowledged, 0),
+            Err(_) => break (fresh, ring.first_seq().0 - first_seq.0),
+        }
+        next += 1;
+    };
+    files::fault::set_room(None);
+    let (fresh, evicted) = failed;
+    assert!(evicted > 0);
+    let appended = ring.append(&fresh).unwrap();
+    assert_eq!(appended, Appended { started_segment: true, evicted_unacknowledged: evicted });
+}
+
+#[test]
+fn what_is_not_ours_or_newer_is_refused_and_left_alone() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("ring");
+    small_ring(&dir, 0);
+    let files = files_of(&dir);
+    let segment = segment_files(&dir)[1].file_name().unwrap().to_owned();
+    let checkpoint = OsString::from(checkpoint::NAME);
+    type Change = fn(&mut Vec<u8>);
+    type Check = fn(&RingError) -> bool;
+    let version_2: Change = |bytes| bytes[8] = 2;
+    let is_newer: Check = |error| matches!(error, RingError::Newer { written: 2, known: 1, .. });
+    let is_foreign: Check = |error| matches!(error, RingError::Foreign { .. });
+    let cases: [(&OsString, Change, Check); 7] = [
+        (&segment, version_2, is_newer),
+        (&segment, |bytes| *bytes = b"dear diary".to_vec(), is_foreign),
+        (&checkpoint, version_2, is_newer),
+        (&checkpoint, |bytes| bytes[4096 + 8] = 2, is_newer),
+        (&checkpoint, |bytes| *bytes = b"dear diary".to_vec(), is_foreign),
+        (&"notes.txt".into(), |bytes| *bytes = b"dear diary".to_vec(), is_foreign),
+        (&"1.segment".into(), |bytes| bytes.clear(), is_foreign),
+    ];
+    for (name, change, is_right) in cases {
+        let mut changed = files.clone();
+        change(changed.entry(name.clone()).or_default());
+        put(&dir, &changed);
+        for error in [Ring::open(&dir, TINY, EPOCH).map(drop), View::open_read_only(&dir).map(drop)] {
+            let error = error.unwrap_err();
+            assert!(is_right(&error), "{name:?}: {error:?}");
+            assert!(error.to_string().contains(&*name.to_string_lossy()), "{error}");
+            assert_eq!(files_of(&dir), changed);
+        }
+    }
+
+    // A segment of another ring, whole as it is.
+    let other = temporary.path().join("other");
+    let (mut ring, _) = Ring::open(&other, TINY, Epoch(2)).unwrap();
+    ring.append(&records(1, 1, 0)).unwrap();
+    let mut mixed = files.clone();
+    mixed.extend(files_of(&other).into_iter().filter(|(name, _)| *name != checkpoint));
+    put(&dir, &mixed);
+    assert!(is_foreign(&Ring::open(&dir, TINY, EPOCH).unwrap_err()));
+    assert_eq!(files_of(&dir), mixed);
+
+    // Only what was never finished may lie around.
+    put(&dir, &files);
+    fs::write(dir.join("0000000000000100.segment.unfinished"), "half").unwrap();
+    open(&dir, TINY);
+}
+
+#[test]
+fn what_cannot_be_kept_is_named() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    for bad in [
+        Options { bytes_max: 2 * TINY.segment_bytes - 1, ..TINY },
+        Options { segment_bytes: 90, ..TINY },
+        Options { segment_bytes: 1 << 40, bytes_max: u64::MAX, ..TINY },
+        Options { record_bytes_max: 0, ..TINY },
+    ] {
+        assert!(matches!(Ring::open(dir, bad, EPOCH), Err(RingError::Limits { .. })), "{bad:?}");
+    }
+    assert!(matches!(View::open_read_only(dir), Err(RingError::Absent { .. })));
+    assert!(matches!(View::open_read_only(&dir.join("absent")), Err(RingError::Absent { .. })));
+
+    let (mut ring, _) = open(dir, TINY);
+    let errors = [
+        ring.append(&records(2, 1, 0)).unwrap_err().to_string(),
+        ring.append(&[record(1, vec![0; 121])]).unwrap_err().to_string(),
+        ring.append(&records(1, 200, 0)).unwrap_err().to_string(),
+        ring.acknowledge(Seq(1)).unwrap_err().to_string(),
+        Reader::new(ring.view(), Seq(2)).next_batch(1, 1).unwrap_err().to_string(),
+    ];
+    assert_eq!(errors[0], "record 2 is out of order: 1 comes next");
+    assert_eq!(errors[1], "record 1 has 121 bytes, more than the 120 that a record may have");
+    assert!(errors[2].ends_with("and there can be 4: append fewer at a time"), "{}", errors[2]);
+    assert_eq!(errors[3], "record 1 cannot be acknowledged: the next to be written is 1");
+    assert_eq!(errors[4], "cannot read from record 2: the next to be written is 1");
+    assert_eq!((ring.first_seq(), ring.next_seq()), (Seq(1), Seq(1)));
+
+    // The limit is what a segment holds, if that is less.
+    let other = dir.join("other");
+    let (mut ring, _) = open(&other, Options { record_bytes_max: 1000, ..TINY });
+    let limit = 260 - 40 - 28 - 30;
+    ring.append(&[record(1, vec![0; limit])]).unwrap();
+    let error = ring.append(&[record(2, vec![0; limit + 1])]).unwrap_err();
+    assert!(matches!(error, RingError::RecordTooLarge { seq: Seq(2), size_bytes: 163, limit_bytes: 162 }));
+}
+
+#[test]
+fn only_the_last_thing_done_can_be_a_clean_close() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let until = Timestamp::from_secs(77);
+    let (mut ring, _) = open(dir, TINY);
+    ring.append(&records(1, 2, 0)).unwrap();
+    ring.acknowledge(Seq(2)).unwrap();
+    ring.mark_closed(until).unwrap();
+    let view = View::open_read_only(dir).unwrap();
+    assert!(view.is_closed_cleanly());
+    assert_eq!((view.recorded_until(), view.acknowledged(), view.next_seq()), (Some(until), Seq(2), Seq(3)));
+
+    ring.append(&records(3, 1, 0)).unwrap();
+    drop(ring);
+    let (mut ring, recovery) = open(dir, TINY);
+    assert!(!recovery.was_closed_cleanly);
+    ring.mark_closed(until).unwrap();
+    drop(ring);
+    let (ring, recovery) = open(dir, TINY);
+    assert_eq!((recovery.was_closed_cleanly, recovery.recorded_until), (true, Some(until)));
+    drop(ring);
+    assert!(!open(dir, TINY).1.was_closed_cleanly);
+
+    // Nor does damage to a newer checkpoint bring back an older one that says so.
+    let (mut ring, _) = open(dir, TINY);
+    ring.mark_closed(until).unwrap();
+    drop(ring);
+    open(dir, TINY);
+    let files = files_of(dir);
+    for at in 0..2 * 4096 {
+        let mut damaged = files[OsString::from(checkpoint::NAME).as_os_str()].clone();
+        damaged[at] ^= 1;
+        fs::write(dir.join(checkpoint::NAME), damaged).unwrap();
+        assert!(
+            View::open_read_only(dir).is_ok_and(|view| !view.is_closed_cleanly()) || at % 4096 == 9,
+            "byte {at}"
+        );
+    }
+}
+
+#[test]
+fn readers_follow_a_writer_on_another_thread() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (mut ring, _) = open(temporary.path(), TINY);
+    const COUNT: u64 = 3_000;
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let mut reader = Reader::new(ring.view(), Seq::FIRST);
+            std::thread::spawn(move || {
+                let mut got = 0;
+                while reader.position().0 <= COUNT {
+                    let position = reader.position();
+                    match reader.next_batch(50, 5).unwrap() {
+                        Item::Records(batch) => {
+                            assert_eq!(batch, records(position.0, batch.len() as u64, 0));
+                            got += batch.len();
+                        }
+                        Item::Hole(hole) => {
+                            assert_eq!(hole.first, position);
+                            assert!(hole.reason.contains("overwritten"), "{hole:?}");
+                        }
+                        Item::CaughtUp => std::thread::yield_now(),
+                    }
+                }
+                got
+            })
+        })
+        .collect();
+    for first in (1..=COUNT).step_by(3) {
+        ring.append(&records(first, 3, 0)).unwrap();
+    }
+    for reader in readers {
+        assert!(reader.join().unwrap() > 0);
+    }
+}
+
+#[test]
+fn a_smaller_budget_is_kept_to_from_the_next_segment_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (mut ring, _) = open(temporary.path(), ROOMY);
+    let written = records(1, 200, 0);
+    for some in written.chunks(9) {
+        ring.append(some).unwrap();
+    }
+    drop(ring);
+    let (mut ring, _) = open(temporary.path(), TINY);
+    ring.append(&records(201, 9, 0)).unwrap();
+    let bytes: u64 =
+        segment_files(temporary.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!(bytes <= TINY.bytes_max, "{bytes}");
+    let (left, holes) = read(ring.view());
+    assert_eq!(left, records(ring.first_seq().0, 210 - ring.first_seq().0, 0));
+    check_against(&written, &[], &holes);
+}
+
+#[cfg(unix)]
+#[test]
+fn only_the_user_can_read_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let temporary = tempfile::tempdir().unwrap();
+    small_ring(temporary.path(), 0);
+    for name in files_of(temporary.path()).keys() {
+        let mode = fs::metadata(temporary.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name:?}");
+    }
+}
