@@ -21,6 +21,9 @@ pub use sqlite::SqliteStore;
 mod conformance;
 
 /// The collector's memory. Calls block; readers never wait for the writer.
+///
+/// The batches of one host are committed one after another. A question reads [`Progress`] first, then the flows, and
+/// the coverage last: what is committed or forgotten between the calls can then only make the answer less certain.
 pub trait Store: Send + Sync {
     /// The agents that are followed, in the order in which they were added.
     ///
@@ -54,7 +57,8 @@ pub trait Store: Send + Sync {
     /// Takes in a batch of a host that has been described, in one transaction: events that are stored already are
     /// passed over, a hole becomes a loss in the coverage of every facet, an event of unknown kind a loss at its time,
     /// and another epoch than before a stop of all recording from where the stream was known. `Progress::known_until`
-    /// becomes the batch's watermark, and never goes back.
+    /// becomes the batch's watermark, and never goes back. What was committed survives a power cut, except that a
+    /// watermark that came alone may be lost, which is safe.
     ///
     /// # Errors
     /// When the batch does not continue the stream (nothing of it is stored then), or the store cannot be written.
@@ -72,7 +76,12 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn flows(&self, host: HostId, question: &Question, limit: usize) -> Result<Bounded<FlowRecord>, StoreError>;
+    fn flows(
+        &self,
+        host: HostId,
+        question: &Question,
+        limit: usize,
+    ) -> Result<Bounded<FlowRecord>, StoreError>;
 
     /// A process of a host.
     ///
@@ -84,7 +93,17 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn processes_by_prefix(&self, prefix: &str, limit: usize) -> Result<Vec<(HostId, ProcessUid)>, StoreError>;
+    fn processes_by_prefix(
+        &self,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<(HostId, ProcessUid)>, StoreError>;
+
+    /// Whether the host has, or ever had, a process of the user that `word` means, by name or id.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn had_user(&self, host: HostId, word: &str) -> Result<bool, StoreError>;
 
     /// The children of a process, in order of their start, at most `limit`.
     ///
@@ -108,15 +127,16 @@ pub trait Store: Send + Sync {
         limit: usize,
     ) -> Result<Bounded<FlowRecord>, StoreError>;
 
-    /// Forgets what ended before `before`, and makes the coverage of that time `none`.
+    /// Forgets what ended before `before`, and makes the coverage of that time `none`. What questions about the time
+    /// from `before` on need is kept: the records that they look back to, and their owners.
     ///
     /// # Errors
     /// When the store cannot be written.
     fn forget(&self, before: Timestamp) -> Result<(), StoreError>;
 }
 
-/// The most agents that one collector follows.
-pub const AGENTS_MAX: usize = 10_000;
+/// The most agents that one collector follows. Few under test, so that the limit is met.
+pub const AGENTS_MAX: usize = if cfg!(test) { 16 } else { 10_000 };
 
 /// A listing that was kept within a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +165,7 @@ pub struct Progress {
     pub known_until: Option<Timestamp>,
     /// When the agent was last heard.
     pub heard: Option<Timestamp>,
-    /// How many events are stored.
+    /// How many events have been stored, those forgotten since included.
     pub events: u64,
 }
 
@@ -153,7 +173,9 @@ pub struct Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Two agents say that they are the same host.
-    #[error("the host {host} is followed at {address} already: stop one of the two agents, or `alibi host remove` one")]
+    #[error(
+        "the host {host} is followed at {address} already: stop one of the two agents, or `alibi host remove` one"
+    )]
     HostTaken {
         /// The host.
         host: HostId,
@@ -176,6 +198,14 @@ pub enum StoreError {
         got: u64,
         /// The next that is wanted.
         wanted: u64,
+    },
+    /// A number from an agent that no honest agent sends.
+    #[error("the {what} {value} cannot be stored: it is 0, or too large")]
+    OutOfRange {
+        /// Which number.
+        what: &'static str,
+        /// What it is.
+        value: u64,
     },
     /// Something stored cannot be read back.
     #[error("a stored {what} is damaged: {problem}")]

@@ -1,0 +1,54 @@
+//! What every [`Store`] does, whatever it is made of: one suite for all of them, sentence by sentence of the trait.
+
+use super::Store;
+
+pub(super) mod agents;
+pub(super) mod flows;
+pub(super) mod processes;
+mod samples;
+pub(super) mod stream;
+
+/// Somewhere a store lives; it can be closed and opened again.
+pub(super) trait Home {
+    type Store: Store;
+
+    fn new() -> Self;
+    fn open(&self) -> Self::Store;
+}
+
+/// Runs the whole suite on the stores of a [`Home`].
+macro_rules! suite {
+    ($home:ty) => {
+        suite! { $home, agents:
+            are_listed_in_the_order_in_which_they_were_added, are_refused_beyond_the_limit, keep_one_host_each,
+            are_described_anew_each_time
+        }
+        suite! { $home, stream:
+            takes_each_event_once, refuses_what_does_not_continue_it_and_stores_nothing_of_it,
+            makes_a_hole_a_loss_of_every_facet, stops_all_recording_where_the_ring_was_made_anew,
+            goes_on_where_an_epoch_was_left, loses_what_it_does_not_know, never_goes_back_in_time,
+            outlives_the_program, refuses_numbers_that_no_agent_sends, needs_a_host_that_described_itself,
+            grades_it_as_it_is_told_however_often
+        }
+        suite! { $home, flows:
+            are_found_as_a_plain_search_finds_them, are_cut_to_the_limit_and_counted,
+            of_a_process_come_newest_first, are_forgotten_with_their_coverage, are_read_while_others_are_written
+        }
+        suite! { $home, processes:
+            are_joined_with_their_end_in_either_order, keep_the_record_that_saw_most, list_their_children_in_order,
+            are_found_by_prefix, are_forgotten_when_they_ended
+        }
+    };
+    ($home:ty, $area:ident: $($test:ident),+) => {
+        mod $area {
+            use super::*;
+            $(
+                #[test]
+                fn $test() {
+                    $crate::store::conformance::$area::$test::<$home>();
+                }
+            )+
+        }
+    };
+}
+pub(super) use suite;

@@ -1,0 +1,260 @@
+//! The store in one SQLite file: the default, for fleets that one machine can follow.
+//!
+//! One connection writes, behind a lock; readers have their own connections and, by SQLite's write-ahead log, never
+//! wait for it. A commit is on the disk when [`SqliteStore::commit`] returns, because the agent may overwrite then
+//! what was acknowledged. The one thing that is not written each time is a watermark that came alone (each host sends
+//! one each second): it is held in memory, seen by every reader, and written with the next events or after
+//! [`PERSIST_AFTER`]. Losing it makes answers `unknown` that could be `clear`, never the other way round.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use alibi_proto::{
+    coverage::{Facet, Timeline},
+    flow::FlowRecord,
+    host::{Batch, HostDescription},
+    id::{Epoch, HostId, ProcessUid},
+    process::ProcessLife,
+    question::Question,
+    time::Timestamp,
+};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::{Bounded, FollowedAgent, Progress, Store, StoreError};
+
+mod agents;
+mod codec;
+mod coverage;
+mod flows;
+mod ingest;
+mod processes;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+/// Connections for reading that are kept open when nobody reads; more are opened when more is read at once.
+const READERS_KEPT_MAX: usize = 8;
+
+/// A watermark that came alone is written after so long.
+const PERSIST_AFTER: Duration = Duration::from_secs(10);
+
+/// A store in one SQLite file.
+pub struct SqliteStore {
+    path: PathBuf,
+    writer: Mutex<Connection>,
+    readers: Mutex<Vec<Connection>>,
+    /// What is newer than the file. Changed only after the file was, so that it never promises more than the file has.
+    live: Mutex<HashMap<HostId, Live>>,
+}
+
+/// How far a host's stream is known, and what of it has been written.
+#[derive(Clone, Copy)]
+struct Live {
+    progress: Progress,
+    /// [`Progress::heard`] when the file was last written.
+    persisted: Option<Timestamp>,
+}
+
+impl SqliteStore {
+    /// Opens the database file at `path`, or makes it; one of an older version is brought up to date.
+    ///
+    /// # Errors
+    /// When the file is no database, belongs to another program or to a newer version (it is left untouched then), or
+    /// cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let writer = schema::open_writer(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+            readers: Mutex::default(),
+            live: Mutex::default(),
+        })
+    }
+
+    /// Reads from one state of the database, whatever is written meanwhile.
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let kept = lock(&self.readers).pop();
+        let connection = kept.map_or_else(|| schema::open_reader(&self.path), Ok)?;
+        let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
+        let result = read(&transaction)?;
+        transaction.finish()?;
+        let mut readers = lock(&self.readers);
+        if readers.len() < READERS_KEPT_MAX {
+            readers.push(connection);
+        }
+        Ok(result)
+    }
+
+    /// Writes all or nothing; on the disk when it returns.
+    fn write<T>(
+        &self,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut connection = lock(&self.writer);
+        write_with(&mut connection, write)
+    }
+
+    /// Takes in a watermark that came alone, in memory; none when something must be written.
+    fn commit_in_memory(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Option<Progress> {
+        let mut live = lock(&self.live);
+        let live = live.get_mut(&host)?;
+        let due = live
+            .persisted
+            .is_none_or(|persisted| heard.since(persisted).max(persisted.since(heard)) >= PERSIST_AFTER);
+        let continues = live.progress.next.epoch == batch.epoch && batch.epoch != Epoch::default();
+        if due || !continues || batch.settles().is_some() {
+            return None;
+        }
+        live.progress.heard = Some(heard);
+        live.progress.known_until = live.progress.known_until.max(batch.watermark);
+        Some(live.progress)
+    }
+
+    fn live(&self, host: HostId) -> Option<Progress> {
+        lock(&self.live).get(&host).map(|live| live.progress)
+    }
+
+    fn written(&self, host: HostId, progress: Progress) {
+        let mut live = lock(&self.live);
+        let known_until = live.get(&host).and_then(|live| live.progress.known_until);
+        let progress = Progress { known_until: progress.known_until.max(known_until), ..progress };
+        live.insert(host, Live { progress, persisted: progress.heard });
+    }
+}
+
+fn write_with<T>(
+    connection: &mut Connection,
+    write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let result = write(&transaction)?;
+    transaction.commit()?;
+    Ok(result)
+}
+
+/// What the locks guard is whole between any two statements, and a transaction that unwinds is rolled back.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store for SqliteStore {
+    fn agents(&self) -> Result<Vec<FollowedAgent>, StoreError> {
+        let mut agents = self.read(agents::list)?;
+        let live = lock(&self.live);
+        for (description, progress) in agents.iter_mut().filter_map(|agent| agent.host.as_mut()) {
+            if let Some(live) = live.get(&description.host) {
+                *progress = live.progress;
+            }
+        }
+        Ok(agents)
+    }
+
+    fn add_agent(&self, address: &str) -> Result<bool, StoreError> {
+        self.write(|transaction| agents::add(transaction, address))
+    }
+
+    fn remove_agent(&self, address: &str) -> Result<bool, StoreError> {
+        self.write(|transaction| agents::remove(transaction, address))
+    }
+
+    fn describe(
+        &self,
+        address: &str,
+        description: &HostDescription,
+        heard: Timestamp,
+    ) -> Result<Progress, StoreError> {
+        let mut writer = lock(&self.writer);
+        let stored = write_with(&mut writer, |transaction| {
+            agents::describe(transaction, address, description, heard)
+        })?;
+        let mut live = lock(&self.live);
+        let live = live.entry(description.host).or_insert(Live { progress: stored, persisted: stored.heard });
+        live.progress.heard = Some(heard);
+        Ok(live.progress)
+    }
+
+    fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError> {
+        if let Some(progress) = self.commit_in_memory(host, batch, heard) {
+            return Ok(progress);
+        }
+        let mut writer = lock(&self.writer);
+        let known_until = self.live(host).and_then(|live| live.known_until);
+        let progress = write_with(&mut writer, |transaction| {
+            ingest::commit(transaction, host, known_until, batch, heard)
+        })?;
+        self.written(host, progress);
+        Ok(progress)
+    }
+
+    fn coverage(&self, host: HostId, facet: Facet) -> Result<Timeline, StoreError> {
+        self.read(|connection| coverage::timeline(connection, host, facet))
+    }
+
+    fn flows(
+        &self,
+        host: HostId,
+        question: &Question,
+        limit: usize,
+    ) -> Result<Bounded<FlowRecord>, StoreError> {
+        self.read(|connection| flows::answering(connection, host, question, limit))
+    }
+
+    fn process(&self, host: HostId, uid: ProcessUid) -> Result<Option<ProcessLife>, StoreError> {
+        self.read(|connection| processes::one(connection, host, uid))
+    }
+
+    fn processes_by_prefix(
+        &self,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<(HostId, ProcessUid)>, StoreError> {
+        self.read(|connection| processes::by_prefix(connection, prefix, limit))
+    }
+
+    fn had_user(&self, host: HostId, word: &str) -> Result<bool, StoreError> {
+        self.read(|connection| processes::had_user(connection, host, word))
+    }
+
+    fn children(
+        &self,
+        host: HostId,
+        parent: ProcessUid,
+        limit: usize,
+    ) -> Result<Bounded<ProcessLife>, StoreError> {
+        self.read(|connection| processes::children(connection, host, parent, limit))
+    }
+
+    fn flows_of_process(
+        &self,
+        host: HostId,
+        process: ProcessUid,
+        limit: usize,
+    ) -> Result<Bounded<FlowRecord>, StoreError> {
+        self.read(|connection| flows::of_process(connection, host, process, limit))
+    }
+
+    fn forget(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            flows::forget(transaction, before)?;
+            processes::forget(transaction, before)?;
+            coverage::forget(transaction, before)
+        })
+    }
+}
+
+impl Drop for SqliteStore {
+    /// Writes the watermarks that are in memory only. If that fails they are lost, which is safe.
+    fn drop(&mut self) {
+        let live = std::mem::take(&mut *lock(&self.live));
+        let newer = live.into_iter().filter(|(_, live)| live.progress.heard != live.persisted);
+        let _ = self.write(|transaction| {
+            newer
+                .map(|(host, live)| (host, live.progress))
+                .try_for_each(|(host, progress)| agents::persist(transaction, host, &progress))
+        });
+    }
+}

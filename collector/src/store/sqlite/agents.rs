@@ -1,0 +1,126 @@
+//! The agents that are followed, their hosts, and how far each host's stream is known.
+
+use alibi_proto::{
+    host::HostDescription,
+    id::{Cursor, Epoch, HostId, Seq},
+    time::Timestamp,
+    wire,
+};
+use prost::Message;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::codec::{decode, optional_time, unsigned};
+use crate::store::{AGENTS_MAX, FollowedAgent, Progress, StoreError};
+
+/// The columns that [`progress`] reads, of `host LEFT JOIN ring`.
+const PROGRESS: &str = "ring.epoch, ring.next_seq, host.known_until, host.heard, host.events";
+
+pub(super) fn list(connection: &Connection) -> Result<Vec<FollowedAgent>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {PROGRESS}, agent.address, host.description FROM agent
+         LEFT JOIN host ON host.id = agent.host LEFT JOIN ring ON ring.id = host.ring ORDER BY agent.added"
+    ))?;
+    let mut rows = statement.query([])?;
+    let mut agents = Vec::new();
+    while let Some(row) = rows.next()? {
+        let host = match row.get::<_, Option<Vec<u8>>>(6)? {
+            Some(description) => Some((decode_description(&description)?, progress(row)?)),
+            None => None,
+        };
+        agents.push(FollowedAgent { address: row.get(5)?, host });
+    }
+    Ok(agents)
+}
+
+pub(super) fn add(connection: &Connection, address: &str) -> Result<bool, StoreError> {
+    let select = "SELECT EXISTS (SELECT 1 FROM agent WHERE address = ?), (SELECT count(*) FROM agent)";
+    let (followed, count): (bool, i64) =
+        connection.query_row(select, [address], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if followed {
+        return Ok(false);
+    }
+    if unsigned("number of agents", count)? >= AGENTS_MAX as u64 {
+        return Err(StoreError::TooManyAgents);
+    }
+    connection.execute("INSERT INTO agent (address) VALUES (?)", [address])?;
+    Ok(true)
+}
+
+pub(super) fn remove(connection: &Connection, address: &str) -> Result<bool, StoreError> {
+    Ok(connection.execute("DELETE FROM agent WHERE address = ?", [address])? > 0)
+}
+
+pub(super) fn describe(
+    connection: &Connection,
+    address: &str,
+    description: &HostDescription,
+    heard: Timestamp,
+) -> Result<Progress, StoreError> {
+    let host = description.host;
+    let agent = "SELECT added FROM agent WHERE address = ?";
+    let agent: i64 = connection
+        .query_row(agent, [address], |row| row.get(0))
+        .optional()?
+        .ok_or_else(|| StoreError::UnknownAgent(address.to_owned()))?;
+    let other = "SELECT address FROM agent JOIN host ON host.id = agent.host WHERE uuid = ? AND added != ?";
+    let other = connection.query_row(other, params![host.as_bytes(), agent], |row| row.get(0)).optional()?;
+    if let Some(address) = other {
+        return Err(StoreError::HostTaken { host, address });
+    }
+
+    let record = wire::DescribeResponse::from(description.clone()).encode_to_vec();
+    let row: i64 = connection.query_row(
+        "INSERT INTO host (uuid, description, heard) VALUES (?, ?, ?) ON CONFLICT (uuid)
+         DO UPDATE SET description = excluded.description, heard = excluded.heard RETURNING id",
+        params![host.as_bytes(), record, heard.as_nanos_i64()],
+        |row| row.get(0),
+    )?;
+    connection.execute("UPDATE agent SET host = ? WHERE added = ?", [row, agent])?;
+    let stored = load(connection, host)?.ok_or(StoreError::UnknownHost(host))?;
+    Ok(stored.progress)
+}
+
+/// A host's row and how far its stream is known, as far as it is written.
+pub(super) struct StoredHost {
+    pub(super) row: i64,
+    /// The row of its ring; none before its first batch.
+    pub(super) ring: Option<i64>,
+    pub(super) progress: Progress,
+}
+
+pub(super) fn load(connection: &Connection, host: HostId) -> Result<Option<StoredHost>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {PROGRESS}, host.id, host.ring FROM host LEFT JOIN ring ON ring.id = host.ring WHERE uuid = ?"
+    ))?;
+    let mut rows = statement.query([host.as_bytes()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(StoredHost { row: row.get(5)?, ring: row.get(6)?, progress: progress(row)? }))
+}
+
+/// Writes how far the stream is known in time; where it goes on is written with the events only.
+pub(super) fn persist(connection: &Connection, host: HostId, progress: &Progress) -> Result<(), StoreError> {
+    let mut statement =
+        connection.prepare_cached("UPDATE host SET known_until = ?, heard = ?, events = ? WHERE uuid = ?")?;
+    statement.execute(params![
+        progress.known_until.map(Timestamp::as_nanos_i64),
+        progress.heard.map(Timestamp::as_nanos_i64),
+        super::codec::signed("number of events", progress.events)?,
+        host.as_bytes(),
+    ])?;
+    Ok(())
+}
+
+fn progress(row: &Row<'_>) -> Result<Progress, StoreError> {
+    let epoch = row.get::<_, Option<i64>>(0)?.unwrap_or(0);
+    let seq = row.get::<_, Option<i64>>(1)?.unwrap_or(0);
+    Ok(Progress {
+        next: Cursor { epoch: Epoch(unsigned("epoch", epoch)?), seq: Seq(unsigned("seq", seq)?) },
+        known_until: optional_time("watermark", row.get(2)?)?,
+        heard: optional_time("time of hearing", row.get(3)?)?,
+        events: unsigned("number of events", row.get(4)?)?,
+    })
+}
+
+fn decode_description(bytes: &[u8]) -> Result<HostDescription, StoreError> {
+    decode::<wire::DescribeResponse, _>("host description", bytes)
+}

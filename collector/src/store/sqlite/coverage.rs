@@ -1,0 +1,106 @@
+//! Coverage as it was told, in order; played back into a [`Timeline`], which alone knows what it means.
+
+use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade, Timeline},
+    host::Hole,
+    id::HostId,
+    time::Timestamp,
+    wire,
+};
+use prost::Message;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::codec::{damaged, decode, facet_number, host_row, time};
+use crate::store::StoreError;
+
+const CHANGE: i32 = 0;
+const HOLE: i32 = 1;
+
+pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> Result<Timeline, StoreError> {
+    let mut timeline = match host_row(connection, host)? {
+        Some(row) => replay(connection, row, facet)?,
+        None => return Ok(Timeline::default()),
+    };
+    let forgotten = "SELECT until FROM forgotten";
+    if let Some(until) = connection.query_row(forgotten, [], |row| row.get(0)).optional()? {
+        timeline.apply(&CoverageChange {
+            facet,
+            grade: Grade::NotRecorded { reason: "older than this collector keeps".to_owned() },
+            from: Timestamp::ZERO,
+            to: Some(time("end of what is forgotten", until)?),
+            scope: None,
+        });
+    }
+    Ok(timeline)
+}
+
+fn replay(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT kind, record FROM coverage WHERE host = ? AND facet = ? ORDER BY id")?;
+    let mut rows = statement.query(params![host, facet_number(facet)])?;
+    let mut timeline = Timeline::default();
+    while let Some(row) = rows.next()? {
+        let record: Vec<u8> = row.get(1)?;
+        match row.get(0)? {
+            CHANGE => timeline.apply(&decode::<wire::CoverageChanged, _>("coverage change", &record)?),
+            HOLE => timeline.apply_hole(&decode::<wire::Hole, _>("hole", &record)?),
+            kind => return Err(damaged("coverage record", format!("its kind is {kind}"))),
+        }
+    }
+    Ok(timeline)
+}
+
+/// Stores a change of one facet, unless it says nothing new: agents state the grade again wherever a reader can begin.
+pub(super) fn store(connection: &Connection, host: i64, change: &CoverageChange) -> Result<(), StoreError> {
+    if change.to.is_none() {
+        let before = replay(connection, host, change.facet)?;
+        let mut after = before.clone();
+        after.apply(change);
+        if after == before {
+            return Ok(());
+        }
+    }
+    let record = wire::CoverageChanged::from(change.clone()).encode_to_vec();
+    insert(connection, host, change.facet, CHANGE, &record)
+}
+
+/// Stores the same for every facet.
+pub(super) fn store_for_all(
+    connection: &Connection,
+    host: i64,
+    grade: &Grade,
+    from: Timestamp,
+    to: Option<Timestamp>,
+) -> Result<(), StoreError> {
+    Facet::ALL.into_iter().try_for_each(|facet| {
+        store(connection, host, &CoverageChange { facet, grade: grade.clone(), from, to, scope: None })
+    })
+}
+
+pub(super) fn store_hole(connection: &Connection, host: i64, hole: &Hole) -> Result<(), StoreError> {
+    let record = wire::Hole::from(hole.clone()).encode_to_vec();
+    Facet::ALL.into_iter().try_for_each(|facet| insert(connection, host, facet, HOLE, &record))
+}
+
+fn insert(
+    connection: &Connection,
+    host: i64,
+    facet: Facet,
+    kind: i32,
+    record: &[u8],
+) -> Result<(), StoreError> {
+    let mut statement =
+        connection.prepare_cached("INSERT INTO coverage (host, facet, kind, record) VALUES (?, ?, ?, ?)")?;
+    statement.execute(params![host, facet_number(facet), kind, record])?;
+    Ok(())
+}
+
+/// From now on nothing before `before` is believed, of any host. Never goes back.
+pub(super) fn forget(connection: &Connection, before: Timestamp) -> Result<(), StoreError> {
+    connection.execute(
+        "INSERT INTO forgotten (one, until) VALUES (1, ?)
+         ON CONFLICT (one) DO UPDATE SET until = max(until, excluded.until)",
+        [before.as_nanos_i64()],
+    )?;
+    Ok(())
+}

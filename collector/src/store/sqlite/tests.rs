@@ -1,0 +1,204 @@
+//! What only the SQLite store has: a file. And the suite that every store passes.
+
+use std::{fs, path::PathBuf};
+
+use alibi_proto::{
+    coverage::Facet,
+    id::{HostId, ProcessUid},
+    target::Target,
+};
+use rusqlite::Connection;
+
+use super::{
+    SqliteStore,
+    flows::condition,
+    schema::{APPLICATION_ID, VERSION},
+};
+use crate::store::{
+    Store, StoreError,
+    conformance::{Home, suite},
+};
+
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn file(&self) -> PathBuf {
+        self.0.path().join("store.db")
+    }
+
+    fn edit(&self, sql: &str) {
+        let connection = Connection::open(self.file()).unwrap();
+        connection.execute_batch(sql).unwrap();
+    }
+
+    /// Opens what must be refused, and proves that nothing was touched.
+    #[track_caller]
+    fn refuses(&self, want: &str) {
+        let before = self.contents();
+        match SqliteStore::open(&self.file()).err() {
+            Some(StoreError::Foreign { problem, .. }) => assert!(problem.contains(want), "{problem}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(self.contents(), before);
+    }
+
+    fn contents(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let entries = fs::read_dir(self.0.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = entries.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+        files.sort();
+        files
+    }
+}
+
+impl Home for Directory {
+    type Store = SqliteStore;
+
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn open(&self) -> SqliteStore {
+        SqliteStore::open(&self.file()).unwrap()
+    }
+}
+
+suite!(Directory);
+
+const HOST: HostId = HostId::from_bytes([7; 16]);
+
+#[test]
+fn a_file_that_is_no_database_is_left_alone() {
+    let directory = Directory::new();
+    for contents in [b"hello".to_vec(), vec![b'x'; 5_000]] {
+        fs::write(directory.file(), contents).unwrap();
+        directory.refuses("is not a SQLite database");
+    }
+}
+
+#[test]
+fn a_database_of_another_program_is_left_alone() {
+    for sql in [
+        "CREATE TABLE t (x)",
+        "PRAGMA application_id = 5; CREATE TABLE t (x)",
+        "PRAGMA journal_mode = WAL; CREATE TABLE t (x)",
+    ] {
+        let directory = Directory::new();
+        directory.edit(sql);
+        directory.refuses("belongs to another program");
+    }
+}
+
+#[test]
+fn a_database_of_a_newer_version_is_left_alone() {
+    let directory = Directory::new();
+    drop(directory.open());
+    directory.edit(&format!("PRAGMA user_version = {}", VERSION + 1));
+    directory.refuses(&format!(
+        "was written by a newer version (schema {}, this one knows up to {VERSION}): upgrade",
+        VERSION + 1
+    ));
+}
+
+#[test]
+fn an_empty_file_becomes_a_store() {
+    for sql in ["", "PRAGMA user_version = 0; VACUUM", "PRAGMA application_id = 5"] {
+        let directory = Directory::new();
+        fs::write(directory.file(), b"").unwrap();
+        directory.edit(sql);
+        assert!(directory.open().agents().unwrap().is_empty(), "{sql}");
+        let connection = Connection::open(directory.file()).unwrap();
+        let number =
+            |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).unwrap();
+        assert_eq!((number("application_id"), number("user_version")), (APPLICATION_ID, VERSION));
+    }
+}
+
+#[test]
+fn an_unreadable_place_is_an_error() {
+    let directory = Directory::new();
+    let inside_nothing = directory.0.path().join("nothing").join("store.db");
+    assert!(matches!(SqliteStore::open(&inside_nothing), Err(StoreError::Sqlite(_))));
+}
+
+#[test]
+fn commits_are_synchronous() {
+    let directory = Directory::new();
+    let store = directory.open();
+    let writer = store.writer.lock().unwrap();
+    let synchronous: i32 = writer.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+    let mode: String = writer.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+    assert_eq!(
+        (synchronous, mode.as_str()),
+        (2, "wal"),
+        "FULL: the agent may overwrite what was acknowledged"
+    );
+}
+
+#[test]
+fn damage_is_named() {
+    let directory = Directory::new();
+    let store = directory.open();
+    directory.edit(
+        "INSERT INTO host (id, uuid, description) VALUES (1, zeroblob(16), x'ff');
+         INSERT INTO agent (address, host) VALUES ('one:1', 1);
+         INSERT INTO coverage (host, facet, kind, record) VALUES (1, 1, 0, x'ff'), (1, 2, 9, x'');
+         INSERT INTO process (host, uid, record) VALUES (1, zeroblob(16), x'0a01');
+         INSERT INTO flow VALUES (1, 1, 1, 1, 1, x'040a000001', 1, 1, zeroblob(16), x'');",
+    );
+    let (host, uid) = (HostId::from_bytes([0; 16]), ProcessUid::from_bytes([0; 16]));
+    #[track_caller]
+    fn check<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+        assert!(matches!(result, Err(StoreError::Damaged { .. })), "{result:?}");
+    }
+    check(store.agents());
+    check(store.coverage(host, Facet::Processes));
+    check(store.coverage(host, Facet::Connections));
+    check(store.process(host, uid));
+    check(store.flows_of_process(host, uid, 1));
+}
+
+/// A watermark that comes alone each second costs no write, and is seen all the same.
+#[test]
+fn a_watermark_that_comes_alone_is_written_later() {
+    use alibi_proto::{host::Batch, id::Epoch, time::Timestamp};
+    let directory = Directory::new();
+    let store = directory.open();
+    directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
+    let commit = |secs| {
+        let watermark = Some(Timestamp::from_secs(secs));
+        let batch = Batch { epoch: Epoch(5), hole: None, events: vec![], watermark };
+        store.commit(HOST, &batch, Timestamp::from_secs(secs)).unwrap().known_until
+    };
+    let written = || {
+        let connection = Connection::open(directory.file()).unwrap();
+        connection
+            .query_row("SELECT known_until / 1000000000 FROM host", [], |row| row.get::<_, i64>(0))
+            .unwrap()
+    };
+    for (secs, want) in [(100, 100), (101, 100), (109, 100), (110, 110), (111, 110)] {
+        assert_eq!(commit(secs), Some(Timestamp::from_secs(secs)));
+        assert_eq!(written(), want, "at second {secs}");
+    }
+    drop(store);
+    assert_eq!(written(), 111);
+}
+
+#[test]
+fn questions_use_the_right_index() {
+    let directory = Directory::new();
+    drop(directory.open());
+    let connection = Connection::open(directory.file()).unwrap();
+    for (target, want) in [
+        ("10.0.0.1", "flow_by_remote (host=? AND remote=? AND last>? AND last<?)"),
+        ("10.0.0.0/24", "flow_by_remote (host=? AND remote>? AND remote<?)"),
+        ("10.0.0.0/8", "PRIMARY KEY (host=? AND last>? AND last<?)"),
+        ("2001:db8::1", "flow_by_remote (host=? AND remote=? AND last>? AND last<?)"),
+        ("2001:db8::/48", "flow_by_remote (host=? AND remote>? AND remote<?)"),
+        ("::/0", "PRIMARY KEY (host=? AND last>? AND last<?)"),
+    ] {
+        let target = Target::parse(target, None, None).unwrap();
+        let explain = format!("EXPLAIN QUERY PLAN SELECT record {}", condition(&target));
+        let plan: String = connection.query_row(&explain, [0; 8], |row| row.get(3)).unwrap();
+        assert!(plan.ends_with(want), "{target}: {plan}");
+    }
+}
