@@ -85,7 +85,7 @@ pub enum Fact {
     ConnectionClosed {
         /// Which.
         socket: SocketKey,
-        /// Closed, or failed.
+        /// Closed, or failed; errno 0 is one that is not known.
         state: FlowState,
         /// All that it moved, where measured.
         traffic: Option<Traffic>,
@@ -124,7 +124,8 @@ pub struct SocketKey {
     pub local: SocketAddr,
     /// The other end.
     pub remote: SocketAddr,
-    /// The system's identity of the socket: an inode or a cookie, or the owner's pid where it has none.
+    /// The system's identity of the socket: an inode or a cookie, or the owner's pid where it has none. A socket that
+    /// had none at all when it was first seen is named by that instant, in nanoseconds since boot.
     pub socket: u64,
 }
 
@@ -222,6 +223,12 @@ pub enum CaptureError {
     /// The system's socket table cannot be read.
     #[error("cannot read the socket table: {0}")]
     Sockets(#[from] netstat2::error::Error),
+    /// The system's process table cannot be read.
+    #[error("cannot read the process table: {0}")]
+    Processes(#[source] std::io::Error),
+    /// It broke.
+    #[error("the source panicked: this is a fault in the agent, please report it")]
+    Panicked,
     /// The recording cannot be read.
     #[error("cannot replay {}: {source}", path.display())]
     Replay {

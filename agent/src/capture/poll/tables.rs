@@ -1,0 +1,214 @@
+//! One look at the tables. No decisions beyond what is worth reading: of a process that is known already nothing but
+//! its line in the process table.
+
+use std::collections::{HashMap, HashSet};
+
+use alibi_proto::{
+    process::{ProcessImage, User},
+    time::{Moment, Timestamp},
+};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, Uid, UpdateKind, Users};
+
+use crate::{
+    capture::{CaptureError, ProcessKey},
+    sys::{self, ProcessTable, RunningProcess, SocketTable, TcpSocket},
+};
+
+const ARGUMENTS_MAX: usize = 1024;
+const ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
+
+/// An unknown user id makes the list of users be read again, but not more often than each so many looks.
+const LOOKS_BETWEEN_USERS: u32 = 60;
+
+/// What was there when somebody looked.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    /// Taken before the tables were read: what happened later may be missing.
+    pub(super) at: Moment,
+    /// The processes, or why they cannot be read.
+    pub(super) processes: Result<Vec<ProcessRow>, String>,
+    /// The TCP sockets, or why they cannot be read.
+    pub(super) sockets: Result<Vec<TcpSocket>, String>,
+}
+
+/// A process in the process table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ProcessRow {
+    pub(super) key: ProcessKey,
+    pub(super) parent_pid: Option<u32>,
+    pub(super) started: Timestamp,
+    /// It has ended, and its parent has not taken note yet.
+    pub(super) ended: bool,
+    /// Read only when the process was not known before.
+    pub(super) image: Option<Box<ProcessImage>>,
+}
+
+/// The tables of the system.
+pub(super) struct Tables {
+    processes: ProcessTable,
+    sockets: SocketTable,
+    people: People,
+    running: HashSet<ProcessKey>,
+}
+
+impl Tables {
+    pub(super) fn open() -> Result<Self, CaptureError> {
+        let mut sockets = SocketTable::default();
+        sockets.read()?;
+        let processes = ProcessTable::open().map_err(CaptureError::Processes)?;
+        Ok(Self { processes, sockets, people: People::default(), running: HashSet::new() })
+    }
+
+    /// Reads the tables. Sockets before processes: so the owner of a socket is among the processes, unless it ended
+    /// in between.
+    pub(super) fn look(&mut self, is_known: impl Fn(&ProcessKey) -> bool) -> Snapshot {
+        let at = sys::now();
+        let sockets = self.sockets.read().map_err(|problem| match problem {
+            netstat2::error::Error::OsError(source) => source.to_string(),
+            other => other.to_string(),
+        });
+        let processes = self.processes.read().map_err(|problem| problem.to_string());
+        let processes = processes.map(|running| self.examine(running, is_known));
+        Snapshot { at, processes, sockets }
+    }
+
+    fn examine(
+        &mut self,
+        running: Vec<RunningProcess>,
+        is_known: impl Fn(&ProcessKey) -> bool,
+    ) -> Vec<ProcessRow> {
+        let now_running: HashSet<ProcessKey> = running.iter().map(key).collect();
+        for gone in self.running.difference(&now_running) {
+            self.sockets.forget_owner(gone.pid);
+        }
+        self.running = now_running;
+
+        let is_new = |process: &&RunningProcess| !is_known(&key(process));
+        let new: HashMap<u32, ProcessImage> = self.images(running.iter().filter(is_new));
+        let row = |process: RunningProcess| ProcessRow {
+            key: key(&process),
+            parent_pid: process.parent_pid,
+            started: process.started,
+            ended: process.ended,
+            image: new.get(&process.pid).cloned().map(Box::new),
+        };
+        running.into_iter().map(row).collect()
+    }
+
+    /// A process that ends while it is being looked at keeps what was read until then.
+    fn images<'a>(
+        &mut self,
+        processes: impl Iterator<Item = &'a RunningProcess>,
+    ) -> HashMap<u32, ProcessImage> {
+        let processes: Vec<_> = processes.collect();
+        if processes.is_empty() {
+            return HashMap::new();
+        }
+        let pids: Vec<_> = processes.iter().map(|process| sysinfo::Pid::from_u32(process.pid)).collect();
+        // Made anew each time, so that it remembers nobody who ended.
+        let system = System::new().ok().map(|mut system| {
+            let what = ProcessRefreshKind::nothing()
+                .without_tasks()
+                .with_cmd(UpdateKind::OnlyIfNotSet)
+                .with_cwd(UpdateKind::OnlyIfNotSet)
+                .with_exe(UpdateKind::OnlyIfNotSet)
+                .with_user(UpdateKind::OnlyIfNotSet);
+            system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), false, what);
+            system
+        });
+        self.people.next_look();
+        let image = |process: &&RunningProcess| {
+            let seen = system.as_ref().and_then(|system| system.process(sysinfo::Pid::from_u32(process.pid)));
+            let mut image = seen.map(|seen| self.image(seen)).unwrap_or_default();
+            image.name.clone_from(&process.name);
+            image.terminal.clone_from(&process.terminal);
+            image.cgroup = sys::control_group(process.pid);
+            (process.pid, image)
+        };
+        processes.iter().map(image).collect()
+    }
+
+    fn image(&mut self, process: &sysinfo::Process) -> ProcessImage {
+        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        let arguments = process.cmd().iter().map(|argument| argument.to_string_lossy());
+        let (arguments, arguments_truncated) = bounded(arguments);
+        let user = process.user_id();
+        let effective = process.effective_user_id().filter(|effective| Some(*effective) != user);
+        ProcessImage {
+            path: process.exe().map(text).filter(|path| !path.is_empty()),
+            name: String::new(),
+            arguments,
+            arguments_truncated,
+            working_directory: process.cwd().map(text).filter(|path| !path.is_empty()),
+            user: user.map(|id| self.people.user(id)),
+            effective_user: effective.map(|id| self.people.user(id)),
+            terminal: None,
+            cgroup: None,
+        }
+    }
+}
+
+fn key(process: &RunningProcess) -> ProcessKey {
+    ProcessKey { pid: process.pid, start: process.start }
+}
+
+/// As many arguments as the limits allow, and whether any were cut.
+fn bounded(arguments: impl Iterator<Item = impl AsRef<str>>) -> (Vec<String>, bool) {
+    let mut kept = Vec::new();
+    let mut room = ARGUMENTS_BYTES_MAX;
+    for argument in arguments {
+        let argument = argument.as_ref();
+        if kept.len() == ARGUMENTS_MAX {
+            return (kept, true);
+        }
+        if argument.len() > room {
+            kept.push(argument[..argument.floor_char_boundary(room)].to_owned());
+            return (kept, true);
+        }
+        room -= argument.len();
+        kept.push(argument.to_owned());
+    }
+    (kept, false)
+}
+
+/// Names of users by their ids.
+#[derive(Default)]
+struct People {
+    names: HashMap<Uid, String>,
+    looks_until_refresh: u32,
+}
+
+impl People {
+    fn next_look(&mut self) {
+        self.looks_until_refresh = self.looks_until_refresh.saturating_sub(1);
+    }
+
+    fn user(&mut self, id: &Uid) -> User {
+        if !self.names.contains_key(id) && self.looks_until_refresh == 0 {
+            self.looks_until_refresh = LOOKS_BETWEEN_USERS;
+            if let Ok(users) = Users::new_with_refreshed_list() {
+                let named = |user: &sysinfo::User| (user.id().clone(), user.name().to_owned());
+                self.names = users.iter().map(named).collect();
+            }
+        }
+        User { id: id.to_string(), name: self.names.get(id).cloned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_cut_to_the_limits() {
+        let many = vec!["a"; ARGUMENTS_MAX + 1];
+        let (kept, truncated) = bounded(many.iter());
+        assert_eq!((kept.len(), truncated), (ARGUMENTS_MAX, true));
+        assert!(!bounded(many[1..].iter()).1);
+
+        let long = "ü".repeat(ARGUMENTS_BYTES_MAX);
+        let (kept, truncated) = bounded(["x", &long].into_iter());
+        assert!(truncated && kept[0] == "x" && kept[1].len() == ARGUMENTS_BYTES_MAX - 2);
+        assert_eq!(bounded(["ls", "-l"].into_iter()), (vec!["ls".to_owned(), "-l".to_owned()], false));
+    }
+}

@@ -1,0 +1,130 @@
+use std::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    thread,
+};
+
+use alibi_proto::flow::{Attribution, Direction, FlowState};
+
+use super::*;
+use crate::capture::{Fact, ObservedConnection, ObservedProcess, ProcessKey};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn facts(report: Report) -> impl Iterator<Item = Fact> {
+    report.observations.into_iter().map(|observation| observation.fact)
+}
+
+fn this_process() -> ProcessKey {
+    let pid = std::process::id();
+    ProcessKey { pid, start: sys::process_start(pid).unwrap() }
+}
+
+/// The poll as it runs, on a thread, until the test is over.
+fn running(period: Duration) -> (mpsc::Receiver<Report>, impl Drop) {
+    struct Running(Option<mpsc::Sender<std::convert::Infallible>>, Option<thread::JoinHandle<()>>);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            drop(self.0.take());
+            self.1.take().unwrap().join().unwrap();
+        }
+    }
+    let source = Box::new(Poll::open(period).unwrap());
+    let (reports, received) = mpsc::sync_channel(1024);
+    let (stop, stopped) = mpsc::channel();
+    let running = thread::spawn(move || source.run(Outlet::new(reports, stopped)).unwrap());
+    (received, Running(Some(stop), Some(running)))
+}
+
+fn wait_for<T>(reports: &mpsc::Receiver<Report>, wanted: impl Fn(&Fact) -> Option<T>) -> T {
+    loop {
+        let report = reports.recv_timeout(PATIENCE).unwrap();
+        if let Some(found) = facts(report).find_map(|fact| wanted(&fact)) {
+            return found;
+        }
+    }
+}
+
+#[test]
+fn this_process_is_in_the_inventory_with_its_image() {
+    let (reports, _running) = running(PERIOD_MIN);
+    let inventory = reports.recv_timeout(PATIENCE).unwrap();
+    let started: Vec<ObservedProcess> = facts(inventory)
+        .filter_map(|fact| if let Fact::ProcessStarted(process) = fact { Some(*process) } else { None })
+        .collect();
+    let this = started.iter().position(|process| process.process == this_process()).unwrap();
+    let parent = started.iter().position(|process| Some(process.process) == started[this].parent);
+    assert!(parent.is_none_or(|parent| parent < this), "parents come first");
+    let this = &started[this];
+    let text = |path: std::path::PathBuf| Some(path.to_string_lossy().into_owned());
+    assert!(this.already_running);
+    assert_eq!(this.image.path, text(std::env::current_exe().unwrap()));
+    assert_eq!(this.image.working_directory, text(std::env::current_dir().unwrap()));
+    assert_eq!(this.image.arguments, std::env::args().collect::<Vec<_>>());
+    assert!(this.image.user.is_some() && !this.image.name.is_empty());
+}
+
+#[test]
+fn a_real_connection_has_its_real_owner_and_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = listener.local_addr().unwrap();
+    let (reports, _running) = running(PERIOD_MIN);
+    reports.recv_timeout(PATIENCE).unwrap();
+
+    let near = TcpStream::connect(remote).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    let local = near.local_addr().unwrap();
+    let opened: ObservedConnection = wait_for(&reports, |fact| match fact {
+        Fact::ConnectionOpened(connection) if connection.socket.local == local => {
+            Some((**connection).clone())
+        }
+        _ => None,
+    });
+    assert_eq!((opened.owner, opened.attribution), (Some(this_process()), Attribution::SocketTable));
+    assert_eq!((opened.direction, opened.state), (Direction::Outbound, FlowState::Established));
+    assert_eq!((opened.socket.remote, opened.already_open), (remote, false));
+
+    drop((near, far));
+    let closed = wait_for(&reports, |fact| match fact {
+        Fact::ConnectionClosed { socket, state, .. } if *socket == opened.socket => Some(*state),
+        _ => None,
+    });
+    assert_eq!(closed, FlowState::Closed);
+}
+
+#[test]
+fn a_real_child_starts_and_ends() {
+    let (reports, _running) = running(PERIOD_MIN);
+    reports.recv_timeout(PATIENCE).unwrap();
+    // Every system has one, and it waits for its input to end.
+    let mut child = std::process::Command::new("sort")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let started: ObservedProcess = wait_for(&reports, |fact| match fact {
+        Fact::ProcessStarted(process) if process.process.pid == child.id() => Some((**process).clone()),
+        _ => None,
+    });
+    assert_eq!((started.parent, started.already_running), (Some(this_process()), false));
+    drop(child.stdin.take());
+    // Not waited for yet: a process that nobody has taken note of has ended all the same.
+    wait_for(&reports, |fact| match fact {
+        Fact::ProcessExited { process, .. } if *process == started.process => Some(()),
+        _ => None,
+    });
+    child.wait().unwrap();
+}
+
+#[test]
+fn the_period_is_bounded_and_told() {
+    let described = Poll::open(Duration::ZERO).unwrap().describe();
+    let graded: Vec<_> =
+        described.facets.into_iter().map(|facet| (facet.facet, facet.grade.to_string())).collect();
+    let expected = [
+        (Facet::Processes, "sampled(100 ms)"),
+        (Facet::Connections, "sampled(100 ms)"),
+        (Facet::Names, "none(polling does not see name lookups)"),
+    ];
+    assert_eq!(graded, expected.map(|(facet, grade)| (facet, grade.to_owned())));
+}

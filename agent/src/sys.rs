@@ -1,0 +1,228 @@
+//! The operating system: clocks, names, tables, paths. The front that picks the one it was built for.
+//!
+//! Everything asked of the system from outside the sources of capture is asked here, so that the rest of the agent
+//! is the same everywhere. Nothing here decides anything.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use alibi_proto::time::{Moment, Timestamp};
+use netstat2::{ProtocolSocketInfo, SocketInfo, TcpState};
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "windows")]
+mod windows;
+#[cfg(target_os = "linux")]
+use linux as os;
+#[cfg(target_os = "macos")]
+use macos as os;
+#[cfg(target_os = "windows")]
+use windows as os;
+
+// Linux has cheaper ways of its own; its tests run this one too, so that it is run somewhere.
+#[cfg(any(test, not(target_os = "linux")))]
+mod portable;
+
+/// Who and what this machine is, in this boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Host name.
+    pub name: String,
+    /// linux, macos or windows.
+    pub os: &'static str,
+    /// Distribution or edition, and version.
+    pub os_version: String,
+    /// The system's own id of the machine, where it has one.
+    pub machine_id: Option<String>,
+    /// Changes at each boot.
+    pub boot_id: String,
+    /// When it was booted, by the wall clock as it is set now.
+    pub booted: Timestamp,
+}
+
+/// This instant. The boot clock counts while the machine sleeps.
+pub fn now() -> Moment {
+    os::now()
+}
+
+/// Who and what this machine is.
+pub fn host_facts() -> HostFacts {
+    os::host_facts()
+}
+
+/// When process `pid` started, in the unit of [`crate::capture::ProcessKey`]; none when there is no such process.
+pub fn process_start(pid: u32) -> Option<u64> {
+    os::process_start(pid)
+}
+
+/// Whether the agent has the rights to see everybody's processes and sockets.
+pub fn is_privileged() -> bool {
+    os::is_privileged()
+}
+
+/// Where the agent keeps its data unless told otherwise.
+pub fn default_data_directory() -> PathBuf {
+    os::default_data_directory()
+}
+
+/// A process as the process table shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunningProcess {
+    pub(crate) pid: u32,
+    pub(crate) parent_pid: Option<u32>,
+    /// In the unit of [`crate::capture::ProcessKey`].
+    pub(crate) start: u64,
+    pub(crate) started: Timestamp,
+    pub(crate) name: String,
+    /// It has ended, and its parent has not taken note yet.
+    pub(crate) ended: bool,
+    pub(crate) terminal: Option<String>,
+}
+
+/// A TCP socket as the socket table shows it. IPv4 addresses mapped into IPv6 are shown as IPv4.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TcpSocket {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) state: TcpState,
+    /// The system's identity of it; 0 where it has none, as after the owner has let go of it.
+    pub(crate) identity: u64,
+    /// The processes that hold it; empty where that cannot be seen.
+    pub(crate) pids: Vec<u32>,
+}
+
+/// The process table, read again and again.
+#[derive(Debug)]
+pub(crate) struct ProcessTable(os::ProcessTable);
+
+impl ProcessTable {
+    pub(crate) fn open() -> io::Result<Self> {
+        os::ProcessTable::open().map(Self)
+    }
+
+    /// All processes, without their threads. One that ends during the walk may or may not be among them.
+    pub(crate) fn read(&mut self) -> io::Result<Vec<RunningProcess>> {
+        self.0.read()
+    }
+}
+
+/// The table of TCP sockets in this network namespace, read again and again.
+#[derive(Debug, Default)]
+pub(crate) struct SocketTable(os::SocketTable);
+
+impl SocketTable {
+    /// All TCP sockets with their owners.
+    pub(crate) fn read(&mut self) -> Result<Vec<TcpSocket>, netstat2::error::Error> {
+        self.0.read()
+    }
+
+    /// A process has ended: what is remembered of its sockets must be looked up anew.
+    pub(crate) fn forget_owner(&mut self, pid: u32) {
+        self.0.forget_owner(pid);
+    }
+}
+
+/// The control group of process `pid`, where the system has such a thing.
+pub(crate) fn control_group(pid: u32) -> Option<String> {
+    os::control_group(pid)
+}
+
+/// The network namespace of this thread, where the system has such a thing.
+pub(crate) fn network_namespace() -> Option<u64> {
+    os::network_namespace()
+}
+
+/// `info` as a [`TcpSocket`], unless it is not one.
+fn tcp_socket(info: SocketInfo, identity: u64) -> Option<TcpSocket> {
+    let ProtocolSocketInfo::Tcp(tcp) = info.protocol_socket_info else { return None };
+    Some(TcpSocket {
+        local: SocketAddr::new(tcp.local_addr.to_canonical(), tcp.local_port),
+        remote: SocketAddr::new(tcp.remote_addr.to_canonical(), tcp.remote_port),
+        state: tcp.state,
+        identity,
+        pids: info.associated_pids,
+    })
+}
+
+/// For systems that do not number their boots: the minute in which this one began, since the exact instant moves with
+/// each correction of the clock.
+fn boot_id_from(booted: Timestamp) -> String {
+    const MINUTE_NS: u64 = 60_000_000_000;
+    format!("boot-{}", (booted.as_nanos() + MINUTE_NS / 2) / MINUTE_NS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_clocks_go_forward() {
+        let first = now();
+        let second = now();
+        assert!(second.boot_ns >= first.boot_ns && first.boot_ns > 0);
+        assert!(first.wall > Timestamp::from_secs(1_500_000_000));
+    }
+
+    #[test]
+    fn the_host_has_a_name_and_a_boot() {
+        let facts = host_facts();
+        assert_eq!(facts.os, std::env::consts::OS);
+        for text in [&facts.name, &facts.os_version, &facts.boot_id] {
+            assert!(!text.trim().is_empty() && text.trim() == text, "{facts:?}");
+        }
+        assert_eq!(facts.boot_id, host_facts().boot_id);
+        assert!(facts.booted < now().wall);
+        assert_ne!(facts.machine_id.as_deref(), Some(""));
+    }
+
+    #[test]
+    fn a_process_keeps_its_start() {
+        let start = process_start(std::process::id());
+        assert!(start.is_some());
+        assert_eq!(start, process_start(std::process::id()));
+        assert_eq!(process_start(u32::MAX), None);
+    }
+
+    #[test]
+    fn both_process_tables_show_this_process() {
+        let pid = std::process::id();
+        let own = ProcessTable::open().unwrap().read().unwrap();
+        let own = own.iter().find(|process| process.pid == pid).unwrap();
+        assert_eq!(Some(own.start), process_start(pid));
+        let other = portable::ProcessTable::open().unwrap().read().unwrap();
+        let other = other.iter().find(|process| process.pid == pid).unwrap();
+        assert_eq!(own.parent_pid, other.parent_pid);
+        let apart = own.started.since(other.started).max(other.started.since(own.started));
+        assert!(apart.as_secs() <= 2, "{own:?} {other:?}");
+        assert!(!own.ended && !own.name.is_empty());
+    }
+
+    #[test]
+    fn both_socket_tables_show_a_listener_of_this_process() {
+        let listener =
+            std::net::TcpListener::bind("[::1]:0").or_else(|_| std::net::TcpListener::bind("127.0.0.1:0"));
+        let listener = listener.unwrap();
+        let local = listener.local_addr().unwrap();
+        for sockets in [SocketTable::default().read(), portable::SocketTable.read()] {
+            let sockets = sockets.unwrap();
+            let socket = sockets.iter().find(|socket| socket.local == local).unwrap();
+            assert_eq!((socket.state, &socket.pids[..]), (TcpState::Listen, &[std::process::id()][..]));
+            assert_ne!(socket.identity, 0);
+        }
+    }
+
+    #[test]
+    fn a_boot_keeps_its_id_through_small_corrections_of_the_clock() {
+        let booted = Timestamp::from_secs(1_764_000_000);
+        let corrected = Timestamp::from_secs(1_764_000_003);
+        assert_eq!(boot_id_from(booted), boot_id_from(corrected));
+        assert_ne!(boot_id_from(booted), boot_id_from(Timestamp::from_secs(1_764_000_120)));
+    }
+
+    #[test]
+    fn the_data_directory_is_absolute() {
+        assert!(default_data_directory().is_absolute());
+    }
+}

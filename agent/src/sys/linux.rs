@@ -1,0 +1,346 @@
+//! Linux: /proc, netlink, and the clocks.
+//!
+//! The tables are read here rather than by sysinfo and netstat2 throughout, because they are read each second: one
+//! small file per process instead of several, and the open files of all processes only when there is a socket whose
+//! owner is not known yet.
+
+use std::{
+    collections::{HashMap, HashSet},
+    env,
+    ffi::CStr,
+    fs,
+    io::{self, Read as _},
+    mem::MaybeUninit,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    path::PathBuf,
+};
+
+use alibi_proto::time::{Moment, Timestamp};
+use netstat2::{AddressFamilyFlags, ProtocolFlags, SocketInfo};
+use rustix::{
+    fs::{Dir, Mode, OFlags},
+    time::{ClockId, Timespec, clock_gettime},
+};
+
+use super::{HostFacts, RunningProcess, TcpSocket, boot_id_from, tcp_socket};
+
+// USER_HZ: a part of the kernel's interface, 100 wherever Rust runs.
+const TICK_NS: u64 = 10_000_000;
+
+/// A process may pass a socket on without anything new to be seen in the tables, so owners are looked up anew at least
+/// each so many reads.
+const OWNERS_KEPT_FOR_READS: u32 = 10;
+
+pub(super) fn now() -> Moment {
+    Moment {
+        wall: Timestamp::from_nanos(nanos(clock_gettime(ClockId::Realtime))),
+        boot_ns: nanos(clock_gettime(ClockId::Boottime)),
+    }
+}
+
+fn nanos(time: Timespec) -> u64 {
+    let secs = u64::try_from(time.tv_sec).unwrap_or(0);
+    secs.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn booted() -> Timestamp {
+    let now = now();
+    Timestamp::from_nanos(now.wall.as_nanos().saturating_sub(now.boot_ns))
+}
+
+pub(super) fn host_facts() -> HostFacts {
+    let booted = booted();
+    HostFacts {
+        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        os: "linux",
+        os_version: os_version(),
+        machine_id: line_of("/etc/machine-id"),
+        boot_id: line_of("/proc/sys/kernel/random/boot_id").unwrap_or_else(|| boot_id_from(booted)),
+        booted,
+    }
+}
+
+fn os_version() -> String {
+    let release =
+        fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
+    let pretty = release.ok().and_then(|text| {
+        let value = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+        Some(value.trim().trim_matches(['"', '\'']).to_owned()).filter(|name| !name.is_empty())
+    });
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    format!("{}, kernel {kernel}", pretty.as_deref().unwrap_or("Linux"))
+}
+
+fn line_of(path: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned()).filter(|line| !line.is_empty())
+}
+
+pub(super) fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub(super) fn default_data_directory() -> PathBuf {
+    let shared = PathBuf::from("/var/lib/alibi-agent");
+    if is_privileged() {
+        return shared;
+    }
+    let chosen = env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+    let usual = || env::home_dir().map(|home| home.join(".local/share"));
+    let absolute = |directory: &PathBuf| directory.is_absolute();
+    chosen.filter(absolute).or_else(usual).filter(absolute).map_or(shared, |home| home.join("alibi-agent"))
+}
+
+pub(super) fn process_start(pid: u32) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    Some(parse_stat(&stat)?.start_ticks)
+}
+
+/// The control group: of the unified hierarchy, or else the first that is not the root.
+pub(super) fn control_group(pid: u32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let group = |line: &str| line.splitn(3, ':').nth(2).filter(|path| *path != "/").map(str::to_owned);
+    let unified = text.lines().filter(|line| line.starts_with("0::")).find_map(group);
+    unified.or_else(|| text.lines().find_map(group))
+}
+
+pub(super) fn network_namespace() -> Option<u64> {
+    fs::metadata("/proc/thread-self/ns/net").ok().map(|namespace| namespace.ino())
+}
+
+#[derive(Debug)]
+pub(super) struct ProcessTable {
+    buffer: Vec<u8>,
+}
+
+impl ProcessTable {
+    pub(super) fn open() -> io::Result<Self> {
+        fs::metadata("/proc/self/stat")?;
+        Ok(Self { buffer: Vec::with_capacity(1024) })
+    }
+
+    pub(super) fn read(&mut self) -> io::Result<Vec<RunningProcess>> {
+        let booted = booted();
+        let mut processes = Vec::new();
+        for pid in pids()? {
+            self.buffer.clear();
+            let path = format!("/proc/{pid}/stat");
+            match fs::File::open(&path).and_then(|mut file| file.read_to_end(&mut self.buffer)) {
+                Ok(_) => {}
+                Err(problem) if cannot_be_seen(&problem) => continue,
+                Err(problem) => return Err(io::Error::new(problem.kind(), format!("{path}: {problem}"))),
+            }
+            processes.extend(parse_stat(&self.buffer).map(|stat| stat.into_process(pid, booted)));
+        }
+        Ok(processes)
+    }
+}
+
+fn pids() -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(pids)
+}
+
+/// It has ended, or is somebody else's and hidden.
+fn cannot_be_seen(problem: &io::Error) -> bool {
+    let ended = rustix::io::Errno::SRCH.raw_os_error();
+    problem.raw_os_error() == Some(ended)
+        || matches!(problem.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+}
+
+/// What is used of /proc/PID/stat (proc(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    name: String,
+    ended: bool,
+    parent_pid: u32,
+    terminal: u32,
+    start_ticks: u64,
+}
+
+impl Stat {
+    fn into_process(self, pid: u32, booted: Timestamp) -> RunningProcess {
+        let since_boot_ns = self.start_ticks.saturating_mul(TICK_NS);
+        RunningProcess {
+            pid,
+            parent_pid: Some(self.parent_pid).filter(|parent| *parent != 0),
+            start: self.start_ticks,
+            started: Timestamp::from_nanos(booted.as_nanos().saturating_add(since_boot_ns)),
+            name: self.name,
+            ended: self.ended,
+            terminal: terminal_name(self.terminal),
+        }
+    }
+}
+
+/// The second field is the program's name in parentheses, and may itself contain spaces, parentheses and newlines:
+/// only the last closing one counts.
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
+    let open = stat.iter().position(|byte| *byte == b'(')?;
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    let name = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
+    let rest = str::from_utf8(&stat[close + 1..]).ok()?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().take(20).collect();
+    // Numbered from 1 in the manual, and the first of these is the third.
+    let field = |number: usize| fields.get(number - 3).copied();
+    let threads: u32 = field(20)?.parse().ok()?;
+    Some(Stat {
+        name,
+        // A process whose first thread has left and whose others run looks like a zombie too.
+        ended: matches!(field(3)?, "Z" | "X") && threads <= 1,
+        parent_pid: field(4)?.parse().ok()?,
+        terminal: field(7)?.parse::<i32>().ok()?.cast_unsigned(),
+        start_ticks: field(22)?.parse().ok()?,
+    })
+}
+
+/// The device number as the kernel packs it: minor in bits 31 to 20 and 7 to 0, major in bits 15 to 8.
+fn terminal_name(device: u32) -> Option<String> {
+    let (major, minor) = ((device >> 8) & 0xff, (device & 0xff) | ((device >> 12) & 0xf_ff00));
+    match (major, minor) {
+        (0, _) => None,
+        (4, 0..64) => Some(format!("tty{minor}")),
+        (4, _) => Some(format!("ttyS{}", minor - 64)),
+        (136..=143, _) => Some(format!("pts/{}", (major - 136) * 256 + minor)),
+        _ => Some(format!("{major}:{minor}")),
+    }
+}
+
+/// Remembers owners by inode. An inode without an owner is remembered too: it is most likely somebody else's, and
+/// looking each second would not help.
+#[derive(Debug, Default)]
+pub(super) struct SocketTable {
+    owners: HashMap<u64, Vec<u32>>,
+    reads_since_lookup: u32,
+}
+
+impl SocketTable {
+    pub(super) fn read(&mut self) -> Result<Vec<TcpSocket>, netstat2::error::Error> {
+        let listed =
+            netstat2::iterate_sockets_info_without_pids(AddressFamilyFlags::all(), ProtocolFlags::TCP)?;
+        let with_inode = |socket: SocketInfo| {
+            let inode = u64::from(socket.inode);
+            tcp_socket(socket, inode)
+        };
+        let mut sockets = listed
+            .map(|socket| socket.map(with_inode))
+            .filter_map(Result::transpose)
+            .collect::<Result<Vec<_>, _>>()?;
+        self.attach_owners(&mut sockets)?;
+        Ok(sockets)
+    }
+
+    pub(super) fn forget_owner(&mut self, pid: u32) {
+        self.owners.retain(|_, pids| !pids.contains(&pid));
+    }
+
+    fn attach_owners(&mut self, sockets: &mut [TcpSocket]) -> io::Result<()> {
+        let inodes: HashSet<u64> =
+            sockets.iter().map(|socket| socket.identity).filter(|inode| *inode != 0).collect();
+        self.reads_since_lookup += 1;
+        let stale = self.reads_since_lookup >= OWNERS_KEPT_FOR_READS;
+        if stale || inodes.iter().any(|inode| !self.owners.contains_key(inode)) {
+            self.owners = look_up_owners(inodes)?;
+            self.reads_since_lookup = 0;
+        } else {
+            self.owners.retain(|inode, _| inodes.contains(inode));
+        }
+        for socket in sockets {
+            socket.pids = self.owners.get(&socket.identity).cloned().unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+fn look_up_owners(inodes: HashSet<u64>) -> io::Result<HashMap<u64, Vec<u32>>> {
+    let mut owners: HashMap<u64, Vec<u32>> = inodes.into_iter().map(|inode| (inode, Vec::new())).collect();
+    if owners.is_empty() {
+        return Ok(owners);
+    }
+    for pid in pids()? {
+        // Ended, or not ours to look at.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(directory) = rustix::fs::open(format!("/proc/{pid}/fd"), flags, Mode::empty()) else {
+            continue;
+        };
+        for inode in sockets_in(&directory) {
+            if let Some(pids) = owners.get_mut(&inode)
+                && pids.last() != Some(&pid)
+            {
+                pids.push(pid);
+            }
+        }
+    }
+    Ok(owners)
+}
+
+fn sockets_in(open_files: &OwnedFd) -> Vec<u64> {
+    let Ok(entries) = Dir::read_from(open_files) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| socket_behind(open_files, entry.file_name())).collect()
+}
+
+/// An open socket is a link to `socket:[INODE]`.
+fn socket_behind(open_files: &OwnedFd, name: &CStr) -> Option<u64> {
+    let mut target = [MaybeUninit::uninit(); 64];
+    let (target, _) = rustix::fs::readlinkat_raw(open_files, name, &mut target).ok()?;
+    let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    str::from_utf8(inode).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_program_can_contain_anything() {
+        let rest = " S 41 7 7 34817 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 987654 1000 2 18446744073709551615";
+        for name in ["bash", "tmux: server", "a) R 1 (b", ")", "", "zwölf\n"] {
+            let stat = parse_stat(format!("42 ({name}){rest}").as_bytes()).unwrap();
+            let expected = Stat {
+                name: name.into(),
+                ended: false,
+                parent_pid: 41,
+                terminal: 34817,
+                start_ticks: 987_654,
+            };
+            assert_eq!(stat, expected);
+        }
+        for bad in ["", "42", "42 (bash", "42 (bash) S 1", ") 42 ("] {
+            assert_eq!(parse_stat(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_zombie_has_ended_but_a_leader_that_left_its_threads_has_not() {
+        let stat = |threads: u32| format!("42 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 5 0 0");
+        assert!(parse_stat(stat(1).as_bytes()).unwrap().ended);
+        assert!(!parse_stat(stat(3).as_bytes()).unwrap().ended);
+    }
+
+    #[test]
+    fn terminals_have_their_usual_names() {
+        let names = [(0, None), (34817, Some("pts/1")), (1025, Some("tty1")), (1088, Some("ttyS0"))];
+        for (device, name) in names {
+            assert_eq!(terminal_name(device).as_deref(), name);
+        }
+        assert_eq!(terminal_name((136 << 8) | 0x10_0000 | 0x2c).as_deref(), Some("pts/300"));
+    }
+
+    #[test]
+    fn an_owner_is_looked_up_again_once_it_is_forgotten() {
+        let pid = std::process::id();
+        let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut table = SocketTable::default();
+        table.read().unwrap();
+        let ours = |table: &SocketTable| table.owners.values().filter(|pids| pids.contains(&pid)).count();
+        let before = ours(&table);
+        assert!(before >= 1);
+        table.forget_owner(pid);
+        assert_eq!(ours(&table), 0);
+        table.read().unwrap();
+        assert!(ours(&table) >= 1);
+    }
+}

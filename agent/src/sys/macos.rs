@@ -1,0 +1,57 @@
+//! macOS.
+
+use std::{env, path::PathBuf};
+
+use alibi_proto::time::{Moment, Timestamp};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use sysinfo::{Product, System};
+
+pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
+use super::{HostFacts, boot_id_from};
+
+// CLOCK_MONOTONIC counts from boot here, and goes on while the machine sleeps.
+pub(super) fn now() -> Moment {
+    Moment {
+        wall: Timestamp::from_nanos(nanos(clock_gettime(ClockId::Realtime))),
+        boot_ns: nanos(clock_gettime(ClockId::Monotonic)),
+    }
+}
+
+fn nanos(time: Timespec) -> u64 {
+    let secs = u64::try_from(time.tv_sec).unwrap_or(0);
+    secs.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+pub(super) fn host_facts() -> HostFacts {
+    let booted = System::boot_time().map_or(Timestamp::ZERO, Timestamp::from_secs);
+    HostFacts {
+        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        os: "macos",
+        os_version: System::long_os_version().unwrap_or_else(|_| "unknown version".to_owned()),
+        machine_id: Product::uuid().ok().filter(|id| !id.is_empty()),
+        boot_id: boot_id_from(booted),
+        booted,
+    }
+}
+
+pub(super) fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub(super) fn default_data_directory() -> PathBuf {
+    let shared = PathBuf::from("/Library/Application Support/alibi-agent");
+    match env::home_dir() {
+        Some(home) if !is_privileged() && home.is_absolute() => {
+            home.join("Library/Application Support/alibi-agent")
+        }
+        _ => shared,
+    }
+}
+
+pub(super) fn control_group(_pid: u32) -> Option<String> {
+    None
+}
+
+pub(super) fn network_namespace() -> Option<u64> {
+    None
+}

@@ -1,0 +1,59 @@
+//! Windows.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    sync::LazyLock,
+    time::{Duration, Instant, SystemTime},
+};
+
+use alibi_proto::time::{Moment, Timestamp};
+use sysinfo::{Product, System};
+
+pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
+use super::{HostFacts, boot_id_from};
+
+/// The uptime is told in seconds only; the performance counter, which goes on while the machine sleeps, is fine enough
+/// but counts from nowhere in particular. Tied together once, at the first look at the clock.
+static UPTIME: LazyLock<(Instant, Duration)> =
+    LazyLock::new(|| (Instant::now(), Duration::from_secs(System::uptime().unwrap_or(0))));
+
+pub(super) fn now() -> Moment {
+    let (tied, uptime) = *UPTIME;
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Moment {
+        wall: Timestamp::ZERO.saturating_add(since_1970),
+        boot_ns: u64::try_from((uptime + tied.elapsed()).as_nanos()).unwrap_or(u64::MAX),
+    }
+}
+
+pub(super) fn host_facts() -> HostFacts {
+    let booted = System::boot_time().map_or(Timestamp::ZERO, Timestamp::from_secs);
+    HostFacts {
+        name: System::host_name().unwrap_or_else(|_| env::var("COMPUTERNAME").unwrap_or_default()),
+        os: "windows",
+        os_version: System::long_os_version().unwrap_or_else(|_| "unknown version".to_owned()),
+        machine_id: Product::uuid().ok().filter(|id| !id.is_empty()),
+        boot_id: boot_id_from(booted),
+        booted,
+    }
+}
+
+/// Only administrators and the system may list this directory.
+pub(super) fn is_privileged() -> bool {
+    let root = env::var_os("SystemRoot").map_or_else(|| PathBuf::from(r"C:\Windows"), PathBuf::from);
+    fs::read_dir(root.join(r"System32\config")).is_ok()
+}
+
+pub(super) fn default_data_directory() -> PathBuf {
+    let shared = env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);
+    shared.join("alibi-agent")
+}
+
+pub(super) fn control_group(_pid: u32) -> Option<String> {
+    None
+}
+
+pub(super) fn network_namespace() -> Option<u64> {
+    None
+}
