@@ -8,7 +8,9 @@ use std::{
 use crate::{
     coverage::{CoverageChange, Facet, Gap, Grade, Scope},
     event::{Event, EventKind, ListenRecord},
-    flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic},
+    flow::{
+        Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic,
+    },
     host::{Batch, FacetCoverage, Hole, HostDescription, HostStatus, SourceDescription, UserPresence},
     id::{ConnectionUid, Cursor, Epoch, HostId, ProcessUid, Seq},
     process::{ProcessExit, ProcessImage, ProcessLife, ProcessRecord, User},
@@ -352,7 +354,10 @@ impl TryFrom<wire::Flow> for FlowRecord {
         }
         // An overlap query looks back so far and no further: a longer record would not be found.
         if flow.last.since(flow.first) > RECORD_SPAN_MAX {
-            return bad("flow.last_ns", format!("is more than {} s after first_ns", RECORD_SPAN_MAX.as_secs()));
+            return bad(
+                "flow.last_ns",
+                format!("is more than {} s after first_ns", RECORD_SPAN_MAX.as_secs()),
+            );
         }
         Ok(flow)
     }
@@ -537,7 +542,12 @@ impl TryFrom<wire::TailResponse> for Batch {
             }
             expected = Some(event.seq.next());
         }
-        Ok(Self { epoch: Epoch(response.epoch), hole, events, watermark: optional_time(response.watermark_ns) })
+        Ok(Self {
+            epoch: Epoch(response.epoch),
+            hole,
+            events,
+            watermark: optional_time(response.watermark_ns),
+        })
     }
 }
 
@@ -817,8 +827,8 @@ impl TryFrom<wire::WhoResponse> for Answer {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
     use proptest::prelude::*;
+    use prost::Message as _;
 
     use super::*;
 
@@ -945,7 +955,11 @@ mod tests {
                     grade,
                     from,
                     to,
-                    scope: scope.map(|text| Scope { source: text.clone(), covers: text.clone(), cannot_see: text }),
+                    scope: scope.map(|text| Scope {
+                        source: text.clone(),
+                        covers: text.clone(),
+                        cannot_see: text
+                    }),
                 })
             ),
             Just(EventKind::Unrecognised),
@@ -1052,7 +1066,11 @@ mod tests {
         let batch = |seqs: &[u64], hole: Option<(u64, u64)>| {
             Batch::try_from(wire::TailResponse {
                 epoch: 1,
-                hole: hole.map(|(first_seq, last_seq)| wire::Hole { first_seq, last_seq, ..wire::Hole::default() }),
+                hole: hole.map(|(first_seq, last_seq)| wire::Hole {
+                    first_seq,
+                    last_seq,
+                    ..wire::Hole::default()
+                }),
                 events: seqs.iter().copied().map(event).collect(),
                 watermark_ns: None,
             })

@@ -103,7 +103,11 @@ impl fmt::Display for Grade {
 }
 
 fn in_words(period: Duration) -> String {
-    if period.subsec_nanos() == 0 { format!("{} s", period.as_secs()) } else { format!("{} ms", period.as_millis()) }
+    if period.subsec_nanos() == 0 {
+        format!("{} s", period.as_secs())
+    } else {
+        format!("{} ms", period.as_millis())
+    }
 }
 
 /// What a recording covers and what it cannot see, in words for the answer.
@@ -382,7 +386,11 @@ mod tests {
         let late = timeline(&statements);
         check(&late, 100, &["sampled(1 s) 30..100"]);
 
-        let better = timeline(&[change(none("off"), 0, None), change(none("x"), 50, None), change(Grade::Complete, 30, None)]);
+        let better = timeline(&[
+            change(none("off"), 0, None),
+            change(none("x"), 50, None),
+            change(Grade::Complete, 30, None),
+        ]);
         check(&better, 100, &["none(off) 0..50"]);
         let before_all = timeline(&[change(Grade::Complete, 50, None), change(Grade::Complete, 10, None)]);
         check(&before_all, 100, &[&format!("{NOT_BEGUN} 0..50")]);
@@ -395,7 +403,15 @@ mod tests {
         let mut timeline = timeline(&[change(Grade::Complete, 0, None)]);
         timeline.apply_hole(&hole);
         let until_stated = "lost(0, events were lost, and the grade was not stated again since)";
-        check(&timeline, 90, &["lost(5, overwritten) 20..40", &format!("{until_stated} 40..90"), &format!("{NOT_YET} 90..100")]);
+        check(
+            &timeline,
+            90,
+            &[
+                "lost(5, overwritten) 20..40",
+                &format!("{until_stated} 40..90"),
+                &format!("{NOT_YET} 90..100"),
+            ],
+        );
 
         let mut stated = timeline.clone();
         stated.apply(&change(Grade::Complete, 0, None));

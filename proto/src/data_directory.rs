@@ -39,12 +39,8 @@ impl DataDirectory {
             Err(DataDirectoryError::Absent(_)) => create(path, program, format).map_err(error)?,
             checked => checked?,
         }
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join(LOCK))
-            .map_err(error)?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(error)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirectoryError::InUse(path.to_owned())),
@@ -73,7 +69,11 @@ pub fn check_marker(path: &Path, program: &str, format: u32) -> Result<(), DataD
                 Err(source) => return Err(error(source)),
             };
             let path = path.to_owned();
-            return Err(if absent { DataDirectoryError::Absent(path) } else { DataDirectoryError::Foreign(path) });
+            return Err(if absent {
+                DataDirectoryError::Absent(path)
+            } else {
+                DataDirectoryError::Foreign(path)
+            });
         }
         Err(source) => return Err(error(source)),
     };
@@ -197,7 +197,8 @@ mod tests {
     fn what_is_not_ours_is_left_alone() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path();
-        let names = || fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        let names =
+            || fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
 
         fs::write(path.join("diary.txt"), "dear").unwrap();
         assert!(matches!(open(path), Err(DataDirectoryError::Foreign(_))));

@@ -29,7 +29,9 @@ impl Event {
             EventKind::CoverageChanged(change) => change.from,
             EventKind::ProcessExited(exit) => exit.exited,
             EventKind::ProcessStarted(process) if !process.already_running => process.started,
-            EventKind::ProcessStarted(_) | EventKind::Listen(_) | EventKind::Unrecognised => self.recorded.wall,
+            EventKind::ProcessStarted(_) | EventKind::Listen(_) | EventKind::Unrecognised => {
+                self.recorded.wall
+            }
         };
         from.min(self.recorded.wall)
     }

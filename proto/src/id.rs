@@ -194,7 +194,8 @@ mod tests {
             assert_ne!(uid, other);
         }
 
-        let (a, b): (SocketAddr, SocketAddr) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:9".parse().unwrap());
+        let (a, b): (SocketAddr, SocketAddr) =
+            ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:9".parse().unwrap());
         let connection = boot.connection(Protocol::Tcp, a, b, 5);
         assert_ne!(connection, boot.connection(Protocol::Tcp, b, a, 5));
         assert_ne!(connection, boot.connection(Protocol::Udp, a, b, 5));

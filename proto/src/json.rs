@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     coverage::{Gap, Scope},
+    flow::FlowRecord,
     id::{ConnectionUid, HostId, ProcessUid},
     process::{ProcessLife, User},
     question::{Answer, ConnectionActivity, HostAnswer, ProcessActivity},
@@ -78,7 +79,8 @@ pub struct ProcessJson {
     executable_size: Option<u64>,
 }
 
-/// A connection. `first` and `last` are its life as far as known; the bytes are those of the window.
+/// A connection. `first` and `last` are its life as far as known; in an answer the bytes are those of the window, and
+/// elsewhere those of its newest record, with `in_window` null.
 #[derive(Debug, Serialize)]
 pub struct FlowJson {
     connection: ConnectionUid,
@@ -95,7 +97,7 @@ pub struct FlowJson {
     bytes_received: u64,
     /// False: the source could not measure bytes, and the zeros mean nothing.
     bytes_measured: bool,
-    in_window: &'static str,
+    in_window: Option<&'static str>,
     attribution: &'static str,
     already_open: bool,
 }
@@ -182,7 +184,12 @@ impl From<&ProcessLife> for ProcessJson {
 
 impl From<&ConnectionActivity> for FlowJson {
     fn from(activity: &ConnectionActivity) -> Self {
-        let flow = &activity.flow;
+        Self { in_window: Some(activity.in_window.word()), ..Self::from(&activity.flow) }
+    }
+}
+
+impl From<&FlowRecord> for FlowJson {
+    fn from(flow: &FlowRecord) -> Self {
         let traffic = flow.traffic.unwrap_or_default();
         Self {
             connection: flow.connection,
@@ -191,14 +198,14 @@ impl From<&ConnectionActivity> for FlowJson {
             local: flow.local.to_string(),
             remote: flow.remote.to_string(),
             name: None,
-            first: flow.first,
+            first: flow.opened,
             last: flow.last,
             state: flow.state.word(),
             errno: flow.state.errno(),
             bytes_sent: traffic.bytes_sent,
             bytes_received: traffic.bytes_received,
             bytes_measured: flow.traffic.is_some(),
-            in_window: activity.in_window.word(),
+            in_window: None,
             attribution: flow.attribution.word(),
             already_open: flow.already_open,
         }

@@ -5,6 +5,7 @@
 //! where wire types become words and back. [`transport`] and [`data_directory`] are the two rooms with I/O, here
 //! because both programs need the same.
 
+pub mod command_line;
 pub mod convert;
 pub mod coverage;
 pub mod data_directory;
@@ -15,6 +16,7 @@ pub mod id;
 pub mod json;
 pub mod process;
 pub mod question;
+pub mod report;
 pub mod target;
 pub mod time;
 pub mod transport;

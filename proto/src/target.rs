@@ -31,7 +31,9 @@ impl Target {
             Err(_) => (parse_network(text)?, None),
         };
         let port = match (port_in_text, port) {
-            (Some(first), Some(second)) if first != second => return Err(TargetError::TwoPorts(first, second)),
+            (Some(first), Some(second)) if first != second => {
+                return Err(TargetError::TwoPorts(first, second));
+            }
             (first, second) => first.or(second),
         };
         if port == Some(0) {
@@ -80,7 +82,8 @@ fn parse_network(text: &str) -> Result<IpNet, TargetError> {
     // `::ffff:10.0.0.0/104` is 10.0.0.0/8 written for IPv6 sockets.
     let network = match (network.addr().to_canonical(), network) {
         (IpAddr::V4(address), IpNet::V6(mapped)) if mapped.prefix_len() >= 96 => {
-            IpNet::new(IpAddr::V4(address), mapped.prefix_len() - 96).map_err(|_| TargetError::Nonsense(text.to_owned()))?
+            IpNet::new(IpAddr::V4(address), mapped.prefix_len() - 96)
+                .map_err(|_| TargetError::Nonsense(text.to_owned()))?
         }
         _ => network,
     };
@@ -111,7 +114,9 @@ impl Serialize for Target {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TargetError {
     /// No address, no network.
-    #[error("`{0}` is not a target: give an address such as 203.0.113.7 or 203.0.113.7:443, or a network such as 203.0.113.0/24 (names are not recorded yet)")]
+    #[error(
+        "`{0}` is not a target: give an address such as 203.0.113.7 or 203.0.113.7:443, or a network such as 203.0.113.0/24 (names are not recorded yet)"
+    )]
     Nonsense(String),
     /// `1.2.3.4:80 --port 443`.
     #[error("two ports: the target says {0}, and --port says {1}")]
@@ -161,7 +166,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_named() {
-        for bad in ["", "banana", "10.1.2", "10.1.2.3/33", "10.1.2.3:99999", "1.2.3.4/", ":443", "10.1.2.3-10.1.2.9"] {
+        for bad in
+            ["", "banana", "10.1.2", "10.1.2.3/33", "10.1.2.3:99999", "1.2.3.4/", ":443", "10.1.2.3-10.1.2.9"]
+        {
             assert_eq!(Target::parse(bad, None, None), Err(TargetError::Nonsense(bad.into())), "{bad}");
         }
         assert_eq!(Target::parse("10.1.2.3:80", Some(443), None), Err(TargetError::TwoPorts(80, 443)));

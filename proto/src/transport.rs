@@ -1,13 +1,7 @@
 //! Where a service listens and how it is dialled. Until both ends can prove who they are, only addresses that do not
 //! leave the machine are accepted: loopback and Unix sockets.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use tonic::transport::{Channel, Endpoint};
 
@@ -42,7 +36,11 @@ impl FromStr for Address {
         let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         if let Some(path) = text.strip_prefix("unix:") {
             let path = PathBuf::from(path);
-            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(AddressError::Nonsense(text.into())) };
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err(AddressError::Nonsense(text.into()))
+            };
         }
         let address = match bare.parse::<SocketAddr>() {
             Ok(address) => address,
@@ -78,7 +76,9 @@ impl fmt::Display for Address {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AddressError {
     /// It leaves the machine.
-    #[error("`{0}` leaves this machine, and connections are not yet encrypted or authenticated: use a loopback address such as 127.0.0.1:8440, or unix:/path")]
+    #[error(
+        "`{0}` leaves this machine, and connections are not yet encrypted or authenticated: use a loopback address such as 127.0.0.1:8440, or unix:/path"
+    )]
     NotLoopback(String),
     /// It is no address.
     #[error("`{0}` is not an address: write 127.0.0.1:8440, [::1]:8440 or unix:/path")]
@@ -99,7 +99,9 @@ pub fn channel(address: &Address) -> Result<Channel, tonic::transport::Error> {
             .http2_max_header_list_size(HEADER_BYTES_MAX)
     };
     match address {
-        Address::Loopback(address) => Ok(configure(Endpoint::from_shared(format!("http://{address}"))?).connect_lazy()),
+        Address::Loopback(address) => {
+            Ok(configure(Endpoint::from_shared(format!("http://{address}"))?).connect_lazy())
+        }
         Address::Unix(path) => Ok(unix::channel(configure(Endpoint::from_static("http://localhost")), path)),
     }
 }
@@ -111,6 +113,17 @@ pub fn server() -> tonic::transport::Server {
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// Resolves when a program is asked to stop: at Ctrl-C, and on Unix also at SIGTERM.
+pub async fn stop_signal() {
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => if interrupted.is_err() {
+            // Cannot be heard; the program can still be stopped by the other signal.
+            std::future::pending::<()>().await;
+        },
+        () = unix::terminated() => {}
+    }
 }
 
 /// A socket that is bound and listens.
@@ -130,7 +143,9 @@ impl Listener {
     pub async fn bind(address: &Address) -> Result<Self, ListenError> {
         let error = |source| ListenError { address: address.to_string(), source };
         match address {
-            Address::Loopback(socket) => tokio::net::TcpListener::bind(socket).await.map(Self::Tcp).map_err(error),
+            Address::Loopback(socket) => {
+                tokio::net::TcpListener::bind(socket).await.map(Self::Tcp).map_err(error)
+            }
             Address::Unix(path) => unix::bind(path).await.map(Self::Unix).map_err(error),
         }
     }
@@ -187,7 +202,9 @@ pub struct ListenError {
 
 fn in_words(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "it is in use; stop what listens there, or choose another with --listen".into(),
+        io::ErrorKind::AddrInUse => {
+            "it is in use; stop what listens there, or choose another with --listen".into()
+        }
         _ => error.to_string(),
     }
 }
@@ -219,6 +236,15 @@ mod unix {
         fn drop(&mut self) {
             // Best effort: a file that stays is replaced by the next bind.
             let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    pub(super) async fn terminated() {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signals) => {
+                signals.recv().await;
+            }
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -255,6 +281,10 @@ mod unix {
     #[derive(Debug)]
     pub enum Bound {}
 
+    pub(super) async fn terminated() {
+        std::future::pending().await
+    }
+
     pub(super) fn channel(endpoint: Endpoint, _path: &Path) -> Channel {
         endpoint.connect_with_connector_lazy(tower::service_fn(|_: tonic::transport::Uri| async {
             Err::<hyper_util::rt::TokioIo<tokio::net::TcpStream>, _>(unsupported())
@@ -286,7 +316,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), want);
         }
-        for text in ["10.0.0.1:8440", "0.0.0.0:8440", "[::]:8440", "[2001:db8::1]:1", "collector.example:8440"] {
+        for text in
+            ["10.0.0.1:8440", "0.0.0.0:8440", "[::]:8440", "[2001:db8::1]:1", "collector.example:8440"]
+        {
             assert_eq!(text.parse::<Address>(), Err(AddressError::NotLoopback(text.into())), "{text}");
         }
         for text in ["", "8440", ":8440", "127.0.0.1", "127.0.0.1:99999", "unix:relative", "https://x"] {

@@ -139,7 +139,9 @@ pub enum WindowError {
     #[error("{0}")]
     Length(String),
     /// An instant cannot be read.
-    #[error("`{0}` is not a time: write RFC 3339 such as 2026-11-24T10:31:00Z, a time of day in UTC such as 10:31, or -15m")]
+    #[error(
+        "`{0}` is not a time: write RFC 3339 such as 2026-11-24T10:31:00Z, a time of day in UTC such as 10:31, or -15m"
+    )]
     Instant(String),
 }
 
@@ -164,7 +166,9 @@ mod tests {
         ] {
             assert_eq!(parse_instant(text, now).unwrap().to_string(), want, "{text}");
         }
-        for bad in ["", "yesterday", "2026", "25:00", "-", "-5", "1960-01-01T00:00:00Z", "2026-11-24T10:31:00"] {
+        for bad in
+            ["", "yesterday", "2026", "25:00", "-", "-5", "1960-01-01T00:00:00Z", "2026-11-24T10:31:00"]
+        {
             assert_eq!(parse_instant(bad, now), Err(WindowError::Instant(bad.into())), "{bad}");
         }
     }
@@ -176,7 +180,10 @@ mod tests {
         let window = words(Some("10m"), None, None).unwrap();
         assert_eq!((window.from(), window.to()), (at("2026-11-24T10:21:00Z"), now));
         assert_eq!(words(None, Some("-10m"), None).unwrap(), window);
-        assert!(words(None, Some("-10m"), Some("2026-11-25T00:00:00Z")).is_ok(), "its beginning has happened");
+        assert!(
+            words(None, Some("-10m"), Some("2026-11-25T00:00:00Z")).is_ok(),
+            "its beginning has happened"
+        );
 
         assert_eq!(words(None, None, None), Err(WindowError::Missing));
         assert_eq!(words(Some("10m"), Some("-5m"), None), Err(WindowError::Both));
@@ -189,7 +196,8 @@ mod tests {
     #[test]
     fn the_end_of_a_life_is_inside_and_the_end_of_a_window_is_not() {
         let window = Window::new(Timestamp::from_nanos(10), Timestamp::from_nanos(20)).unwrap();
-        let overlaps = |first, last| window.overlaps(Timestamp::from_nanos(first), Timestamp::from_nanos(last));
+        let overlaps =
+            |first, last| window.overlaps(Timestamp::from_nanos(first), Timestamp::from_nanos(last));
         assert!(overlaps(5, 10), "ends exactly at from");
         assert!(!overlaps(5, 9));
         assert!(!overlaps(20, 25), "starts exactly at to");

@@ -7,13 +7,11 @@ use std::{fs, path::Path};
 fn generated_code_is_fresh() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let schema = root.join("schema");
-    let files = ["event", "answer", "recorder", "analyst"].map(|name| schema.join(format!("alibi/v1/{name}.proto")));
+    let files =
+        ["event", "answer", "recorder", "analyst"].map(|name| schema.join(format!("alibi/v1/{name}.proto")));
     let descriptors = protox::compile(files, [&schema]).expect("the schema compiles");
     let out = tempfile::tempdir().expect("a temporary directory");
-    tonic_prost_build::configure()
-        .out_dir(out.path())
-        .compile_fds(descriptors)
-        .expect("code is generated");
+    tonic_prost_build::configure().out_dir(out.path()).compile_fds(descriptors).expect("code is generated");
 
     let fresh = fs::read_to_string(out.path().join("alibi.v1.rs")).expect("the generated file");
     let committed_path = root.join("src/gen/alibi.v1.rs");

@@ -180,6 +180,9 @@ pub struct Listen {
     pub since_ns: u64,
 }
 /// How well a facet is recorded. Coverage is computed from these alone.
+///
+/// A reader does not believe that a connection lived on past a loss or a stop. So after each, and before the watermark
+/// passes it, the agent records every connection that is open anew.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CoverageChanged {
     #[prost(enumeration = "Facet", tag = "1")]
@@ -1242,9 +1245,9 @@ pub struct ProcessResponse {
     pub ancestors: ::prost::alloc::vec::Vec<ProcessLife>,
     #[prost(message, repeated, tag = "5")]
     pub children: ::prost::alloc::vec::Vec<ProcessLife>,
-    /// Newest first.
+    /// The newest record of each connection, newest first.
     #[prost(message, repeated, tag = "6")]
-    pub connections: ::prost::alloc::vec::Vec<ConnectionActivity>,
+    pub connections: ::prost::alloc::vec::Vec<Flow>,
     /// Children or connections were left out to keep the answer within its bound.
     #[prost(uint64, tag = "7")]
     pub left_out: u64,

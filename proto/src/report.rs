@@ -1,0 +1,204 @@
+//! The answer in words, for a person at a terminal. Pure.
+
+use std::fmt::Write as _;
+
+use crate::{
+    coverage::Gap,
+    flow::{Direction, FlowRecord},
+    process::{ProcessLife, ProcessRecord},
+    question::{Answer, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Verdict},
+    time::Timestamp,
+};
+
+/// Gaps and connections that are shown of each host and process; `--json` has all.
+const LINES_MAX: usize = 8;
+
+/// The answer, talkers first, ending in a sentence that can be quoted.
+pub fn answer(answer: &Answer) -> String {
+    let window = answer.question.window;
+    let mut text = format!(
+        "Who talked to {} from {} until {} ({})?\n",
+        answer.question.target,
+        instant(window.from()),
+        instant(window.to()),
+        length(window.to().since(window.from()).as_secs())
+    );
+    for verdict in [Verdict::Talked, Verdict::Unknown, Verdict::Clear] {
+        for host in answer.hosts.iter().filter(|host| host.verdict == verdict) {
+            text.push('\n');
+            host_answer(&mut text, host);
+        }
+    }
+    text.push('\n');
+    text.push_str(&sentence(answer));
+    text.push('\n');
+    text
+}
+
+fn host_answer(text: &mut String, host: &HostAnswer) {
+    let verdict = host.verdict.word().to_uppercase();
+    line(text, 0, &format!("{verdict:<8} {}", host.name));
+    for process in &host.processes {
+        process_activity(text, process);
+    }
+    if host.records_left_out > 0 {
+        line(text, 1, &format!("{} more records matched and are not shown", host.records_left_out));
+    }
+    listed(text, 1, &host.gaps, "gaps", gap);
+    if host.verdict == Verdict::Clear {
+        for scope in &host.scopes {
+            line(text, 1, &format!("covers: {}", scope.covers));
+            line(text, 1, &format!("cannot see: {}", scope.cannot_see));
+        }
+    }
+}
+
+fn process_activity(text: &mut String, activity: &ProcessActivity) {
+    match (&activity.life, activity.uid) {
+        (Some(life), _) => process(text, 1, life),
+        (None, Some(uid)) => line(text, 1, &format!("a process that is not on record ({uid})")),
+        (None, None) => line(text, 1, "owner unknown"),
+    }
+    listed(text, 2, &activity.connections, "connections", connection);
+}
+
+/// A process in a few lines, indented.
+pub fn process(text: &mut String, indent: usize, life: &ProcessLife) {
+    let record = &life.record;
+    let user = record.image.user.as_ref().map_or("unknown user", |user| user.label());
+    line(text, indent, &format!("{}  pid {}  {user}", title(record), record.pid));
+    let since =
+        if record.already_running { "already running when recording began, since" } else { "started" };
+    let mut times = format!("{since} {}", instant(record.started));
+    if let Some(exit) = life.exit {
+        let _ = write!(times, ", ended {}", instant(exit.exited));
+        if let Some(code) = exit.exit_code {
+            let _ = write!(times, " with code {code}");
+        }
+    }
+    line(text, indent + 1, &times);
+    if !record.image.arguments.is_empty() {
+        let more = if record.image.arguments_truncated { " …" } else { "" };
+        line(text, indent + 1, &format!("$ {}{more}", shortened(&record.image.arguments.join(" "), 160)));
+    }
+    line(text, indent + 1, &format!("process {}", record.uid));
+}
+
+fn title(record: &ProcessRecord) -> &str {
+    record.image.path.as_deref().unwrap_or(&record.image.name)
+}
+
+/// A connection that matched, in one line.
+fn connection(activity: &ConnectionActivity) -> String {
+    let does = match activity.in_window {
+        InWindow::Bytes => "moved bytes in the window",
+        InWindow::Attempt => "began or failed in the window",
+        InWindow::Idle => "was open in the window",
+    };
+    format!("{}; {does}", connection_life(&activity.flow))
+}
+
+/// A connection in one line.
+pub fn connection_life(flow: &FlowRecord) -> String {
+    let arrow = match flow.direction {
+        Direction::Outbound => "→",
+        Direction::Inbound => "←",
+    };
+    let opened = if flow.already_open { "open since before" } else { "opened" };
+    format!(
+        "{} {} {arrow} {}  {opened} {}, {}{}",
+        flow.protocol,
+        flow.local,
+        flow.remote,
+        instant(flow.opened),
+        ending(flow),
+        bytes(flow)
+    )
+}
+
+fn ending(flow: &FlowRecord) -> String {
+    let last = instant(flow.last);
+    match flow.state.errno() {
+        0 if flow.leaves_open() => format!("open as of {last}"),
+        0 => format!("{} {last}", flow.state.word()),
+        errno => format!("failed {last} with errno {errno}"),
+    }
+}
+
+fn bytes(flow: &FlowRecord) -> String {
+    flow.traffic.map_or_else(String::new, |traffic| {
+        format!(" ({} B sent, {} B received)", traffic.bytes_sent, traffic.bytes_received)
+    })
+}
+
+fn gap(gap: &Gap) -> String {
+    let count = match gap.grade.count() {
+        0 => String::new(),
+        count => format!(" {count} lost:"),
+    };
+    format!(
+        "{} {} {} … {}:{count} {}",
+        gap.facet,
+        gap.grade.word(),
+        instant(gap.from),
+        instant(gap.to),
+        gap.grade.reason()
+    )
+}
+
+/// The sentence that can be quoted.
+fn sentence(answer: &Answer) -> String {
+    let count = |verdict| answer.hosts.iter().filter(|host| host.verdict == verdict).count();
+    let (talked, clear, unknown) = (count(Verdict::Talked), count(Verdict::Clear), count(Verdict::Unknown));
+    if answer.hosts.is_empty() {
+        return "No host is followed, so nothing is known. Add one with `alibi host add ADDRESS`.".to_owned();
+    }
+    let hosts = |count: usize| if count == 1 { "1 host".to_owned() } else { format!("{count} hosts") };
+    format!(
+        "{} talked to {}; {} can be ruled out; {} {} unknown.",
+        hosts(talked),
+        answer.question.target,
+        hosts(clear),
+        hosts(unknown),
+        if unknown == 1 { "is" } else { "are" }
+    )
+}
+
+/// At most [`LINES_MAX`] lines, and how many more there are.
+fn listed<T>(text: &mut String, indent: usize, items: &[T], what: &str, print: impl Fn(&T) -> String) {
+    for item in items.iter().take(LINES_MAX) {
+        line(text, indent, &print(item));
+    }
+    if items.len() > LINES_MAX {
+        line(text, indent, &format!("and {} more {what} (--json has all)", items.len() - LINES_MAX));
+    }
+}
+
+/// One line. What came from another machine must not steer the terminal, so control characters become `?`.
+fn line(text: &mut String, indent: usize, content: &str) {
+    let safe: String = content.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let _ = writeln!(text, "{}{safe}", "  ".repeat(indent));
+}
+
+/// To the millisecond: what a person compares with other logs.
+pub fn instant(instant: Timestamp) -> String {
+    format!("{instant:.3}")
+}
+
+/// A length of time in its largest two units.
+pub fn length(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// At most `chars` characters, the last being an ellipsis if something was cut.
+pub fn shortened(text: &str, chars: usize) -> String {
+    if text.chars().count() <= chars {
+        return text.to_owned();
+    }
+    text.chars().take(chars.saturating_sub(1)).chain(['…']).collect()
+}
