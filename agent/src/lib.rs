@@ -1,9 +1,16 @@
 //! The agent: records what a host does, keeps it in a bounded ring, and serves it.
 //!
-//! One event's way: [`capture`] sees it, the pipeline numbers it and accounts for loss, the [`ring`] keeps it, the
-//! server sends it.
+//! One event's way: [`capture`] sees it, [`pipeline`] numbers it and accounts for loss, [`recorder`] puts it into the
+//! [`ring`], [`server`] sends it.
 
 pub mod capture;
+pub mod cli;
 pub mod enrich;
+pub mod identity;
+pub mod ledger;
+pub mod pipeline;
+pub mod query;
+pub mod recorder;
 pub mod ring;
+pub mod server;
 pub mod sys;

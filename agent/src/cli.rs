@@ -1,0 +1,83 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use alibi_proto::{command_line::QuestionArgs, time::parse_duration, transport::Address};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{capture::Choice, sys};
+
+mod query;
+mod run;
+
+/// Records process starts and network connections on this host, and proves what it recorded.
+#[derive(Debug, Parser)]
+#[command(name = "alibi-agent", version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Record, and serve the recording, until stopped
+    Run(RunArgs),
+    /// Who on this host talked to TARGET? Answered from the ring; exit status 0 talked, 1 clear, 3 unknown, 2 error
+    Query(QueryArgs),
+}
+
+/// `alibi-agent run`.
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Where identity and ring are kept
+    #[arg(long, env = "ALIBI_DATA", default_value_os_t = sys::default_data_directory())]
+    data: PathBuf,
+    /// Where to serve: a loopback address or unix:/path
+    #[arg(long, env = "ALIBI_LISTEN", default_value = "127.0.0.1:8441")]
+    listen: Address,
+    /// How to capture: auto, poll or replay:FILE
+    #[arg(long, env = "ALIBI_SOURCE", default_value = "auto")]
+    source: Choice,
+    /// Time between two looks of the poll source
+    #[arg(long, env = "ALIBI_PERIOD", default_value = "1s", value_parser = parse_duration)]
+    period: Duration,
+    /// Bytes that the ring may take on disk
+    #[arg(long, env = "ALIBI_RING_BYTES", default_value_t = crate::ring::Options::default().bytes_max)]
+    ring_bytes: u64,
+}
+
+/// `alibi-agent query`.
+#[derive(Debug, clap::Args)]
+struct QueryArgs {
+    #[command(flatten)]
+    question: QuestionArgs,
+    /// The data directory of the agent, running or not
+    #[arg(long, env = "ALIBI_DATA", default_value_os_t = sys::default_data_directory())]
+    data: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command; the exit status.
+///
+/// # Errors
+/// What a person should read, in one line.
+pub fn run(arguments: Arguments) -> Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Run(arguments) => run::run(arguments).await,
+            Command::Query(arguments) => query::query(arguments).await,
+        }
+    })
+}
+
+/// Names the directory that this program marks as its own, and the newest format of it that this version knows.
+const PROGRAM: &str = "alibi-agent";
+const DATA_FORMAT: u32 = 1;
+/// The ring's directory in the data directory.
+const RING: &str = "ring";
+/// Holds the address on which a running agent serves.
+const ADDRESS: &str = "address";

@@ -1,0 +1,62 @@
+//! `alibi-agent query`.
+
+use std::{fs, path::Path};
+
+use alibi_proto::{
+    command_line::exit_status,
+    data_directory::check_marker,
+    json::WhoJson,
+    question::{Answer, HostAnswer, Question},
+    report,
+    transport::{self, Address, MESSAGE_BYTES_MAX},
+    wire::{self, recorder_client::RecorderClient},
+};
+use anyhow::{Context as _, Result};
+
+use super::{ADDRESS, DATA_FORMAT, PROGRAM, QueryArgs, RING};
+use crate::{identity, query, ring::View, sys};
+
+pub(super) async fn query(arguments: QueryArgs) -> Result<u8> {
+    let question = arguments.question.question(sys::now().wall)?;
+    check_marker(&arguments.data, PROGRAM, DATA_FORMAT)?;
+    let host = match ask_running_agent(&arguments.data, &question).await? {
+        Some(answer) => answer,
+        None => {
+            let (data, question) = (arguments.data.clone(), question.clone());
+            tokio::task::spawn_blocking(move || read_ring(&data, &question)).await??
+        }
+    };
+    let answer = Answer { addresses: vec![question.target.addresses()], question, hosts: vec![host] };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&WhoJson::from(&answer))?);
+    } else {
+        print!("{}", report::answer(&answer));
+    }
+    Ok(exit_status(answer.verdict()))
+}
+
+/// The answer of the agent that runs over this data; none if none does.
+async fn ask_running_agent(data: &Path, question: &Question) -> Result<Option<HostAnswer>> {
+    let Ok(text) = fs::read_to_string(data.join(ADDRESS)) else { return Ok(None) };
+    let address: Address = text.trim().parse().context("the running agent's address cannot be read")?;
+    let mut client =
+        RecorderClient::new(transport::channel(&address)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let request = wire::QueryRequest { question: Some(question.clone().into()) };
+    match client.query(request).await {
+        Ok(response) => {
+            let answer = response.into_inner().answer.context("the running agent gave no answer")?;
+            Ok(Some(answer.try_into()?))
+        }
+        // Left behind by one that was killed.
+        Err(status) if status.code() == tonic::Code::Unavailable => Ok(None),
+        Err(status) => anyhow::bail!("the running agent at {address} cannot answer: {}", status.message()),
+    }
+}
+
+fn read_ring(data: &Path, question: &Question) -> Result<HostAnswer> {
+    let host =
+        identity::load(data)?.context("the data directory has no identity: nothing was recorded yet")?;
+    let view = View::open_read_only(&data.join(RING))?;
+    let known_until = view.recorded_until();
+    Ok(query::answer(&view, question, host, sys::host_facts().name, known_until)?)
+}

@@ -1,0 +1,170 @@
+//! `alibi-agent run`.
+
+use std::{
+    convert::Infallible,
+    fs,
+    path::PathBuf,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use alibi_proto::{
+    data_directory::{DataDirectory, write_whole},
+    id::{Epoch, HostBoot, HostId},
+    transport::{self, Listener},
+};
+use anyhow::{Context as _, Result};
+use tokio::sync::watch;
+
+use super::{ADDRESS, DATA_FORMAT, PROGRAM, RING, RunArgs};
+use crate::{
+    capture::{self, CaptureError, Outlet, Source},
+    identity,
+    ledger::PreviousRun,
+    pipeline::{Limits, Pipeline},
+    recorder::{Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
+    ring::{Options, Recovery, Ring},
+    server::Service,
+    sys,
+};
+
+/// How long followers may take to fetch the last events when the agent stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
+    // Everything that can be refused is asked first, so that a refusal leaves nothing behind.
+    let source = capture::open(&arguments.source, arguments.period)?;
+    let listener = Listener::bind(&arguments.listen).await?;
+    let directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
+    let host = identity::load_or_make(directory.path())?;
+    let options = Options { bytes_max: arguments.ring_bytes, ..Options::default() };
+    let new_epoch = Epoch(sys::now().wall.as_nanos());
+    let (ring, recovery) = Ring::open(&directory.path().join(RING), options, new_epoch)?;
+
+    let address = listener.address()?;
+    let address_file = AddressFile::write(directory.path().join(ADDRESS), &address.to_string())?;
+    let description = source.describe();
+    tracing::info!(%address, %host, source = description.name, "recording");
+
+    let (recording, service) = start(host, source, ring, &recovery)?;
+    let (stop_serving, stopped) = tokio::sync::oneshot::channel::<Infallible>();
+    let router = transport::server().add_service(service.into_server());
+    let mut server = tokio::spawn(listener.serve(router, async {
+        let _ = stopped.await;
+    }));
+
+    let mut recording = recording;
+    tokio::select! {
+        () = transport::stop_signal() => tracing::info!("stopping"),
+        () = recording.ended() => {}
+        served = &mut server => served.context("the server failed")?.context("cannot serve")?,
+    }
+    let recorded = recording.stop();
+    drop(stop_serving);
+    // Followers fetch what is left, then their streams end; one that does not read is not waited for.
+    if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
+        server.abort();
+    }
+    drop(address_file);
+    recorded.map(|()| 0)
+}
+
+/// The two threads behind the service: source and recorder.
+struct Recording {
+    stop_source: Option<mpsc::Sender<Infallible>>,
+    recorder: Option<JoinHandle<Result<()>>>,
+    recorder_ended: tokio::sync::oneshot::Receiver<Infallible>,
+}
+
+fn start(
+    host: HostId,
+    source: Box<dyn Source>,
+    ring: Ring,
+    recovery: &Recovery,
+) -> Result<(Recording, Service)> {
+    let facts = sys::host_facts();
+    let boot = HostBoot { host, boot_id: facts.boot_id.clone() };
+    let description = source.describe();
+    let now = sys::now();
+    let pipeline = Pipeline::new(
+        boot,
+        Limits::default(),
+        description.clone(),
+        ring.next_seq(),
+        PreviousRun::of(recovery),
+        now,
+    );
+
+    let acknowledged = Acknowledged::default();
+    let first = Progress { next_seq: ring.next_seq(), ..Progress::default() };
+    let (progress_sender, progress) = watch::channel(first);
+    let service = Service::new(host, facts, description, ring.view(), progress, acknowledged.clone());
+    let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged, progress_sender);
+
+    let (reports, queue) = mpsc::sync_channel(REPORTS_QUEUED_MAX);
+    let (stop_source, stop) = mpsc::channel();
+    let outlet = Outlet::new(reports, stop);
+    let source_thread = thread::Builder::new()
+        .name("source".into())
+        .spawn(move || source.run(outlet))
+        .context("no thread")?;
+    let (ended, recorder_ended) = tokio::sync::oneshot::channel::<Infallible>();
+    let recorder = thread::Builder::new()
+        .name("recorder".into())
+        .spawn(move || {
+            let _ended = ended;
+            let mut failure = None;
+            let why = || match source_thread.join() {
+                Ok(Ok(())) => "the agent was stopped".to_owned(),
+                Ok(Err(error)) => {
+                    let reason = error.to_string();
+                    failure = Some(error);
+                    reason
+                }
+                Err(_) => {
+                    failure = Some(CaptureError::Panicked);
+                    CaptureError::Panicked.to_string()
+                }
+            };
+            recorder.run(&queue, sys::now, why)?;
+            failure.map_or(Ok(()), |error| Err(error.into()))
+        })
+        .context("no thread")?;
+    let recording = Recording { stop_source: Some(stop_source), recorder: Some(recorder), recorder_ended };
+    Ok((recording, service))
+}
+
+impl Recording {
+    /// Resolves when recording has ended by itself: the source can look no longer.
+    async fn ended(&mut self) {
+        let _ = (&mut self.recorder_ended).await;
+    }
+
+    /// Stops the source, and waits until all that it reported is in the ring, with the stop.
+    fn stop(mut self) -> Result<()> {
+        drop(self.stop_source.take());
+        match self.recorder.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result.context("recording ended"),
+            Some(Err(_)) => anyhow::bail!("the recorder panicked"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The file that tells local commands where the running agent serves; gone when dropped.
+struct AddressFile(PathBuf);
+
+impl AddressFile {
+    fn write(path: PathBuf, address: &str) -> Result<Self> {
+        write_whole(&path, address.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for AddressFile {
+    fn drop(&mut self) {
+        // One that stays does no harm: a command that gets no answer there reads the ring itself.
+        let _ = fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,162 @@
+//! What the agent says of its own coverage. Pure.
+//!
+//! The ledger knows the grade in force of each facet and decides what goes into the stream: every change once, every
+//! loss, every start and stop, and the standing grades again wherever a reader may begin.
+
+use std::collections::BTreeMap;
+
+use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade},
+    time::Timestamp,
+};
+
+use crate::ring::Recovery;
+
+/// How the run before this one ended, as the ring tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PreviousRun {
+    /// There was none.
+    None,
+    /// It said that it stopped.
+    Stopped {
+        /// Up to here its recording was whole.
+        recorded_until: Timestamp,
+    },
+    /// It said nothing: crash, kill or power loss.
+    Ended {
+        /// Up to here its recording was whole.
+        recorded_until: Timestamp,
+    },
+}
+
+impl PreviousRun {
+    /// As the recovered ring tells it.
+    pub fn of(recovery: &Recovery) -> Self {
+        match recovery.recorded_until {
+            _ if recovery.is_new => Self::None,
+            Some(recorded_until) if recovery.was_closed_cleanly => Self::Stopped { recorded_until },
+            Some(recorded_until) => Self::Ended { recorded_until },
+            // The checkpoint is gone: nothing vouches for any of it.
+            None => Self::Ended { recorded_until: Timestamp::ZERO },
+        }
+    }
+}
+
+/// The standing grades.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    standing: BTreeMap<Facet, CoverageChange>,
+}
+
+impl Ledger {
+    /// What a new run has to say of the one before it. Run before anything else is recorded.
+    pub fn begin(&mut self, previous: PreviousRun, now: Timestamp) -> Vec<CoverageChange> {
+        let mut changes = Vec::new();
+        if let PreviousRun::Ended { recorded_until } = previous {
+            let reason = "the agent ended without saying so (crash, kill or power loss)";
+            changes.extend(self.all(|facet| not_recorded(facet, reason, recorded_until, None)));
+        }
+        if let PreviousRun::Stopped { recorded_until } | PreviousRun::Ended { recorded_until } = previous
+            && recorded_until > now
+        {
+            let reason = "the clock was set back: this time happened twice, and was not recorded both times";
+            changes.extend(self.all(|facet| not_recorded(facet, reason, now, Some(recorded_until))));
+        }
+        changes
+    }
+
+    /// A source says how well it records, or that it lost something. None if that is in force already.
+    pub fn state(&mut self, change: CoverageChange) -> Option<CoverageChange> {
+        if change.to.is_none() {
+            let standing = self.standing.get(&change.facet);
+            if standing.is_some_and(|known| known.grade == change.grade && known.scope == change.scope) {
+                return None;
+            }
+            self.standing.insert(change.facet, change.clone());
+        }
+        Some(change)
+    }
+
+    /// The grades in force, said again.
+    pub fn restate(&self) -> Vec<CoverageChange> {
+        self.standing.values().cloned().collect()
+    }
+
+    /// Something was lost that may concern every facet.
+    pub fn lose(&self, count: u64, reason: &str, from: Timestamp, to: Timestamp) -> Vec<CoverageChange> {
+        let grade = Grade::Lost { count, reason: reason.to_owned() };
+        self.all(|facet| CoverageChange { facet, grade: grade.clone(), from, to: Some(to), scope: None })
+    }
+
+    /// Recording ends for `reason`; nothing that happens after `from` is seen.
+    pub fn stop(&mut self, reason: &str, from: Timestamp) -> Vec<CoverageChange> {
+        let changes = self.all(|facet| not_recorded(facet, reason, from, None));
+        changes.into_iter().filter_map(|change| self.state(change)).collect()
+    }
+
+    fn all(&self, change: impl FnMut(Facet) -> CoverageChange) -> Vec<CoverageChange> {
+        Facet::ALL.into_iter().map(change).collect()
+    }
+}
+
+fn not_recorded(facet: Facet, reason: &str, from: Timestamp, to: Option<Timestamp>) -> CoverageChange {
+    CoverageChange { facet, grade: Grade::NotRecorded { reason: reason.to_owned() }, from, to, scope: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use alibi_proto::{coverage::Timeline, window::Window};
+
+    use super::*;
+
+    fn at(nanos: u64) -> Timestamp {
+        Timestamp::from_nanos(nanos)
+    }
+
+    fn complete(from: u64) -> CoverageChange {
+        let facet = Facet::Connections;
+        CoverageChange { facet, grade: Grade::Complete, from: at(from), to: None, scope: None }
+    }
+
+    /// The gaps of `[0, 100)` in a ring in which one run recorded from 0 until 40, and another begins at `restart`.
+    #[track_caller]
+    fn check(stopped: bool, restart: u64, want: &[(u64, u64)]) {
+        let mut said = Vec::new();
+        let mut first = Ledger::default();
+        said.extend(first.begin(PreviousRun::None, at(0)));
+        said.extend(first.state(complete(0)));
+        assert_eq!(first.state(complete(10)), None, "in force already");
+        if stopped {
+            said.extend(first.stop("stopped", at(40)));
+        }
+        let previous = if stopped {
+            PreviousRun::Stopped { recorded_until: at(40) }
+        } else {
+            PreviousRun::Ended { recorded_until: at(40) }
+        };
+        let mut second = Ledger::default();
+        said.extend(second.begin(previous, at(restart)));
+        said.extend(second.state(complete(restart)));
+
+        let mut timeline = Timeline::default();
+        said.iter()
+            .filter(|change| change.facet == Facet::Connections)
+            .for_each(|change| timeline.apply(change));
+        let window = Window::new(at(0), at(100)).unwrap();
+        let gaps = timeline.gaps(Facet::Connections, window, Some(at(100)));
+        let gaps: Vec<_> = gaps.iter().map(|gap| (gap.from.as_nanos(), gap.to.as_nanos())).collect();
+        assert_eq!(gaps, want);
+    }
+
+    #[test]
+    fn every_time_between_two_runs_is_a_gap() {
+        check(true, 60, &[(40, 60)]);
+        check(false, 60, &[(40, 60)]);
+    }
+
+    #[test]
+    fn time_that_happened_twice_is_a_gap() {
+        check(true, 25, &[(25, 40)]);
+        check(false, 25, &[(25, 40)]);
+    }
+}

@@ -1,0 +1,518 @@
+//! From what a source saw to numbered events. Pure: every time is an argument or comes with a report.
+//!
+//! Keeps the connections that are open, cuts their lives into records (see [`FlowRecord`]), and knows the watermark:
+//! everything before it is in the events handed out.
+//!
+//! A record that leaves its connection open stands for it until the next one or until recording is interrupted, so a
+//! reader that missed the record, or does not believe it past a loss, would believe the connection away. Therefore every
+//! open connection is reported anew after each interruption, and wherever a reader may begin ([`Pipeline::restate`]),
+//! before the grades that let a reader believe again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade},
+    event::{Event, EventKind, ListenRecord},
+    flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, RECORD_SPAN_MAX, Traffic},
+    host::{SourceDescription, UserPresence},
+    id::{ConnectionUid, HostBoot, ProcessUid, Seq},
+    process::{ProcessExit, ProcessRecord, User},
+    time::{Moment, Timestamp},
+};
+
+use crate::{
+    capture::{Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report, SocketKey},
+    enrich::redaction::redact,
+    ledger::{Ledger, PreviousRun},
+};
+
+/// A connection that lives longer is reported while it lives.
+const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
+
+/// Timeouts and bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A record of a connection in which bytes move is no longer than this.
+    pub active_timeout: Duration,
+    /// A record of a connection in which nothing moves; at most [`RECORD_SPAN_MAX`].
+    pub idle_timeout: Duration,
+    /// Connections followed at once. Those beyond are recorded at their opening only, and coverage says so.
+    pub connections_max: usize,
+    /// Processes whose user is counted.
+    pub processes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            active_timeout: Duration::from_secs(60),
+            idle_timeout: RECORD_SPAN_MAX,
+            connections_max: 1 << 18,
+            processes_max: 1 << 17,
+        }
+    }
+}
+
+/// The state between what was seen and what is recorded.
+#[derive(Debug)]
+pub struct Pipeline {
+    boot: HostBoot,
+    limits: Limits,
+    source: SourceDescription,
+    /// What the source last said of each facet.
+    source_grades: BTreeMap<Facet, CoverageChange>,
+    ledger: Ledger,
+    next_seq: Seq,
+    flows: HashMap<SocketKey, OpenFlow>,
+    /// When each open connection's next record is due.
+    due: BTreeSet<(Timestamp, SocketKey)>,
+    /// Open connections without a record yet, by their opening.
+    unreported: BTreeSet<(Timestamp, SocketKey)>,
+    /// Open connections that there was no room for.
+    unfollowed: u64,
+    users: HashMap<ProcessKey, User>,
+    /// Coverage of the connections has changed in this report.
+    interrupted: bool,
+    seen_until: Option<Moment>,
+    watermark: Option<Timestamp>,
+    events: Vec<Event>,
+}
+
+#[derive(Clone, Debug)]
+struct OpenFlow {
+    connection: ConnectionUid,
+    process: Option<ProcessUid>,
+    attribution: Attribution,
+    direction: Direction,
+    opened: Timestamp,
+    already_open: bool,
+    state: FlowState,
+    /// Where the next record begins.
+    first: Timestamp,
+    record: u32,
+    traffic: Option<Traffic>,
+    traffic_recorded: Traffic,
+    due: Timestamp,
+    interface: Option<String>,
+    network_namespace: Option<u64>,
+}
+
+impl Pipeline {
+    /// A pipeline whose first event is `next_seq`. The events that it begins with say how the run before it ended.
+    pub fn new(
+        boot: HostBoot,
+        limits: Limits,
+        source: SourceDescription,
+        next_seq: Seq,
+        previous: PreviousRun,
+        now: Moment,
+    ) -> Self {
+        let mut pipeline = Self {
+            boot,
+            limits,
+            source,
+            source_grades: BTreeMap::new(),
+            ledger: Ledger::default(),
+            next_seq,
+            flows: HashMap::new(),
+            due: BTreeSet::new(),
+            unreported: BTreeSet::new(),
+            unfollowed: 0,
+            users: HashMap::new(),
+            interrupted: false,
+            seen_until: None,
+            watermark: None,
+            events: Vec::new(),
+        };
+        let changes = pipeline.ledger.begin(previous, now.wall);
+        pipeline.push_all(now, changes);
+        pipeline
+    }
+
+    /// Takes in what a source saw.
+    pub fn take(&mut self, report: Report, now: Moment) {
+        if self.seen_until.is_none() {
+            self.source_begins(report.seen_until.wall, now);
+        }
+        for observation in report.observations {
+            self.observe(observation, now);
+        }
+        self.seen_until = Some(report.seen_until);
+        if std::mem::take(&mut self.interrupted) {
+            self.report_all_open(report.seen_until.wall, now);
+        }
+        self.report_due(report.seen_until.wall, now);
+    }
+
+    /// The events made since the last call, in order.
+    pub fn events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Everything before this is in the events handed out. None until the source has reported.
+    pub fn watermark(&mut self) -> Option<Timestamp> {
+        let seen_until = self.seen_until?.wall;
+        let held_back = self.unreported.first().map_or(Timestamp::MAX, |(opened, _)| *opened);
+        let watermark = self.watermark.unwrap_or_default().max(seen_until.min(held_back));
+        self.watermark = Some(watermark);
+        self.watermark
+    }
+
+    /// Says everything anew that a reader who begins here must know.
+    pub fn restate(&mut self, now: Moment) {
+        if let Some(seen_until) = self.seen_until {
+            self.report_all_open(seen_until.wall, now);
+        }
+        let standing = self.ledger.restate();
+        self.push_all(now, standing);
+    }
+
+    /// Events from `next_seq` on could not be kept: their numbers are given again, and the loss is said.
+    pub fn lose(&mut self, lost: &[Event], next_seq: Seq, reason: &str, now: Moment) {
+        self.next_seq = next_seq;
+        self.events.clear();
+        let from = lost.iter().map(Event::speaks_from).min().unwrap_or(now.wall);
+        let losses = self.ledger.lose(lost.len() as u64, reason, from, now.wall);
+        self.push_all(now, losses);
+        self.restate(now);
+    }
+
+    /// Recording ends for `reason`.
+    pub fn stop(&mut self, reason: &str, now: Moment) {
+        let Some(seen_until) = self.seen_until else { return };
+        for socket in self.open() {
+            if let Some(flow) = self.remove(&socket) {
+                self.push_record(flow, &socket, seen_until.wall, FlowEndReason::ForcedEnd, now);
+            }
+        }
+        let changes = self.ledger.stop(reason, seen_until.wall);
+        self.push_all(now, changes);
+    }
+
+    /// Users with at least one running process, most processes first, at most `max` of them.
+    pub fn users(&self, max: usize) -> Vec<UserPresence> {
+        let mut counts: BTreeMap<&User, u32> = BTreeMap::new();
+        self.users.values().for_each(|user| *counts.entry(user).or_default() += 1);
+        let mut users: Vec<_> = counts
+            .into_iter()
+            .map(|(user, processes)| UserPresence { user: user.clone(), processes })
+            .collect();
+        users.sort_by_key(|presence| std::cmp::Reverse(presence.processes));
+        users.truncate(max);
+        users
+    }
+
+    /// The open connections, in the order in which their records are due.
+    fn open(&self) -> Vec<SocketKey> {
+        self.due.iter().map(|(_, socket)| *socket).collect()
+    }
+
+    fn source_begins(&mut self, from: Timestamp, now: Moment) {
+        for coverage in std::mem::take(&mut self.source.facets) {
+            let (facet, grade, scope) = (coverage.facet, coverage.grade, Some(coverage.scope));
+            self.source_states(CoverageChange { facet, grade, from, to: None, scope }, now);
+        }
+    }
+
+    fn source_states(&mut self, change: CoverageChange, now: Moment) {
+        if change.to.is_none() {
+            self.source_grades.insert(change.facet, change.clone());
+            // As long as there are connections that are not followed, the source's word is not enough.
+            if change.facet == Facet::Connections && self.unfollowed > 0 {
+                return;
+            }
+        }
+        self.state(change, now);
+    }
+
+    fn state(&mut self, change: CoverageChange, now: Moment) {
+        if let Some(change) = self.ledger.state(change) {
+            self.push(now, EventKind::CoverageChanged(change));
+        }
+    }
+
+    fn observe(&mut self, observation: Observation, now: Moment) {
+        let at = observation.at.wall;
+        match observation.fact {
+            Fact::ProcessStarted(process) => self.process_started(*process, now),
+            Fact::ProcessExited { process, exit_code } => {
+                self.users.remove(&process);
+                let uid = self.uid(process);
+                self.push(now, EventKind::ProcessExited(ProcessExit { uid, exited: at, exit_code }));
+            }
+            Fact::ConnectionOpened(connection) => self.connection_opened(*connection, at, now),
+            Fact::ConnectionChanged { socket, state, owner, traffic } => {
+                self.connection_changed(socket, state, owner, traffic, at, now);
+            }
+            Fact::ConnectionClosed { socket, state, traffic } => match self.remove(&socket) {
+                Some(mut flow) => {
+                    flow.state = state;
+                    flow.traffic = traffic.or(flow.traffic);
+                    self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
+                }
+                None => self.unfollowed_closed(at, now),
+            },
+            Fact::Listening { owner, attribution, protocol, local } => {
+                let process = owner.map(|owner| self.uid(owner));
+                self.push(
+                    now,
+                    EventKind::Listen(ListenRecord { process, attribution, protocol, local, since: at }),
+                );
+            }
+            Fact::Coverage(change) => {
+                self.interrupted |= change.facet == Facet::Connections;
+                self.source_states(change, now);
+            }
+        }
+    }
+
+    fn process_started(&mut self, observed: ObservedProcess, now: Moment) {
+        let mut image = observed.image;
+        redact(&mut image.arguments);
+        if let Some(user) = &image.user
+            && self.users.len() < self.limits.processes_max
+        {
+            self.users.insert(observed.process, user.clone());
+        }
+        let record = ProcessRecord {
+            uid: self.uid(observed.process),
+            pid: observed.process.pid,
+            parent: observed.parent.map(|parent| self.uid(parent)),
+            parent_pid: observed.parent_pid,
+            started: observed.started,
+            already_running: observed.already_running,
+            image,
+            sha256: None,
+            executable_size: None,
+        };
+        self.push(now, EventKind::ProcessStarted(Box::new(record)));
+    }
+
+    fn connection_opened(&mut self, observed: ObservedConnection, at: Timestamp, now: Moment) {
+        let socket = observed.socket;
+        if self.flows.contains_key(&socket) {
+            self.connection_changed(socket, Some(observed.state), observed.owner, observed.traffic, at, now);
+            return;
+        }
+        let SocketKey { protocol, local, remote, socket: identity } = socket;
+        // One that was open already is known at once; there is nothing to wait for.
+        let due = if observed.already_open { at } else { at.saturating_add(FIRST_REPORT_AFTER) };
+        let flow = OpenFlow {
+            connection: self.boot.connection(protocol, local, remote, identity),
+            process: observed.owner.map(|owner| self.uid(owner)),
+            attribution: observed.attribution,
+            direction: observed.direction,
+            opened: at,
+            already_open: observed.already_open,
+            state: observed.state,
+            first: at,
+            record: 0,
+            traffic: observed.traffic,
+            traffic_recorded: Traffic::default(),
+            due,
+            interface: observed.interface,
+            network_namespace: observed.network_namespace,
+        };
+        if matches!(flow.state, FlowState::Closed | FlowState::Failed(_)) {
+            self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
+        } else if self.flows.len() >= self.limits.connections_max {
+            self.push_record(flow, &socket, at, FlowEndReason::LackOfResources, now);
+            self.unfollowed_opened(at, now);
+        } else {
+            self.due.insert((due, socket));
+            self.unreported.insert((at, socket));
+            self.flows.insert(socket, flow);
+        }
+    }
+
+    fn connection_changed(
+        &mut self,
+        socket: SocketKey,
+        state: Option<FlowState>,
+        owner: Option<ProcessKey>,
+        traffic: Option<Traffic>,
+        at: Timestamp,
+        now: Moment,
+    ) {
+        let process = owner.map(|owner| self.uid(owner));
+        let active_timeout = self.limits.active_timeout;
+        let Some(flow) = self.flows.get_mut(&socket) else { return };
+        let state_changed = state.is_some_and(|state| state != flow.state);
+        let owner_changed = process.is_some() && process != flow.process;
+        flow.traffic = traffic.or(flow.traffic);
+        if (state_changed || owner_changed) && flow.record > 0 {
+            // What has been said of it is no longer so: the record before the change ends with it.
+            self.report_open(socket, at, now);
+        }
+        let Some(flow) = self.flows.get_mut(&socket) else { return };
+        flow.state = state.unwrap_or(flow.state);
+        if owner_changed {
+            flow.process = process;
+            flow.attribution = Attribution::SocketTable;
+        }
+        let due = if state_changed || owner_changed {
+            at.saturating_add(FIRST_REPORT_AFTER)
+        } else if flow.moved().is_some_and(|moved| moved.any()) {
+            flow.first.saturating_add(active_timeout)
+        } else {
+            flow.due
+        };
+        let due = due.min(flow.due);
+        self.reschedule(socket, due);
+    }
+
+    /// There is no room to follow a connection; until none such is open, an end or a byte may go unrecorded.
+    fn unfollowed_opened(&mut self, at: Timestamp, now: Moment) {
+        self.unfollowed += 1;
+        let reason = format!(
+            "more than {} connections were open at once: those beyond were recorded at their opening only",
+            self.limits.connections_max
+        );
+        let (facet, grade) = (Facet::Connections, Grade::Lost { count: 1, reason });
+        self.state(CoverageChange { facet, grade, from: at, to: None, scope: None }, now);
+    }
+
+    fn unfollowed_closed(&mut self, at: Timestamp, now: Moment) {
+        if self.unfollowed == 0 {
+            return;
+        }
+        self.unfollowed -= 1;
+        if self.unfollowed == 0
+            && let Some(grade) = self.source_grades.get(&Facet::Connections).cloned()
+        {
+            self.state(CoverageChange { from: at, ..grade }, now);
+        }
+    }
+
+    /// Records every open connection whose time has come.
+    fn report_due(&mut self, at: Timestamp, now: Moment) {
+        while let Some(&(due, socket)) = self.due.first()
+            && due <= at
+        {
+            self.report_open(socket, at, now);
+        }
+    }
+
+    /// After an interruption, what is open must be said anew: a reader does not believe its life past that.
+    fn report_all_open(&mut self, at: Timestamp, now: Moment) {
+        for socket in self.open() {
+            self.report_open(socket, at, now);
+        }
+    }
+
+    /// A record of an open connection, up to `at`.
+    fn report_open(&mut self, socket: SocketKey, at: Timestamp, now: Moment) {
+        let Some(flow) = self.flows.get(&socket).cloned() else { return };
+        self.unreported.remove(&(flow.opened, socket));
+        let moved = flow.moved().is_some_and(|moved| moved.any());
+        let idle = at.since(flow.first) >= self.limits.idle_timeout && !moved;
+        let end_reason = if idle { FlowEndReason::IdleTimeout } else { FlowEndReason::ActiveTimeout };
+        let flow = self.push_record(flow, &socket, at, end_reason, now);
+        let due = flow.first.saturating_add(self.limits.idle_timeout);
+        self.flows.insert(socket, flow);
+        self.reschedule(socket, due);
+    }
+
+    fn reschedule(&mut self, socket: SocketKey, due: Timestamp) {
+        if let Some(flow) = self.flows.get_mut(&socket) {
+            self.due.remove(&(flow.due, socket));
+            flow.due = due;
+            self.due.insert((due, socket));
+        }
+    }
+
+    fn remove(&mut self, socket: &SocketKey) -> Option<OpenFlow> {
+        let flow = self.flows.remove(socket)?;
+        self.due.remove(&(flow.due, *socket));
+        self.unreported.remove(&(flow.opened, *socket));
+        Some(flow)
+    }
+
+    /// Writes the record that ends at `at` and gives the flow back as it goes on after it. A stretch longer than a
+    /// record may span becomes several, whose bytes stand in the last.
+    fn push_record(
+        &mut self,
+        mut flow: OpenFlow,
+        socket: &SocketKey,
+        at: Timestamp,
+        end_reason: FlowEndReason,
+        now: Moment,
+    ) -> OpenFlow {
+        let at = at.max(flow.first);
+        while at.since(flow.first) > RECORD_SPAN_MAX {
+            let last = flow.first.saturating_add(RECORD_SPAN_MAX);
+            let state = match flow.state {
+                FlowState::Closed | FlowState::Failed(_) => FlowState::Established,
+                open => open,
+            };
+            let nothing = flow.traffic.map(|_| Traffic::default());
+            let record = flow.record(socket, last, state, nothing, FlowEndReason::IdleTimeout);
+            self.push(now, EventKind::Flow(Box::new(record)));
+            flow.first = last;
+            flow.record += 1;
+        }
+        let record = flow.record(socket, at, flow.state, flow.moved(), end_reason);
+        self.push(now, EventKind::Flow(Box::new(record)));
+        flow.first = at;
+        flow.record += 1;
+        flow.traffic_recorded = flow.traffic.unwrap_or_default();
+        flow
+    }
+
+    fn push_all(&mut self, now: Moment, changes: Vec<CoverageChange>) {
+        for change in changes {
+            self.push(now, EventKind::CoverageChanged(change));
+        }
+    }
+
+    fn push(&mut self, now: Moment, kind: EventKind) {
+        self.events.push(Event { seq: self.next_seq, recorded: now, kind });
+        self.next_seq = self.next_seq.next();
+    }
+
+    fn uid(&self, process: ProcessKey) -> ProcessUid {
+        self.boot.process(process.pid, process.start)
+    }
+}
+
+impl OpenFlow {
+    /// What moved since the last record.
+    fn moved(&self) -> Option<Traffic> {
+        self.traffic.map(|traffic| traffic.since(&self.traffic_recorded))
+    }
+
+    fn record(
+        &self,
+        socket: &SocketKey,
+        last: Timestamp,
+        state: FlowState,
+        traffic: Option<Traffic>,
+        end_reason: FlowEndReason,
+    ) -> FlowRecord {
+        FlowRecord {
+            connection: self.connection,
+            process: self.process,
+            attribution: self.attribution,
+            protocol: socket.protocol,
+            direction: self.direction,
+            local: socket.local,
+            remote: socket.remote,
+            opened: self.opened,
+            already_open: self.already_open,
+            first: self.first,
+            last,
+            traffic,
+            state,
+            end_reason,
+            record: self.record,
+            interface: self.interface.clone(),
+            network_namespace: self.network_namespace,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+use alibi_proto::{coverage::Scope, flow::Protocol, host::FacetCoverage, id::HostId, process::ProcessImage};
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn at(seconds: u64) -> Moment {
+    Moment { wall: Timestamp::from_nanos(seconds * SECOND), boot_ns: seconds * SECOND }
+}
+
+fn source() -> SourceDescription {
+    let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
+    let facets = [Facet::Processes, Facet::Connections]
+        .map(|facet| FacetCoverage { facet, grade: Grade::Complete, scope: scope.clone() })
+        .to_vec();
+    SourceDescription { name: "test".into(), facets }
+}
+
+fn pipeline(limits: Limits) -> Pipeline {
+    let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
+    Pipeline::new(boot, limits, source(), Seq::FIRST, PreviousRun::None, at(0))
+}
+
+fn socket(port: u16) -> SocketKey {
+    SocketKey {
+        protocol: Protocol::Tcp,
+        local: ([192, 0, 2, 1], port).into(),
+        remote: ([198, 51, 100, 7], 443).into(),
+        socket: port.into(),
+    }
+}
+
+fn opened(port: u16) -> Fact {
+    Fact::ConnectionOpened(Box::new(ObservedConnection {
+        socket: socket(port),
+        owner: Some(ProcessKey { pid: 7, start: 1 }),
+        attribution: Attribution::SocketTable,
+        direction: Direction::Outbound,
+        state: FlowState::Established,
+        already_open: false,
+        traffic: Some(Traffic::default()),
+        interface: None,
+        network_namespace: None,
+    }))
+}
+
+fn moved(port: u16, bytes_sent: u64) -> Fact {
+    let traffic = Some(Traffic { bytes_sent, ..Traffic::default() });
+    Fact::ConnectionChanged { socket: socket(port), state: None, owner: None, traffic }
+}
+
+fn closed(port: u16) -> Fact {
+    Fact::ConnectionClosed { socket: socket(port), state: FlowState::Closed, traffic: None }
+}
+
+/// Feeds `(second, fact)` one report each, up to `until`, a report each second.
+fn feed(pipeline: &mut Pipeline, facts: Vec<(u64, Fact)>, until: u64) -> Vec<Event> {
+    let mut facts = facts.into_iter().peekable();
+    for second in 0..=until {
+        let mut observations = Vec::new();
+        while let Some((_, fact)) = facts.next_if(|(when, _)| *when <= second) {
+            observations.push(Observation { at: at(second), fact });
+        }
+        pipeline.take(Report { observations, seen_until: at(second) }, at(second));
+    }
+    pipeline.events()
+}
+
+/// The flow records as `first..last state reason bytes`.
+fn records(events: &[Event]) -> Vec<String> {
+    let seconds = |time: Timestamp| time.as_nanos() / SECOND;
+    events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::Flow(flow) => Some(format!(
+                "{}..{} {} {} {}",
+                seconds(flow.first),
+                seconds(flow.last),
+                flow.state.word(),
+                flow.end_reason,
+                flow.traffic.unwrap_or_default().bytes_sent
+            )),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_short_connection_is_one_record() {
+    let mut pipeline = pipeline(Limits::default());
+    let events = feed(&mut pipeline, vec![(5, opened(1)), (5, moved(1, 9)), (5, closed(1))], 10);
+    assert_eq!(records(&events), ["5..5 closed end_of_flow 9"]);
+}
+
+#[test]
+fn records_tile_a_long_life_by_the_timeouts() {
+    let facts = vec![(5, opened(1)), (30, moved(1, 10)), (2000, moved(1, 30)), (2010, closed(1))];
+    let events = feed(&mut pipeline(Limits::default()), facts, 2020);
+    assert_eq!(
+        records(&events),
+        [
+            "5..6 established active_timeout 0",
+            "6..66 established active_timeout 10",
+            "66..966 established idle_timeout 0",
+            "966..1866 established idle_timeout 0",
+            "1866..2000 established active_timeout 20",
+            "2000..2010 closed end_of_flow 0",
+        ]
+    );
+}
+
+#[test]
+fn no_record_is_too_long_even_if_reports_stall() {
+    let mut pipeline = pipeline(Limits::default());
+    pipeline.take(Report { observations: vec![], seen_until: at(0) }, at(0));
+    let open = Observation { at: at(10), fact: opened(1) };
+    pipeline.take(Report { observations: vec![open], seen_until: at(10) }, at(10));
+    let close = Observation { at: at(2000), fact: closed(1) };
+    pipeline.take(Report { observations: vec![close], seen_until: at(2000) }, at(2000));
+    assert_eq!(
+        records(&pipeline.events()),
+        [
+            "10..910 established idle_timeout 0",
+            "910..1810 established idle_timeout 0",
+            "1810..2000 closed end_of_flow 0",
+        ]
+    );
+}
+
+#[test]
+fn the_watermark_waits_for_what_is_held_back() {
+    let mut pipeline = pipeline(Limits::default());
+    assert_eq!(pipeline.watermark(), None);
+    let report = |observations, nanos| {
+        let seen_until = Moment { wall: Timestamp::from_nanos(nanos), boot_ns: nanos };
+        (Report { observations, seen_until }, seen_until)
+    };
+    let (first, now) = report(vec![Observation { at: at(1), fact: opened(1) }], SECOND + 10);
+    pipeline.take(first, now);
+    assert_eq!(pipeline.watermark(), Some(at(1).wall), "its first record comes after a second");
+    let (second, now) = report(vec![], 2 * SECOND + 20);
+    pipeline.take(second, now);
+    assert_eq!(pipeline.watermark(), Some(Timestamp::from_nanos(2 * SECOND + 20)));
+    assert_eq!(records(&pipeline.events()).len(), 1);
+}
+
+#[test]
+fn events_are_numbered_without_holes_and_begin_with_the_grades() {
+    let mut pipeline = pipeline(Limits::default());
+    let process = ObservedProcess {
+        process: ProcessKey { pid: 7, start: 1 },
+        parent: Some(ProcessKey { pid: 1, start: 0 }),
+        parent_pid: Some(1),
+        started: at(0).wall,
+        already_running: true,
+        image: ProcessImage {
+            name: "mysql".into(),
+            arguments: vec!["mysql".into(), "--password=hunter2".into()],
+            user: Some(User { id: "1000".into(), name: Some("jdoe".into()) }),
+            ..ProcessImage::default()
+        },
+    };
+    let exit = Fact::ProcessExited { process: process.process, exit_code: None };
+    let started = Fact::ProcessStarted(Box::new(process));
+    let events = feed(&mut pipeline, vec![(0, started.clone()), (3, opened(1))], 5);
+    let seqs: Vec<u64> = events.iter().map(|event| event.seq.0).collect();
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
+    assert!(matches!(events[0].kind, EventKind::CoverageChanged(_)));
+    let EventKind::ProcessStarted(record) = &events[2].kind else { panic!("{:?}", events[2]) };
+    assert!(!record.image.arguments.concat().contains("hunter2"), "{:?}", record.image.arguments);
+    let EventKind::Flow(flow) = &events[3].kind else { panic!("{:?}", events[3]) };
+    assert_eq!(flow.process, Some(record.uid));
+    assert_eq!(pipeline.users(10)[0].user.label(), "jdoe");
+    feed(&mut pipeline, vec![(0, exit)], 1);
+    assert!(pipeline.users(10).is_empty());
+}
+
+#[test]
+fn beyond_the_bound_connections_are_recorded_and_coverage_says_so() {
+    let limits = Limits { connections_max: 1, ..Limits::default() };
+    let facts = vec![(2, opened(1)), (3, opened(2)), (4, opened(3)), (6, closed(2)), (7, closed(3))];
+    let events = feed(&mut pipeline(limits), facts, 8);
+    assert_eq!(
+        records(&events),
+        [
+            "3..3 established lack_of_resources 0",
+            "2..3 established active_timeout 0",
+            "4..4 established lack_of_resources 0"
+        ]
+    );
+    let grades: Vec<_> = events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::CoverageChanged(change) if change.facet == Facet::Connections => {
+                Some((change.grade.word(), change.from.as_nanos() / SECOND))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(grades, [("complete", 0), ("lost", 3), ("complete", 7)]);
+}
+
+#[test]
+fn a_reader_that_begins_anywhere_hears_of_every_open_connection_before_the_grades() {
+    let mut pipeline = pipeline(Limits::default());
+    feed(&mut pipeline, vec![(2, opened(1)), (3, opened(2))], 10);
+    pipeline.restate(at(10));
+    let events = pipeline.events();
+    assert_eq!(
+        records(&events),
+        ["3..10 established active_timeout 0", "4..10 established active_timeout 0"]
+    );
+    assert!(matches!(&events[2].kind, EventKind::CoverageChanged(change) if change.from == at(0).wall));
+}
+
+#[test]
+fn what_could_not_be_kept_is_numbered_anew_and_said() {
+    let mut pipeline = pipeline(Limits::default());
+    let kept = feed(&mut pipeline, vec![(2, opened(1))], 3);
+    let next = kept.last().unwrap().seq.next();
+    let close = Report { observations: vec![Observation { at: at(4), fact: closed(1) }], seen_until: at(4) };
+    pipeline.take(close, at(4));
+    let lost = pipeline.events();
+    pipeline.lose(&lost, next, "the disk is full", at(9));
+    let events = pipeline.events();
+    assert_eq!(events[0].seq, next);
+    let EventKind::CoverageChanged(change) = &events[0].kind else { panic!() };
+    assert_eq!(change.grade, Grade::Lost { count: 1, reason: "the disk is full".into() });
+    assert_eq!((change.from, change.to), (at(3).wall, Some(at(9).wall)));
+}
+
+#[test]
+fn a_stop_ends_every_record_and_every_grade() {
+    let mut pipeline = pipeline(Limits::default());
+    feed(&mut pipeline, vec![(2, opened(1))], 10);
+    pipeline.stop("the agent was stopped", at(11));
+    let events = pipeline.events();
+    assert_eq!(records(&events), ["3..10 established forced_end 0"]);
+    let from: Vec<_> = events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::CoverageChanged(change) => Some(change.from),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(from, vec![at(10).wall; 3], "nothing was seen after the last report");
+}

@@ -1,0 +1,266 @@
+//! The owner of pipeline and ring: one thread, fed by a bounded queue of reports.
+//!
+//! Whatever the disk says, recording goes on: events that cannot be written wait in memory within a bound, and what
+//! goes beyond it is counted and said.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use alibi_proto::{
+    event::Event,
+    host::UserPresence,
+    id::Seq,
+    time::{Moment, Timestamp},
+    wire,
+};
+use prost::Message as _;
+use tokio::sync::watch;
+
+use crate::{
+    capture::Report,
+    pipeline::Pipeline,
+    ring::{Record, Ring, RingError},
+};
+
+/// Reports that may wait for the recorder; a source that is faster waits itself.
+pub const REPORTS_QUEUED_MAX: usize = 64;
+/// Events that may wait for a disk that takes none.
+const PENDING_EVENTS_MAX: usize = 100_000;
+/// What a power cut may cost: events are safe on disk at the latest after this. A kill costs none.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// Users that a description lists.
+const USERS_MAX: usize = 256;
+
+/// How far the recording is safe on disk; published after each sync. Nothing beyond it may leave the host: after a power
+/// cut, the numbers of what was not safe are given again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// All events before this one are in the ring.
+    pub next_seq: Seq,
+    /// Everything before this is in the ring.
+    pub watermark: Option<Timestamp>,
+    /// Users with processes.
+    pub users: Vec<UserPresence>,
+}
+
+/// The highest event that a collector has acknowledged; shared with the server.
+#[derive(Clone, Debug, Default)]
+pub struct Acknowledged(Arc<AtomicU64>);
+
+impl Acknowledged {
+    /// A collector has stored everything up to `seq`.
+    pub fn up_to(&self, seq: Seq) {
+        self.0.fetch_max(seq.0, Ordering::Relaxed);
+    }
+
+    fn seq(&self) -> Seq {
+        Seq(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// The recorder. [`Recorder::run`] drives it by the clock; what it does at each step is for anyone to call.
+#[derive(Debug)]
+pub struct Recorder {
+    pipeline: Pipeline,
+    ring: Ring,
+    pending: Vec<Event>,
+    acknowledged: Acknowledged,
+    progress: watch::Sender<Progress>,
+    trouble: Option<String>,
+    /// Up to here everything is recorded, as the next run must know if this one ends without a word.
+    recorded_until: Timestamp,
+    /// A segment has begun, and not all that a reader needs to begin there has been said in it.
+    restate: bool,
+}
+
+impl Recorder {
+    /// A recorder that writes what comes out of `pipeline` into `ring`. `recorded_until` is what the ring says of the
+    /// run before.
+    pub fn new(
+        pipeline: Pipeline,
+        ring: Ring,
+        recorded_until: Option<Timestamp>,
+        acknowledged: Acknowledged,
+        progress: watch::Sender<Progress>,
+    ) -> Self {
+        Self {
+            pipeline,
+            ring,
+            pending: Vec::new(),
+            acknowledged,
+            progress,
+            trouble: None,
+            recorded_until: recorded_until.unwrap_or_default(),
+            restate: false,
+        }
+    }
+
+    /// Records until the source's end of `reports` is dropped; `why` tells why that was.
+    ///
+    /// # Errors
+    /// When the last events could not be written.
+    pub fn run(
+        mut self,
+        reports: &Receiver<Report>,
+        now: fn() -> Moment,
+        why: impl FnOnce() -> String,
+    ) -> Result<(), RingError> {
+        // What the run before this one left to say is said even if the source never reports.
+        self.write(now());
+        self.sync();
+        loop {
+            match reports.recv_timeout(SYNC_INTERVAL) {
+                Ok(report) => self.take(report, now()),
+                Err(RecvTimeoutError::Timeout) => self.write(now()),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            // Reports that wait already share one sync, so that a fast source costs no more of them.
+            let until = Instant::now() + SYNC_INTERVAL;
+            while Instant::now() < until
+                && let Ok(report) = reports.try_recv()
+            {
+                self.take(report, now());
+            }
+            self.sync();
+        }
+        self.close(&why(), now())
+    }
+
+    /// Records what a source saw.
+    pub fn take(&mut self, report: Report, now: Moment) {
+        self.pipeline.take(report, now);
+        self.write(now);
+    }
+
+    /// Makes sure that a power cut costs nothing of what was recorded so far, and lets it be read.
+    pub fn sync(&mut self) {
+        // As long as events wait, not everything up to the watermark is in the ring.
+        if self.pending.is_empty()
+            && let Some(watermark) = self.pipeline.watermark()
+        {
+            self.recorded_until = self.recorded_until.max(watermark);
+        }
+        match self.ring.sync(self.recorded_until) {
+            Ok(()) => self.publish(),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Ends the recording, and says so in the ring.
+    ///
+    /// # Errors
+    /// When the last events could not be written; the next run will find that this one ended without a word.
+    pub fn close(mut self, why: &str, now: Moment) -> Result<(), RingError> {
+        self.pipeline.stop(why, now);
+        self.pending.extend(self.pipeline.events());
+        self.append()?;
+        self.recorded_until = self.recorded_until.max(self.pipeline.watermark().unwrap_or_default());
+        self.ring.mark_closed(self.recorded_until)?;
+        self.publish();
+        Ok(())
+    }
+
+    fn write(&mut self, now: Moment) {
+        if std::mem::take(&mut self.restate) {
+            self.pipeline.restate(now);
+        }
+        self.pending.extend(self.pipeline.events());
+        match self.append() {
+            Ok(()) => self.recovered(),
+            Err(error) => {
+                self.failed(&error);
+                self.keep_within_bound(&error, now);
+            }
+        }
+    }
+
+    /// Appends what waits, piece by piece, as far as the ring takes it.
+    fn append(&mut self) -> Result<(), RingError> {
+        let mut written = 0;
+        let appended = self.append_counting(&mut written);
+        self.pending.drain(..written);
+        appended
+    }
+
+    fn append_counting(&mut self, written: &mut usize) -> Result<(), RingError> {
+        let piece_bytes_max = self.ring.append_bytes_max();
+        while *written < self.pending.len() {
+            let mut bytes = 0;
+            let piece: Vec<Record> = self.pending[*written..]
+                .iter()
+                .map(encode)
+                .take_while(|record| {
+                    let first = bytes == 0;
+                    bytes += record.bytes.len();
+                    first || bytes <= piece_bytes_max
+                })
+                .collect();
+            // What is acknowledged may be overwritten without loss, so the ring must know before it makes room.
+            let recorded = Seq(self.ring.next_seq().0 - 1);
+            self.ring.acknowledge(self.acknowledged.seq().min(recorded))?;
+            let appended = self.ring.append(&piece)?;
+            *written += piece.len();
+            // A reader can begin at a new segment, and must find everything there that it needs.
+            self.restate |= appended.started_segment;
+            if appended.evicted_unacknowledged > 0 {
+                let events = appended.evicted_unacknowledged;
+                tracing::warn!(
+                    events,
+                    "the ring was full: events were overwritten before a collector had them"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, error: &RingError) {
+        if self.trouble.is_none() {
+            tracing::error!(%error, "the ring cannot be written; events wait in memory");
+        }
+        self.trouble = Some(error.to_string());
+    }
+
+    fn recovered(&mut self) {
+        if self.trouble.take().is_some() {
+            tracing::info!("the ring takes events again");
+        }
+    }
+
+    /// Lets go of what waits if it is too much, and says so.
+    fn keep_within_bound(&mut self, error: &RingError, now: Moment) {
+        if self.pending.len() > PENDING_EVENTS_MAX {
+            let lost = std::mem::take(&mut self.pending);
+            let reason = format!("the ring could not be written: {error}");
+            self.pipeline.lose(&lost, self.ring.next_seq(), &reason, now);
+            tracing::error!(events = lost.len(), "events were lost");
+        }
+    }
+
+    fn publish(&mut self) {
+        let watermark = if self.pending.is_empty() {
+            self.pipeline.watermark()
+        } else {
+            self.progress.borrow().watermark
+        };
+        self.progress.send_replace(Progress {
+            next_seq: self.ring.next_seq(),
+            watermark,
+            users: self.pipeline.users(USERS_MAX),
+        });
+    }
+}
+
+fn encode(event: &Event) -> Record {
+    Record {
+        seq: event.seq,
+        speaks_from: event.speaks_from(),
+        recorded: event.recorded.wall,
+        bytes: wire::Event::from(event.clone()).encode_to_vec(),
+    }
+}

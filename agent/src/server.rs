@@ -1,0 +1,283 @@
+//! The `Recorder` service: what the agent says to whoever follows it.
+
+use std::sync::Arc;
+
+use alibi_proto::{
+    host::{Hole, HostDescription, SourceDescription},
+    id::{Cursor, Epoch, HostId, Seq},
+    question::Question,
+    transport::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_TARGET},
+    wire::{
+        self,
+        recorder_server::{Recorder, RecorderServer},
+    },
+};
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    query,
+    recorder::{Acknowledged, Progress},
+    ring::{Item, Reader, View},
+    sys::HostFacts,
+};
+
+/// Followers at once.
+const TAILS_MAX: usize = 16;
+/// Questions at once; each reads the whole ring.
+const QUERIES_MAX: usize = 2;
+/// Batches that wait for a slow follower.
+const BATCHES_QUEUED_MAX: usize = 4;
+/// Events in one batch.
+const BATCH_EVENTS_MAX: usize = 4096;
+
+/// What the service serves from.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// This host.
+    pub host: HostId,
+    /// What the system says of itself.
+    pub facts: HostFacts,
+    /// What captures.
+    pub source: SourceDescription,
+    /// The ring.
+    pub view: View,
+    /// How far the recording is.
+    pub progress: watch::Receiver<Progress>,
+    /// Where acknowledgements go.
+    pub acknowledged: Acknowledged,
+    tails: Arc<Semaphore>,
+    queries: Arc<Semaphore>,
+}
+
+impl Service {
+    /// A service over a ring that is being written.
+    pub fn new(
+        host: HostId,
+        facts: HostFacts,
+        source: SourceDescription,
+        view: View,
+        progress: watch::Receiver<Progress>,
+        acknowledged: Acknowledged,
+    ) -> Self {
+        let (tails, queries) = (Arc::new(Semaphore::new(TAILS_MAX)), Arc::new(Semaphore::new(QUERIES_MAX)));
+        Self { host, facts, source, view, progress, acknowledged, tails, queries }
+    }
+
+    /// As a gRPC service with its limits.
+    pub fn into_server(self) -> RecorderServer<Self> {
+        RecorderServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn description(&self) -> HostDescription {
+        let progress = self.progress.borrow().clone();
+        let facts = self.facts.clone();
+        HostDescription {
+            host: self.host,
+            name: facts.name,
+            os: facts.os.to_owned(),
+            os_version: facts.os_version,
+            machine_id: facts.machine_id,
+            boot_id: facts.boot_id,
+            booted: facts.booted,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            users: progress.users,
+            sources: vec![self.source.clone()],
+            epoch: self.view.epoch(),
+            first_seq: self.view.first_seq(),
+            next_seq: progress.next_seq,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Recorder for Service {
+    async fn describe(
+        &self,
+        _request: Request<wire::DescribeRequest>,
+    ) -> Result<Response<wire::DescribeResponse>, Status> {
+        Ok(Response::new(self.description().into()))
+    }
+
+    type TailStream = ReceiverStream<Result<wire::TailResponse, Status>>;
+
+    async fn tail(
+        &self,
+        request: Request<Streaming<wire::TailRequest>>,
+    ) -> Result<Response<Self::TailStream>, Status> {
+        let permit = Arc::clone(&self.tails)
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted(format!("{TAILS_MAX} followers are served already")))?;
+        let mut requests = request.into_inner();
+        let cursor = match requests.message().await?.and_then(|first| first.request) {
+            Some(wire::tail_request::Request::Start(cursor)) => Cursor::from(cursor),
+            _ => return Err(Status::invalid_argument("the first message of Tail must be `start`")),
+        };
+        let epoch = self.view.epoch();
+        let from = start(cursor, epoch);
+        let recorded = self.progress.borrow().next_seq;
+        if from > recorded {
+            // Whoever has more of this ring than there is has seen a past that is not this one.
+            return Err(Status::failed_precondition(format!(
+                "event {} is asked for, and the next of this ring is {}",
+                from.0, recorded.0
+            )));
+        }
+        let reader = Reader::new(self.view.clone(), from);
+
+        let (batches, receiver) = mpsc::channel(BATCHES_QUEUED_MAX);
+        let tail = Tail {
+            epoch,
+            next: from,
+            reader: Some(reader),
+            progress: self.progress.clone(),
+            batches,
+            _permit: permit,
+        };
+        let acknowledged = self.acknowledged.clone();
+        let failures = tail.batches.clone();
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                ended = tail.run() => ended,
+                ended = acknowledge(requests, epoch, acknowledged) => ended,
+            };
+            if let Err(status) = ended {
+                tracing::info!(%status, "a follower is gone");
+                // It may still hear why; if it has hung up, there is nobody to tell.
+                let _ = failures.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn query(
+        &self,
+        request: Request<wire::QueryRequest>,
+    ) -> Result<Response<wire::QueryResponse>, Status> {
+        let _permit = self.queries.acquire().await.map_err(|_| Status::unavailable("stopping"))?;
+        let question = Question::try_from(request.into_inner().question)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (view, host, name) = (self.view.clone(), self.host, self.facts.name.clone());
+        // Taken before the ring is read: what it vouches for is in the ring already.
+        let known_until = known_until(self.progress.clone(), &question).await;
+        let answer =
+            tokio::task::spawn_blocking(move || query::answer(&view, &question, host, name, known_until))
+                .await
+                .map_err(|_| Status::internal("the query was interrupted"))?
+                .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::QueryResponse { answer: Some(answer.into()) }))
+    }
+}
+
+/// How long a question may wait for the recording to reach the end of its window.
+const KNOWN_UNTIL_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// How far the recording is, once it has reached the end of the window or a little time has passed.
+async fn known_until(
+    mut progress: watch::Receiver<Progress>,
+    question: &Question,
+) -> Option<alibi_proto::time::Timestamp> {
+    let reached = progress.wait_for(|progress| progress.watermark >= Some(question.window.to()));
+    // A window that ends in the future is answered as far as it goes; a stopped recorder, with what it left.
+    let _ = tokio::time::timeout(KNOWN_UNTIL_WAIT, reached).await;
+    progress.borrow().watermark
+}
+
+/// Where in this ring a follower goes on. One that comes from another ring, or from none, gets everything.
+fn start(cursor: Cursor, epoch: Epoch) -> Seq {
+    if cursor.epoch == epoch && cursor.seq >= Seq::FIRST { cursor.seq } else { Seq::FIRST }
+}
+
+/// Hears what a follower has stored, until it is gone.
+async fn acknowledge(
+    mut requests: Streaming<wire::TailRequest>,
+    epoch: Epoch,
+    acknowledged: Acknowledged,
+) -> Result<(), Status> {
+    while let Some(request) = requests.message().await? {
+        match request.request {
+            Some(wire::tail_request::Request::Acknowledge(cursor)) if cursor.epoch == epoch.0 => {
+                acknowledged.up_to(Seq(cursor.seq));
+            }
+            Some(wire::tail_request::Request::Acknowledge(_)) => {}
+            _ => return Err(Status::invalid_argument("after `start`, only `acknowledge` may be sent")),
+        }
+    }
+    Ok(())
+}
+
+/// One follower's way through the ring.
+struct Tail {
+    epoch: Epoch,
+    next: Seq,
+    /// None only while a read is under way on another thread.
+    reader: Option<Reader>,
+    progress: watch::Receiver<Progress>,
+    batches: mpsc::Sender<Result<wire::TailResponse, Status>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Tail {
+    async fn run(mut self) -> Result<(), Status> {
+        loop {
+            // What this vouches for is in the ring already, so once it is read, so is everything up to the watermark.
+            let progress = self.progress.borrow_and_update().clone();
+            while self.next < progress.next_seq {
+                let response = match self.read(progress.next_seq.0 - self.next.0).await? {
+                    Item::Records(records) => self.events(&records)?,
+                    Item::Hole(hole) => self.hole(hole),
+                    Item::CaughtUp => {
+                        return Err(Status::data_loss("the ring is shorter than what was recorded"));
+                    }
+                };
+                self.send(response).await?;
+            }
+            if let Some(watermark) = progress.watermark {
+                let watermark_ns = Some(watermark.as_nanos());
+                self.send(wire::TailResponse { epoch: self.epoch.0, watermark_ns, ..Default::default() })
+                    .await?;
+            }
+            if self.progress.changed().await.is_err() {
+                return Ok(()); // the recorder has stopped, and all it left has been sent
+            }
+        }
+    }
+
+    /// At most `events_max` events: what comes after them is not safe on disk yet.
+    async fn read(&mut self, events_max: u64) -> Result<Item, Status> {
+        let events_max = usize::try_from(events_max).unwrap_or(usize::MAX).min(BATCH_EVENTS_MAX);
+        let mut reader = self.reader.take().ok_or_else(|| Status::internal("a read was interrupted"))?;
+        let (reader, item) = tokio::task::spawn_blocking(move || {
+            let item = reader.next_batch(MESSAGE_BYTES_TARGET, events_max);
+            (reader, item)
+        })
+        .await
+        .map_err(|_| Status::internal("a read was interrupted"))?;
+        self.reader = Some(reader);
+        item.map_err(|error| Status::internal(error.to_string()))
+    }
+
+    fn events(&mut self, records: &[crate::ring::Record]) -> Result<wire::TailResponse, Status> {
+        let events: Result<Vec<_>, _> =
+            records.iter().map(|record| wire::Event::decode(record.bytes.as_slice())).collect();
+        let events =
+            events.map_err(|error| Status::data_loss(format!("a recorded event cannot be read: {error}")))?;
+        if let Some(last) = records.last() {
+            self.next = last.seq.next();
+        }
+        Ok(wire::TailResponse { epoch: self.epoch.0, events, ..Default::default() })
+    }
+
+    fn hole(&mut self, hole: Hole) -> wire::TailResponse {
+        self.next = hole.last.next();
+        wire::TailResponse { epoch: self.epoch.0, hole: Some(hole.into()), ..Default::default() }
+    }
+
+    async fn send(&self, response: wire::TailResponse) -> Result<(), Status> {
+        self.batches.send(Ok(response)).await.map_err(|_| Status::cancelled("the follower hung up"))
+    }
+}
