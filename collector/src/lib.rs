@@ -1,3 +1,9 @@
 //! The collector: follows the agents, keeps what they recorded, and answers.
+//!
+//! One event's way: [`fleet`] receives it, the [`store`] keeps it, [`api`] answers from it, [`cli`] prints.
 
+pub mod api;
+pub mod cli;
+pub mod clock;
+pub mod fleet;
 pub mod store;

@@ -1,1 +1,28 @@
-fn main() {}
+//! `alibi`: the collector, and the analyst's command line.
+
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
+
+use alibi_collector::cli::{self, Arguments};
+use alibi_proto::command_line::EXIT_ERROR;
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ALIBI_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .init();
+    match cli::run(arguments) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("alibi: {error:#}");
+            ExitCode::from(EXIT_ERROR)
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The `Analyst` service: scope, question, answer.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use alibi_proto::{
+    convert::ConvertError,
+    coverage::{Facet, Timeline},
+    flow::FlowRecord,
+    host::HostStatus,
+    id::{HostId, ProcessUid},
+    process::ProcessLife,
+    question::{Answer, Evidence, HostAnswer, Question, Verdict, judge},
+    transport::{Address, MESSAGE_BYTES_MAX},
+    wire::{
+        self,
+        analyst_server::{Analyst, AnalystServer},
+    },
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    clock,
+    fleet::Fleet,
+    store::{FollowedAgent, Store, StoreError},
+};
+
+/// Records of one host that an answer is made of.
+const RECORDS_MAX: usize = 2_000;
+/// Connections that a whole answer lists.
+const ANSWER_CONNECTIONS_MAX: usize = 10_000;
+/// How long an answer waits for hosts to report up to the window's end.
+const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
+/// Ancestors, children and connections that a process is shown with.
+const ANCESTORS_MAX: usize = 64;
+const CHILDREN_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 256;
+
+/// What the service answers from.
+#[derive(Clone)]
+pub struct Service {
+    store: Arc<dyn Store>,
+    fleet: Arc<Fleet>,
+}
+
+impl Service {
+    /// A service over a store and its fleet.
+    pub fn new(store: Arc<dyn Store>, fleet: Arc<Fleet>) -> Self {
+        Self { store, fleet }
+    }
+
+    /// As a gRPC service with its limits.
+    pub fn into_server(self) -> AnalystServer<Self> {
+        // Questions are small; answers are bounded by what they list.
+        AnalystServer::new(self)
+            .max_decoding_message_size(1 << 20)
+            .max_encoding_message_size(4 * MESSAGE_BYTES_MAX)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Self) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let service = self.clone();
+        tokio::task::spawn_blocking(move || call(&service))
+            .await
+            .map_err(|_| Status::internal("the work was interrupted"))?
+    }
+
+    fn in_scope(&self, scope: Option<wire::HostScope>) -> Result<Vec<FollowedAgent>, Status> {
+        let scope = scope.unwrap_or_default();
+        let agents = self.store.agents().map_err(store_status)?;
+        for wanted in &scope.hosts {
+            if !agents.iter().any(|agent| is_called(agent, wanted)) {
+                return Err(Status::not_found(format!(
+                    "no host `{wanted}` is followed: `alibi hosts` lists those that are"
+                )));
+            }
+        }
+        let mut hosts: Vec<_> = agents
+            .into_iter()
+            .filter(|agent| {
+                scope.hosts.is_empty() || scope.hosts.iter().any(|wanted| is_called(agent, wanted))
+            })
+            .collect();
+        if let Some(user) = &scope.user {
+            hosts = self.used_by(hosts, user)?;
+        }
+        Ok(hosts)
+    }
+
+    /// The hosts on which the user has, or had, processes; and those that never answered, of which nobody knows.
+    fn used_by(&self, hosts: Vec<FollowedAgent>, user: &str) -> Result<Vec<FollowedAgent>, Status> {
+        let mut used = Vec::new();
+        let mut known = false;
+        for agent in hosts {
+            let Some((description, _)) = &agent.host else {
+                used.push(agent);
+                continue;
+            };
+            let now = description.users.iter().any(|presence| presence.user.answers_to(user));
+            if now || self.store.had_user(description.host, user).map_err(store_status)? {
+                known = true;
+                used.push(agent);
+            }
+        }
+        if known {
+            Ok(used)
+        } else {
+            Err(Status::not_found(format!("no host has or had processes of a user `{user}`")))
+        }
+    }
+
+    fn status(&self, agent: FollowedAgent) -> HostStatus {
+        let live = self.fleet.live(&agent.address);
+        let (description, progress) = agent.host.unzip();
+        let progress = progress.unwrap_or_default();
+        HostStatus {
+            address: agent.address,
+            description,
+            connected: live.connected,
+            heard: progress.heard,
+            known_until: progress.known_until,
+            trouble: live.trouble,
+            events: progress.events,
+        }
+    }
+
+    fn answer_for(&self, question: &Question, agent: FollowedAgent) -> Result<HostAnswer, StoreError> {
+        let Some((description, progress)) = agent.host else {
+            return Ok(never_answered(question, agent.address));
+        };
+        let host = description.host;
+        // The progress came first, and coverage comes last, as the store asks for.
+        let flows = self.store.flows(host, question, RECORDS_MAX)?;
+        let connections = self.store.coverage(host, Facet::Connections)?;
+        let evidence = Evidence {
+            host: Some(host),
+            name: description.name,
+            connections: &connections,
+            known_until: progress.known_until,
+            flows: flows.rows,
+            flows_left_out: flows.left_out,
+        };
+        let mut failed = None;
+        let answer = judge(question, evidence, |uid| match self.store.process(host, uid) {
+            Ok(life) => life,
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        failed.map_or(Ok(answer), Err)
+    }
+
+    fn who(&self, question: Question, scope: Option<wire::HostScope>) -> Result<Answer, Status> {
+        let mut hosts = Vec::new();
+        let mut connections_left = ANSWER_CONNECTIONS_MAX;
+        for agent in self.in_scope(scope)? {
+            let mut answer = self.answer_for(&question, agent).map_err(store_status)?;
+            keep_within(&mut answer, &mut connections_left);
+            hosts.push(answer);
+        }
+        hosts.sort_by(|a, b| (a.verdict as u8, &a.name).cmp(&(b.verdict as u8, &b.name)));
+        Ok(Answer { addresses: vec![question.target.addresses()], question, hosts })
+    }
+
+    fn process(&self, word: &str) -> Result<wire::ProcessResponse, Status> {
+        let (host, uid) = self.find_process(word)?;
+        let life = self.store.process(host, uid).map_err(store_status)?;
+        let life =
+            life.ok_or_else(|| Status::not_found(format!("of the process {uid} only its end is on record")))?;
+        let host_name = self.store.agents().map_err(store_status)?.into_iter().find_map(|agent| {
+            agent
+                .host
+                .filter(|(description, _)| description.host == host)
+                .map(|(description, _)| description.name)
+        });
+        let children = self.store.children(host, uid, CHILDREN_MAX).map_err(store_status)?;
+        let flows = self.store.flows_of_process(host, uid, CONNECTIONS_MAX).map_err(store_status)?;
+        Ok(wire::ProcessResponse {
+            host: host.as_bytes().to_vec(),
+            host_name: host_name.unwrap_or_else(|| host.to_string()),
+            ancestors: self.ancestors(host, &life)?.into_iter().map(Into::into).collect(),
+            process: Some(life.into()),
+            children: children.rows.into_iter().map(Into::into).collect(),
+            connections: newest_of_each(flows.rows).map(Into::into).collect(),
+            left_out: children.left_out + flows.left_out,
+        })
+    }
+
+    fn find_process(&self, word: &str) -> Result<(HostId, ProcessUid), Status> {
+        let prefix = word.to_ascii_lowercase();
+        let is_hexadecimal = prefix.chars().all(|c| c.is_ascii_hexdigit());
+        if !is_hexadecimal || !(4..=32).contains(&prefix.len()) {
+            return Err(Status::invalid_argument(format!(
+                "`{word}` is not a process uid: write its 32 hexadecimal digits, or at least the first 4"
+            )));
+        }
+        let found = self.store.processes_by_prefix(&prefix, 2).map_err(store_status)?;
+        match *found.as_slice() {
+            [one] => Ok(one),
+            [] => Err(Status::not_found(format!("no process `{word}` is on record"))),
+            _ => Err(Status::invalid_argument(format!(
+                "`{word}` begins more than one process uid: write more of it"
+            ))),
+        }
+    }
+
+    fn ancestors(&self, host: HostId, life: &ProcessLife) -> Result<Vec<ProcessLife>, Status> {
+        let mut ancestors: Vec<ProcessLife> = Vec::new();
+        let mut parent = life.record.parent;
+        while let Some(uid) = parent
+            && ancestors.len() < ANCESTORS_MAX
+            && let Some(ancestor) = self.store.process(host, uid).map_err(store_status)?
+        {
+            parent = ancestor.record.parent;
+            ancestors.push(ancestor);
+        }
+        Ok(ancestors)
+    }
+}
+
+/// Whether the agent's host goes by this name, uuid or address.
+fn is_called(agent: &FollowedAgent, word: &str) -> bool {
+    agent.address == word
+        || agent.host.as_ref().is_some_and(|(description, _)| {
+            description.name.eq_ignore_ascii_case(word)
+                || description.host.to_string() == word.to_ascii_lowercase()
+        })
+}
+
+fn never_answered(question: &Question, address: String) -> HostAnswer {
+    let evidence = Evidence {
+        host: None,
+        name: address,
+        connections: &Timeline::default(),
+        known_until: None,
+        flows: Vec::new(),
+        flows_left_out: 0,
+    };
+    judge(question, evidence, |_| None)
+}
+
+/// Keeps what a whole answer lists within its bound; what is left out is counted, and the verdict stands.
+fn keep_within(answer: &mut HostAnswer, connections_left: &mut usize) {
+    for process in &mut answer.processes {
+        let kept = process.connections.len().min(*connections_left);
+        *connections_left -= kept;
+        answer.records_left_out += (process.connections.len() - kept) as u64;
+        process.connections.truncate(kept);
+    }
+}
+
+/// The newest record of each connection; newest first.
+fn newest_of_each(flows: Vec<FlowRecord>) -> impl Iterator<Item = FlowRecord> {
+    let mut seen = HashSet::new();
+    flows.into_iter().filter(move |flow| seen.insert(flow.connection))
+}
+
+#[tonic::async_trait]
+impl Analyst for Service {
+    async fn hosts(
+        &self,
+        request: Request<wire::HostsRequest>,
+    ) -> Result<Response<wire::HostsResponse>, Status> {
+        let scope = request.into_inner().scope;
+        let hosts = self.blocking(move |service| {
+            let agents = service.in_scope(scope)?;
+            Ok(agents.into_iter().map(|agent| service.status(agent).into()).collect())
+        });
+        Ok(Response::new(wire::HostsResponse { hosts: hosts.await? }))
+    }
+
+    async fn who(&self, request: Request<wire::WhoRequest>) -> Result<Response<wire::WhoResponse>, Status> {
+        let request = request.into_inner();
+        let question = Question::try_from(request.question).map_err(invalid)?;
+        let now = clock::now();
+        question
+            .window
+            .not_wholly_in_the_future(now)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let scope = request.scope.clone();
+        let agents = self.blocking(move |service| service.in_scope(scope)).await?;
+        let addresses: Vec<_> = agents.into_iter().map(|agent| agent.address).collect();
+        self.fleet.await_known(&addresses, question.window.to().min(now), KNOWN_UNTIL_WAIT).await;
+        let answer = self.blocking(move |service| service.who(question, request.scope)).await?;
+        debug_assert!(answer.hosts.iter().all(|host| host.verdict != Verdict::Clear || host.gaps.is_empty()));
+        Ok(Response::new(answer.into()))
+    }
+
+    async fn process(
+        &self,
+        request: Request<wire::ProcessRequest>,
+    ) -> Result<Response<wire::ProcessResponse>, Status> {
+        let word = request.into_inner().process;
+        self.blocking(move |service| service.process(&word)).await.map(Response::new)
+    }
+
+    async fn add_agent(
+        &self,
+        request: Request<wire::AddAgentRequest>,
+    ) -> Result<Response<wire::AddAgentResponse>, Status> {
+        let address: Address = parse_address(&request.into_inner().address)?;
+        let runtime = tokio::runtime::Handle::current();
+        let added = self.blocking(move |service| {
+            let added = service.fleet.add(&address, &runtime).map_err(store_status)?;
+            if added { Ok(()) } else { Err(Status::already_exists(format!("{address} is followed already"))) }
+        });
+        added.await.map(|()| Response::new(wire::AddAgentResponse {}))
+    }
+
+    async fn remove_agent(
+        &self,
+        request: Request<wire::RemoveAgentRequest>,
+    ) -> Result<Response<wire::RemoveAgentResponse>, Status> {
+        let address = parse_address(&request.into_inner().address)?.to_string();
+        let removed = self.blocking(move |service| {
+            let removed = service.fleet.remove(&address).map_err(store_status)?;
+            if removed { Ok(()) } else { Err(store_status(StoreError::UnknownAgent(address))) }
+        });
+        removed.await.map(|()| Response::new(wire::RemoveAgentResponse {}))
+    }
+}
+
+fn parse_address(text: &str) -> Result<Address, Status> {
+    text.parse()
+        .map_err(|error: alibi_proto::transport::AddressError| Status::invalid_argument(error.to_string()))
+}
+
+fn invalid(error: ConvertError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn store_status(error: StoreError) -> Status {
+    let message = error.to_string();
+    match error {
+        StoreError::TooManyAgents => Status::resource_exhausted(message),
+        StoreError::UnknownAgent(_) | StoreError::UnknownHost(_) => Status::not_found(message),
+        _ => {
+            tracing::error!(error = message, "the store failed");
+            Status::internal(message)
+        }
+    }
+}

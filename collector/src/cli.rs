@@ -1,0 +1,158 @@
+//! The command line: one file per noun, each asking the collector, but for `serve`, which is the collector.
+
+use std::{path::PathBuf, time::Duration};
+
+use alibi_proto::{
+    command_line::QuestionArgs,
+    time::parse_duration,
+    transport::{self, Address, MESSAGE_BYTES_MAX},
+    wire::{self, analyst_client::AnalystClient},
+};
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use tonic::{Status, transport::Channel};
+
+mod host;
+mod hosts;
+mod process;
+mod serve;
+mod who;
+
+/// Which process, on which host, talked to X during window W, and which hosts can be ruled out?
+#[derive(Debug, Parser)]
+#[command(name = "alibi", version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// The collector to ask
+    #[arg(long, env = "ALIBI_COLLECTOR", global = true, default_value = "127.0.0.1:8440")]
+    collector: Address,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the collector: follow the agents, keep what they record, answer
+    Serve(ServeArgs),
+    /// The hosts that are followed, and how fresh each is
+    Hosts(HostsArgs),
+    /// Who talked to TARGET? Exit status 0 talked, 1 all clear, 3 unknown, 2 error
+    Who(WhoArgs),
+    /// One process: what it is, its ancestors and children, its connections
+    Process(ProcessArgs),
+    /// Follow an agent, or no longer
+    #[command(subcommand)]
+    Host(HostCommand),
+}
+
+/// `alibi serve`.
+#[derive(Debug, clap::Args)]
+struct ServeArgs {
+    /// Where everything is kept
+    #[arg(long, env = "ALIBI_DATA")]
+    data: PathBuf,
+    /// Where analysts are served: a loopback address or unix:/path
+    #[arg(long, env = "ALIBI_LISTEN", default_value = "127.0.0.1:8440")]
+    listen: Address,
+    /// What is older than this is forgotten
+    #[arg(long, env = "ALIBI_RETENTION", default_value = "30d", value_parser = parse_duration)]
+    retention: Duration,
+}
+
+/// Which hosts.
+#[derive(Clone, Debug, clap::Args)]
+struct ScopeArgs {
+    /// Only this host, by name, uuid or address; may be given more than once
+    #[arg(long = "host", value_name = "H")]
+    hosts: Vec<String>,
+    /// Only hosts on which this user has or had processes
+    #[arg(long, value_name = "U")]
+    user: Option<String>,
+}
+
+impl ScopeArgs {
+    fn to_wire(&self) -> Option<wire::HostScope> {
+        Some(wire::HostScope { hosts: self.hosts.clone(), user: self.user.clone() })
+    }
+}
+
+/// `alibi hosts`.
+#[derive(Debug, clap::Args)]
+struct HostsArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `alibi who`.
+#[derive(Debug, clap::Args)]
+struct WhoArgs {
+    #[command(flatten)]
+    question: QuestionArgs,
+    #[command(flatten)]
+    scope: ScopeArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `alibi process`.
+#[derive(Debug, clap::Args)]
+struct ProcessArgs {
+    /// The process uid, as `who` shows it, or the beginning of it
+    uid: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `alibi host`.
+#[derive(Debug, Subcommand)]
+enum HostCommand {
+    /// Follow the agent at ADDRESS from now on
+    Add {
+        /// 127.0.0.1:PORT, [::1]:PORT or unix:/path
+        address: Address,
+    },
+    /// Follow the agent at ADDRESS no longer; what it sent is kept
+    Remove {
+        /// As it was added
+        address: Address,
+    },
+}
+
+/// Runs the command; the exit status.
+///
+/// # Errors
+/// What a person should read, in one line.
+pub fn run(arguments: Arguments) -> Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Serve(serve) => serve::serve(serve).await,
+            Command::Hosts(hosts) => hosts::hosts(hosts, &arguments.collector).await,
+            Command::Who(who) => who::who(who, &arguments.collector).await,
+            Command::Process(process) => process::process(process, &arguments.collector).await,
+            Command::Host(host) => host::host(host, &arguments.collector).await,
+        }
+    })
+}
+
+/// A client of the collector.
+fn collector(address: &Address) -> Result<AnalystClient<Channel>> {
+    let channel = transport::channel(address).context("the collector cannot be dialled")?;
+    Ok(AnalystClient::new(channel).max_decoding_message_size(4 * MESSAGE_BYTES_MAX))
+}
+
+/// What went wrong, for a person.
+fn in_words(address: &Address) -> impl Fn(Status) -> anyhow::Error {
+    move |status| match status.code() {
+        tonic::Code::Unavailable => {
+            anyhow::anyhow!(
+                "no collector answers at {address}: start one with `alibi serve`, or name another with --collector"
+            )
+        }
+        _ => anyhow::anyhow!("{}", status.message()),
+    }
+}

@@ -1,0 +1,187 @@
+//! `alibi hosts`.
+
+use alibi_proto::{
+    host::{HostDescription, HostStatus},
+    id::HostId,
+    report,
+    time::Timestamp,
+    transport::Address,
+    wire,
+};
+use anyhow::{Context as _, Result};
+use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use serde::Serialize;
+
+use super::{HostsArgs, collector, in_words};
+use crate::clock;
+
+pub(super) async fn hosts(arguments: HostsArgs, address: &Address) -> Result<u8> {
+    let request = wire::HostsRequest { scope: arguments.scope.to_wire() };
+    let response = collector(address)?.hosts(request).await.map_err(in_words(address))?;
+    let hosts = response.into_inner().hosts.into_iter().map(HostStatus::try_from);
+    let hosts: Vec<HostStatus> =
+        hosts.collect::<Result<_, _>>().context("the collector's answer cannot be read")?;
+    if arguments.json {
+        let json = HostsJson { hosts: hosts.iter().map(HostJson::from).collect() };
+        println!("{}", serde_json::to_string_pretty(&json)?);
+    } else if hosts.is_empty() {
+        println!("No host is followed. Add one with `alibi host add ADDRESS`.");
+    } else {
+        println!("{}", table(&hosts, clock::now()));
+    }
+    Ok(0)
+}
+
+fn table(hosts: &[HostStatus], now: Timestamp) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["HOST", "SYSTEM", "USERS", "STATE", "KNOWN UNTIL", "RECORDS", "ADDRESS"]);
+    for host in hosts {
+        let described = |print: fn(&HostDescription) -> String| {
+            host.description.as_ref().map_or_else(|| "?".to_owned(), print)
+        };
+        table.add_row([
+            described(|description| description.name.clone()),
+            described(|description| description.os_version.clone()),
+            described(users),
+            state(host, now),
+            host.known_until.map_or_else(|| "never".to_owned(), |until| ago(until, now)),
+            described(records),
+            host.address.clone(),
+        ]);
+    }
+    table
+}
+
+fn users(description: &HostDescription) -> String {
+    const SHOWN: usize = 3;
+    let mut users: Vec<_> =
+        description.users.iter().take(SHOWN).map(|presence| presence.user.label()).collect();
+    let more = format!("and {} more", description.users.len().saturating_sub(SHOWN));
+    if description.users.len() > SHOWN {
+        users.push(&more);
+    }
+    users.join(", ")
+}
+
+fn records(description: &HostDescription) -> String {
+    let facets = description.sources.iter().flat_map(|source| {
+        source
+            .facets
+            .iter()
+            .map(move |facet| format!("{} {} ({})", facet.facet, facet.grade.word(), source.name))
+    });
+    facets.collect::<Vec<_>>().join(", ")
+}
+
+fn state(host: &HostStatus, now: Timestamp) -> String {
+    match (&host.trouble, host.connected) {
+        (_, true) => "connected".to_owned(),
+        (trouble, false) => {
+            let heard = host
+                .heard
+                .map_or_else(|| "never heard".to_owned(), |heard| format!("heard {}", ago(heard, now)));
+            let trouble = trouble.as_deref().unwrap_or("being dialled");
+            format!("{heard}; {trouble}")
+        }
+    }
+}
+
+fn ago(instant: Timestamp, now: Timestamp) -> String {
+    format!("{} ago", report::length(now.since(instant).as_secs()))
+}
+
+#[derive(Serialize)]
+struct HostsJson<'a> {
+    hosts: Vec<HostJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct HostJson<'a> {
+    /// Null until the host has answered once, and so is all that it says of itself.
+    host: Option<HostId>,
+    name: Option<&'a str>,
+    address: &'a str,
+    os: Option<&'a str>,
+    os_version: Option<&'a str>,
+    machine_id: Option<&'a str>,
+    agent_version: Option<&'a str>,
+    booted: Option<Timestamp>,
+    connected: bool,
+    trouble: Option<&'a str>,
+    heard: Option<Timestamp>,
+    known_until: Option<Timestamp>,
+    events: u64,
+    users: Vec<UserJson<'a>>,
+    sources: Vec<SourceJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct UserJson<'a> {
+    id: &'a str,
+    name: Option<&'a str>,
+    processes: u32,
+}
+
+#[derive(Serialize)]
+struct SourceJson<'a> {
+    name: &'a str,
+    facets: Vec<FacetJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct FacetJson<'a> {
+    facet: &'static str,
+    grade: &'static str,
+    reason: String,
+    covers: &'a str,
+    cannot_see: &'a str,
+}
+
+impl<'a> From<&'a HostStatus> for HostJson<'a> {
+    fn from(status: &'a HostStatus) -> Self {
+        let description = status.description.as_ref();
+        let users = description.map_or(&[][..], |description| &description.users);
+        let sources = description.map_or(&[][..], |description| &description.sources);
+        Self {
+            host: description.map(|description| description.host),
+            name: description.map(|description| description.name.as_str()),
+            address: &status.address,
+            os: description.map(|description| description.os.as_str()),
+            os_version: description.map(|description| description.os_version.as_str()),
+            machine_id: description.and_then(|description| description.machine_id.as_deref()),
+            agent_version: description.map(|description| description.agent_version.as_str()),
+            booted: description.map(|description| description.booted),
+            connected: status.connected,
+            trouble: status.trouble.as_deref(),
+            heard: status.heard,
+            known_until: status.known_until,
+            events: status.events,
+            users: users
+                .iter()
+                .map(|presence| UserJson {
+                    id: &presence.user.id,
+                    name: presence.user.name.as_deref(),
+                    processes: presence.processes,
+                })
+                .collect(),
+            sources: sources
+                .iter()
+                .map(|source| SourceJson {
+                    name: &source.name,
+                    facets: source
+                        .facets
+                        .iter()
+                        .map(|facet| FacetJson {
+                            facet: facet.facet.word(),
+                            grade: facet.grade.word(),
+                            reason: facet.grade.reason(),
+                            covers: &facet.scope.covers,
+                            cannot_see: &facet.scope.cannot_see,
+                        })
+                        .collect(),
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! One agent's follower: dial, describe, tail, commit, acknowledge; and again, for ever.
+
+use std::{sync::Arc, time::Duration};
+
+use alibi_proto::{
+    convert::ConvertError,
+    host::{Batch, HostDescription},
+    id::HostId,
+    transport::{self, Address, MESSAGE_BYTES_MAX},
+    wire::{self, recorder_client::RecorderClient, tail_request},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, transport::Channel};
+
+use super::Live;
+use crate::{
+    clock,
+    store::{Progress, Store, StoreError},
+};
+
+/// The pause before the first new try, and the longest one. Each try doubles it; the pause taken is anywhere between
+/// half of it and all of it, so that many followers do not come back at once.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A connection that lasted this long was a good one: the backoff begins anew after it.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// An agent says something at each look; one that is silent for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// How long an agent may take to describe itself.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often an agent is asked again who it is and who uses it.
+const DESCRIBE_INTERVAL: Duration = Duration::from_secs(30);
+/// Acknowledgements that wait for a slow agent.
+const ACKNOWLEDGEMENTS_QUEUED_MAX: usize = 16;
+
+/// Follows the agent at `address` until it is aborted.
+pub(super) async fn follow(address: Address, store: Arc<dyn Store>, live: watch::Sender<Live>) {
+    let mut backoff = BACKOFF_FIRST;
+    loop {
+        let began = Instant::now();
+        let ended = follow_once(&address, &store, &live).await;
+        let trouble = match ended {
+            Ok(()) => "the agent ended the stream".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::info!(%address, trouble, "not connected");
+        live.send_modify(|live| {
+            live.connected = false;
+            live.trouble = Some(trouble);
+        });
+        if began.elapsed() >= GOOD_CONNECTION {
+            backoff = BACKOFF_FIRST;
+        }
+        tokio::time::sleep(jittered(backoff)).await;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+async fn follow_once(
+    address: &Address,
+    store: &Arc<dyn Store>,
+    live: &watch::Sender<Live>,
+) -> Result<(), FollowError> {
+    let channel = transport::channel(address)?;
+    let mut client = RecorderClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let description = describe(&mut client).await?;
+    let progress = note(address, store, description.clone()).await?;
+
+    let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
+    send(&requests, tail_request::Request::Start(progress.next.into())).await?;
+    let mut batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
+    tracing::info!(%address, host = %description.host, "following");
+    live.send_modify(|live| {
+        live.connected = true;
+        live.trouble = None;
+        live.known_until = progress.known_until;
+    });
+
+    let mut describe_at = Instant::now() + DESCRIBE_INTERVAL;
+    loop {
+        let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
+        let Some(message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
+        let batch = Batch::try_from(message)?;
+        let settled = batch.settles();
+        let progress = commit(store, description.host, batch).await?;
+        live.send_modify(|live| live.known_until = progress.known_until);
+        if let Some(cursor) = settled {
+            send(&requests, tail_request::Request::Acknowledge(cursor.into())).await?;
+        }
+        if Instant::now() >= describe_at {
+            describe_at = Instant::now() + DESCRIBE_INTERVAL;
+            let again = describe(&mut client).await?;
+            if again.host != description.host {
+                return Err(FollowError::HostChanged { was: description.host, is: again.host });
+            }
+            note(address, store, again).await?;
+        }
+    }
+}
+
+async fn describe(client: &mut RecorderClient<Channel>) -> Result<HostDescription, FollowError> {
+    let response = tokio::time::timeout(DESCRIBE_TIMEOUT, client.describe(wire::DescribeRequest {})).await;
+    let response = response.map_err(|_| FollowError::Silent)??;
+    Ok(response.into_inner().try_into()?)
+}
+
+async fn note(
+    address: &Address,
+    store: &Arc<dyn Store>,
+    description: HostDescription,
+) -> Result<Progress, FollowError> {
+    let (store, address) = (Arc::clone(store), address.to_string());
+    blocking(move || store.describe(&address, &description, clock::now())).await
+}
+
+async fn commit(store: &Arc<dyn Store>, host: HostId, batch: Batch) -> Result<Progress, FollowError> {
+    let store = Arc::clone(store);
+    blocking(move || store.commit(host, &batch, clock::now())).await
+}
+
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, FollowError> {
+    Ok(tokio::task::spawn_blocking(call).await.map_err(|_| FollowError::Interrupted)??)
+}
+
+async fn send(
+    requests: &mpsc::Sender<wire::TailRequest>,
+    request: tail_request::Request,
+) -> Result<(), FollowError> {
+    let request = wire::TailRequest { request: Some(request) };
+    requests.send(request).await.map_err(|_| FollowError::Interrupted)
+}
+
+/// Why an agent is not followed just now.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error("cannot be dialled: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    #[error("{}", status_in_words(.0))]
+    Status(#[from] Status),
+    #[error("it sent what no agent sends: {0}")]
+    Convert(#[from] ConvertError),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("it has been silent for too long")]
+    Silent,
+    #[error("it says that it is the host {is} now, and was {was}")]
+    HostChanged { was: HostId, is: HostId },
+    #[error("the work on it was interrupted")]
+    Interrupted,
+}
+
+fn status_in_words(status: &Status) -> String {
+    match status.code() {
+        tonic::Code::Unavailable => {
+            let cause = std::error::Error::source(status).map(deepest).unwrap_or_default();
+            format!("it cannot be reached: {}", if cause.is_empty() { status.message() } else { &cause })
+        }
+        tonic::Code::FailedPrecondition => {
+            format!("its ring has been rewound, so it is not believed: {}", status.message())
+        }
+        code => format!("it answers with an error ({code:?}): {}", status.message()),
+    }
+}
+
+fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
