@@ -1,0 +1,9 @@
+//! The lab: runs whole systems on one machine. Quick start, end-to-end tests, reference models.
+
+pub mod network;
+pub mod programs;
+pub mod reference;
+pub mod requirements;
+pub mod system;
+pub mod traffic;
+pub mod up;

@@ -1,0 +1,41 @@
+//! What a test needs of the machine. A test that cannot run says so and why; with `ALIBI_LAB_SKIP=forbid`, as CI sets
+//! it, that is a failure.
+
+/// True if the test may run; else it has said why not.
+pub fn met(test: &str, requirements: &[Requirement]) -> bool {
+    let missing: Vec<_> = requirements.iter().filter_map(Requirement::missing).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let why = missing.join(", ");
+    assert!(
+        std::env::var("ALIBI_LAB_SKIP").as_deref() != Ok("forbid"),
+        "{test} may not be skipped here, and needs {why}"
+    );
+    eprintln!("SKIPPED {test}: needs {why}");
+    false
+}
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug)]
+pub enum Requirement {
+    /// Linux with the rights of root and the `ip` command: network namespaces.
+    NetworkNamespaces,
+    /// Linux with the rights of root: a small file system of its own.
+    Mounts,
+}
+
+impl Requirement {
+    fn missing(&self) -> Option<&'static str> {
+        let root = rustix::process::geteuid().is_root();
+        let ip =
+            std::process::Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success());
+        match self {
+            Self::NetworkNamespaces if !(root && ip) => {
+                Some("root and the `ip` command, for network namespaces")
+            }
+            Self::Mounts if !root => Some("root, to mount a small file system"),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! `cargo lab up`: a collector and an agent on this machine, until Ctrl-C.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, Receiver, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::programs;
+
+const COLLECTOR: &str = "127.0.0.1:8440";
+const AGENT: &str = "127.0.0.1:8441";
+/// How long the first recording may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs until it is told to stop, or one of the two ends by itself.
+///
+/// # Errors
+/// When either cannot be started, or ends by itself.
+pub fn up(data: &Path) -> Result<()> {
+    println!("Building…");
+    let programs = programs::build()?;
+    fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (ended, endings) = mpsc::channel();
+
+    let mut collector = start(
+        "collector",
+        Command::new(&programs.alibi)
+            .args(["serve", "--listen", COLLECTOR, "--data"])
+            .arg(data.join("collector")),
+        "serving",
+        &ended,
+    )?;
+    let mut agent = start(
+        "agent",
+        Command::new(&programs.agent).args(["run", "--listen", AGENT, "--data"]).arg(data.join("agent")),
+        "recording",
+        &ended,
+    )?;
+    introduce(&programs.alibi, data)?;
+
+    let stopped = runtime.block_on(async {
+        tokio::select! {
+            () = alibi_proto::transport::stop_signal() => Ok(()),
+            name = first_ending(endings) => Err(anyhow::anyhow!("the {name} ended by itself")),
+        }
+    });
+    println!("\nStopping…");
+    // The agent first, so that its last words still reach the collector.
+    agent.stop()?;
+    collector.stop()?;
+    println!("Stopped. Everything is kept in {}; `cargo lab up` goes on with it.", data.display());
+    stopped
+}
+
+async fn first_ending(endings: Receiver<String>) -> String {
+    let next = tokio::task::spawn_blocking(move || endings.recv());
+    match next.await {
+        Ok(Ok(name)) => name,
+        _ => std::future::pending().await,
+    }
+}
+
+struct Program {
+    name: &'static str,
+    child: Child,
+}
+
+impl Program {
+    fn stop(&mut self) -> Result<()> {
+        // At Ctrl-C the terminal has told it already; asking again does no harm.
+        let pid = rustix::process::Pid::from_child(&self.child);
+        if self.child.try_wait()?.is_none() {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                .with_context(|| format!("the {} cannot be stopped", self.name))?;
+        }
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the {} did not stop cleanly: {status}", self.name);
+        Ok(())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Only where starting failed half way; after `stop` it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a program and waits until it says `ready`. Warnings, and what it says before it is ready, are passed on.
+fn start(name: &'static str, command: &mut Command, ready: &str, ended: &Sender<String>) -> Result<Program> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("the {name} cannot be started"))?;
+    let stderr = child.stderr.take().context("no standard error")?;
+    let mut program = Program { name, child };
+    let mut lines = BufReader::new(stderr).lines();
+    let mut said = Vec::new();
+    loop {
+        match lines.next() {
+            Some(Ok(line)) if line.contains(ready) => break,
+            Some(Ok(line)) => said.push(line),
+            _ => {
+                program.child.wait()?;
+                bail!("the {name} did not start: {}", said.join("\n"));
+            }
+        }
+    }
+    let ended = ended.clone();
+    thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            if line.contains("WARN") || line.contains("ERROR") {
+                eprintln!("{name}: {line}");
+            }
+        }
+        // Nobody listens once both are being stopped.
+        let _ = ended.send(name.to_owned());
+    });
+    Ok(program)
+}
+
+/// Follows the agent, waits for its first recording, and says what there is to know.
+fn introduce(alibi: &Path, data: &Path) -> Result<()> {
+    let added =
+        Command::new(alibi).args(["host", "add", AGENT]).env("ALIBI_COLLECTOR", COLLECTOR).output()?;
+    let message = String::from_utf8_lossy(&added.stderr);
+    ensure!(added.status.success() || message.contains("already"), "the agent cannot be followed: {message}");
+    let host = first_recording(alibi)?;
+
+    println!(
+        "Recording on {} ({}), data in {}:",
+        text(&host["name"]),
+        text(&host["os_version"]),
+        data.display()
+    );
+    for source in list(&host["sources"]) {
+        for facet in list(&source["facets"]) {
+            let reason = text(&facet["reason"]);
+            let reason = if reason.is_empty() { String::new() } else { format!(", {reason}") };
+            println!("  {:<12} {}{reason}", text(&facet["facet"]), text(&facet["grade"]));
+            if facet["grade"] != "none" {
+                println!("  {:<12}   covers: {}", "", text(&facet["covers"]));
+                println!("  {:<12}   cannot see: {}", "", text(&facet["cannot_see"]));
+            }
+        }
+    }
+    if rustix::process::geteuid().is_root() {
+        println!("  Running as root: the owners of all users' connections are seen.");
+    } else {
+        println!("  As root it would also see the owners of other users' connections.");
+    }
+    println!("  Sampling proves no negative: hosts without a match are `unknown` here, never `clear`.");
+    println!();
+    println!("Try, in another terminal:");
+    println!("  cargo alibi hosts");
+    println!("  cargo alibi who 127.0.0.1 --last 10m");
+    println!("  cargo alibi process UID          # with a process uid from the answer of `who`");
+    println!();
+    println!("Ctrl-C stops both.");
+    Ok(())
+}
+
+/// The followed host, once everything up to now is known of it.
+fn first_recording(alibi: &Path) -> Result<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // A question waits in the collector until the agent's recording has arrived.
+        Command::new(alibi)
+            .args(["who", "127.0.0.1", "--last", "1s"])
+            .env("ALIBI_COLLECTOR", COLLECTOR)
+            .output()?;
+        let output =
+            Command::new(alibi).args(["hosts", "--json"]).env("ALIBI_COLLECTOR", COLLECTOR).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout)?;
+        let host = list(&answer["hosts"]).iter().find(|host| host["address"] == AGENT);
+        if let Some(host) = host.filter(|host| !host["known_until"].is_null()) {
+            return Ok(host.clone());
+        }
+        ensure!(Instant::now() < deadline, "no recording has arrived from the agent: {answer:#}");
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

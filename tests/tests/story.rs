@@ -1,0 +1,190 @@
+//! The story that everything is for: a process that was started long before the window reconnects inside it.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{path::Path, process::Command, time::SystemTime};
+
+use alibi_lab::{
+    network::{Network, SERVER},
+    programs::programs,
+    requirements::{Requirement, met},
+    system::{Agent, Collector, Running},
+};
+use alibi_proto::time::Timestamp;
+use serde_json::Value;
+
+const LAB: &str = env!("CARGO_BIN_EXE_lab");
+
+fn now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap())
+}
+
+/// A server, two laptops with an agent each, and a collector that follows both.
+struct Story {
+    network: Network,
+    server_address: String,
+    _server: Running,
+    collector: Collector,
+    agents: Vec<Agent>,
+    _directory: tempfile::TempDir,
+}
+
+impl Story {
+    fn begin() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let network = Network::new(2);
+        let server_address = format!("{SERVER}:443");
+        let mut command = network.on_server(LAB);
+        command.args(["server", &server_address]);
+        let server = Running::start("the server", &mut command);
+        server.line_with("listening", 0);
+
+        let collector = Collector::start(&directory.path().join("collector"));
+        let agents = ["laptop-a", "laptop-b"].iter().enumerate();
+        let agents: Vec<_> =
+            agents.map(|(laptop, name)| agent(&network, laptop, name, directory.path())).collect();
+        for agent in &agents {
+            collector.follow(&agent.address);
+        }
+        Self { network, server_address, _server: server, collector, agents, _directory: directory }
+    }
+
+    /// A client on a laptop, known to the collector before anything else happens.
+    fn client(&self, laptop: usize, name: &str) -> Running {
+        let mut command = self.network.on_laptop(laptop, name, LAB);
+        command.arg("client");
+        Running::start("a client", &mut command)
+    }
+
+    fn who(&self, words: &[&str]) -> (i32, Value) {
+        self.collector.json(&[&["who"], words].concat())
+    }
+}
+
+fn agent(network: &Network, laptop: usize, name: &str, directory: &Path) -> Agent {
+    let program = programs().agent.to_str().expect("a path in UTF-8");
+    let command = network.on_laptop(laptop, name, program);
+    let listen = format!("unix:{}", directory.join(format!("{name}.sock")).display());
+    Agent::start_with(command, &directory.join(name), &listen, &["--source", "poll"])
+}
+
+fn host<'a>(answer: &'a Value, name: &str) -> &'a Value {
+    let hosts = answer["hosts"].as_array().unwrap();
+    hosts.iter().find(|host| host["name"] == name).unwrap_or_else(|| panic!("no {name} in {answer:#}"))
+}
+
+fn time(value: &Value) -> Timestamp {
+    serde_json::from_value(value.clone()).unwrap_or_else(|error| panic!("{value}: {error}"))
+}
+
+/// The processes that a search for *processes started in the window, with connections to the target* finds: what the
+/// classic question asks, and the trap that the story is about.
+fn started_inside(host: &Value, from: Timestamp, to: Timestamp) -> Vec<&Value> {
+    let processes = host["processes"].as_array().unwrap().iter();
+    processes.filter(|process| (from..to).contains(&time(&process["started"]))).collect()
+}
+
+#[test]
+fn a_process_from_before_the_window_that_reconnects_inside_it_is_found() {
+    if !met("the story", &[Requirement::NetworkNamespaces]) {
+        return;
+    }
+    let mut story = Story::begin();
+    let mut client = story.client(0, "laptop-a");
+    let idle = story.client(1, "laptop-b");
+
+    // Yesterday, as it were: the client talks to the server, and the connection ends.
+    let first_local = client.ask(&format!("connect first {}", story.server_address));
+    story.collector.json_until(&["who", &story.server_address, "--last", "1h"], |answer| {
+        answer["hosts"].to_string().contains(&first_local)
+    });
+    assert_eq!(client.ask("close first"), "closed");
+    story.collector.json_until(&["who", &story.server_address, "--last", "1h"], |answer| {
+        answer["hosts"].to_string().contains(r#""state":"closed""#)
+    });
+
+    // The window: the same process connects again.
+    let from = now();
+    let local = client.ask(&format!("connect second {}", story.server_address));
+    let window = |to: Timestamp| [from.to_string(), to.to_string()];
+    story.collector.json_until(&["who", &story.server_address, "--from", &from.to_string()], |answer| {
+        answer["hosts"].to_string().contains(&local)
+    });
+    let to = now();
+    let [from_text, to_text] = window(to);
+    let (status, answer) = story.who(&[&SERVER.to_string(), "--from", &from_text, "--to", &to_text]);
+    assert_eq!(status, 0, "somebody talked: {answer:#}");
+
+    let laptop_a = host(&answer, "laptop-a");
+    assert_eq!(laptop_a["verdict"], "talked");
+    let processes = laptop_a["processes"].as_array().unwrap();
+    assert_eq!(processes.len(), 1, "{laptop_a:#}");
+    let process = &processes[0];
+    assert_eq!(process["pid"], client.pid());
+    assert_eq!(process["path"], LAB);
+    assert!(process["arguments"].to_string().contains("client"), "{process:#}");
+    assert!(time(&process["started"]) < from, "it was started before the window: {process:#}");
+    let flows = process["flows"].as_array().unwrap();
+    assert_eq!(flows.len(), 1, "the first connection ended before the window: {flows:#?}");
+    assert_eq!(flows[0]["local"], local.as_str());
+    assert_eq!(flows[0]["remote"], story.server_address.as_str());
+    assert_eq!(flows[0]["direction"], "outbound");
+    assert_eq!(flows[0]["attribution"], "socket_table");
+    assert_eq!(flows[0]["in_window"], "attempt");
+    assert!((from..to).contains(&time(&flows[0]["first"])), "{flows:#?}");
+
+    // The other laptop has nothing, and polling proves nothing.
+    let laptop_b = host(&answer, "laptop-b");
+    assert_eq!(laptop_b["verdict"], "unknown");
+    assert_eq!(laptop_b["gaps"][0]["grade"], "sampled");
+    assert_eq!(laptop_b["gaps"][0]["facet"], "connections");
+    let (status, answer) =
+        story.who(&[&SERVER.to_string(), "--from", &from_text, "--to", &to_text, "--host", "laptop-b"]);
+    assert_eq!((status, answer["hosts"].as_array().unwrap().len()), (3, 1));
+
+    // The trap: no process with a connection to the server was started inside the window, so the classic search finds
+    // nobody. Over all time it would have found this one, so it is the window that hides it.
+    assert_eq!(started_inside(laptop_a, from, to), Vec::<&Value>::new());
+    assert_eq!(started_inside(laptop_a, Timestamp::ZERO, to).len(), 1);
+
+    // What is that process? Its parents are on record.
+    let uid = process["process"].as_str().unwrap();
+    let (status, shown) = story.collector.json(&["process", uid]);
+    assert_eq!((status, &shown["pid"], &shown["host_name"]), (0, &process["pid"], &"laptop-a".into()));
+    assert_eq!(shown["ancestors"][0]["pid"], std::process::id(), "{shown:#}");
+    assert_eq!(shown["flows"].as_array().unwrap().len(), 2);
+
+    // A person reads the same.
+    let output = story.collector.alibi(&["who", &SERVER.to_string(), "--from", &from_text, "--to", &to_text]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for wanted in
+        ["TALKED   laptop-a", "UNKNOWN  laptop-b", LAB, "sampled each 1 s", "0 hosts can be ruled out"]
+    {
+        assert!(text.contains(wanted), "no `{wanted}` in:\n{text}");
+    }
+    assert_eq!(idle.said(), Vec::<String>::new());
+
+    // Asked on the laptop itself, with no collector: while the agent runs, and from the ring after it has stopped.
+    let agent = story.agents.remove(0);
+    for running in [Some(agent.running), None] {
+        let mut command = Command::new(&programs().agent);
+        command.args([
+            "query",
+            &SERVER.to_string(),
+            "--from",
+            &from_text,
+            "--to",
+            &to_text,
+            "--json",
+            "--data",
+        ]);
+        let output = command.arg(&agent.data).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let local_answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(local_answer["hosts"][0]["processes"], laptop_a["processes"]);
+        if let Some(running) = running {
+            assert!(running.stop().success());
+        }
+    }
+}

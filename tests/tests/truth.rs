@@ -1,0 +1,403 @@
+//! Random histories of one host, recorded by the real pipeline and ring, delivered late and with losses, and judged by
+//! the real question core: no verdict may say more than the plain model knows to be true.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use alibi_agent::{
+    capture::{Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
+    ledger::PreviousRun,
+    pipeline::{Limits, Pipeline},
+    recorder::{Acknowledged, Progress, Recorder},
+    ring::{Item, Options, Reader, Ring, View},
+};
+use alibi_lab::reference::Truth;
+use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade, Scope, Timeline},
+    event::{Event, EventKind},
+    flow::{Attribution, Direction, FlowRecord, FlowState, Protocol, Traffic},
+    host::{FacetCoverage, SourceDescription},
+    id::{Epoch, HostBoot, HostId, Seq},
+    question::{Evidence, Question, Verdict, judge},
+    target::Target,
+    time::{Moment, Timestamp},
+    window::Window,
+    wire,
+};
+use proptest::prelude::*;
+use prost::Message as _;
+use tokio::sync::watch;
+
+const TARGET: [u8; 4] = [198, 51, 100, 7];
+const OTHER: [u8; 4] = [198, 51, 100, 8];
+
+/// One step of a history.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Time passes, this many seconds.
+    Wait(u64),
+    Open {
+        target: bool,
+    },
+    Close,
+    Move,
+    /// The agent syncs, so that what it recorded can be read.
+    Sync,
+    /// The source loses something, in the last seconds.
+    Lose(u64),
+    Deliver,
+    Stop,
+    Crash,
+    Start,
+    /// A question about a window that ends this long ago and is this long.
+    Ask {
+        ago: u64,
+        length: u64,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (1..5_u64).prop_map(Step::Wait),
+        1 => (100..2_000_u64).prop_map(Step::Wait),
+        6 => any::<bool>().prop_map(|target| Step::Open { target }),
+        4 => Just(Step::Close),
+        3 => Just(Step::Move),
+        3 => Just(Step::Sync),
+        1 => (1..5_u64).prop_map(Step::Lose),
+        2 => Just(Step::Deliver),
+        1 => Just(Step::Stop),
+        1 => Just(Step::Crash),
+        2 => Just(Step::Start),
+        6 => (0..400_u64, 1..300_u64).prop_map(|(ago, length)| Step::Ask { ago, length }),
+    ]
+}
+
+fn at(second: u64) -> Moment {
+    Moment { wall: Timestamp::from_secs(second), boot_ns: second * 1_000_000_000 }
+}
+
+struct World {
+    directory: PathBuf,
+    now: u64,
+    next_port: u16,
+    /// By port: whether it is to the target, and since when.
+    open: BTreeMap<u16, (bool, u64)>,
+    truth: Truth,
+    agent: Option<Agent>,
+    collector: Collector,
+    verdicts: BTreeMap<&'static str, u64>,
+}
+
+struct Agent {
+    recorder: Recorder,
+    view: View,
+    acknowledged: Acknowledged,
+    progress: watch::Receiver<Progress>,
+    /// Up to here the checkpoint vouches for the recording.
+    synced: u64,
+}
+
+#[derive(Default)]
+struct Collector {
+    next: u64,
+    timeline: Timeline,
+    flows: Vec<FlowRecord>,
+    known_until: Option<Timestamp>,
+}
+
+impl World {
+    fn new(directory: PathBuf) -> Self {
+        let mut world = Self {
+            directory,
+            now: 1_000,
+            next_port: 1,
+            open: BTreeMap::new(),
+            truth: Truth { connections: vec![], unrecorded: std::iter::once(0..1_000).collect() },
+            agent: None,
+            collector: Collector { next: 1, ..Collector::default() },
+            verdicts: BTreeMap::new(),
+        };
+        world.start();
+        world
+    }
+
+    fn run(&mut self, step: &Step) {
+        match *step {
+            Step::Wait(seconds) => {
+                self.now += seconds;
+                self.report(vec![]);
+            }
+            Step::Open { target } => {
+                self.now += 1;
+                let port = self.next_port;
+                self.next_port += 1;
+                self.open.insert(port, (target, self.now));
+                self.report(vec![opened(port, target, false)]);
+            }
+            Step::Close => {
+                self.now += 1;
+                let Some((port, (target, since))) = self.open.pop_first() else { return };
+                if target {
+                    self.truth.connections.push(since..self.now);
+                }
+                let socket = socket(port, target);
+                self.report(vec![Fact::ConnectionClosed { socket, state: FlowState::Closed, traffic: None }]);
+            }
+            Step::Move => {
+                self.now += 1;
+                let Some((&port, &(target, _))) = self.open.last_key_value() else { return };
+                let traffic = Some(Traffic { bytes_sent: self.now, ..Traffic::default() });
+                let socket = socket(port, target);
+                self.report(vec![Fact::ConnectionChanged { socket, state: None, owner: None, traffic }]);
+            }
+            Step::Sync => {
+                if let Some(agent) = &mut self.agent {
+                    agent.recorder.sync();
+                    agent.synced = self.now;
+                }
+            }
+            Step::Lose(seconds) => {
+                self.now += 1;
+                let from = self.now - seconds;
+                if self.agent.is_some() {
+                    self.truth.unrecorded.insert(0, from..self.now);
+                }
+                let grade = Grade::Lost { count: 1, reason: "test".into() };
+                let (facet, from, to) = (Facet::Connections, at(from).wall, Some(at(self.now).wall));
+                self.report(vec![Fact::Coverage(CoverageChange { facet, grade, from, to, scope: None })]);
+            }
+            Step::Deliver => self.deliver(),
+            Step::Stop => {
+                if let Some(agent) = self.agent.take() {
+                    let now = at(self.now);
+                    // The collector may be there to hear the last words, or not.
+                    if self.now.is_multiple_of(2) {
+                        let (view, progress) = (agent.view, agent.progress);
+                        agent.recorder.close("stopped", now).unwrap();
+                        self.collector.take(&view, &progress.borrow());
+                    } else {
+                        agent.recorder.close("stopped", now).unwrap();
+                    }
+                    self.truth.unrecorded.push(self.now..u64::MAX);
+                }
+            }
+            Step::Crash => {
+                if let Some(agent) = self.agent.take() {
+                    self.truth.unrecorded.push(agent.synced..u64::MAX);
+                }
+            }
+            Step::Start => {
+                self.now += 1;
+                if self.agent.is_none() {
+                    self.start();
+                }
+            }
+            Step::Ask { ago, length } => self.ask(ago, length),
+        }
+    }
+
+    fn start(&mut self) {
+        if let Some(last) = self.truth.unrecorded.last_mut() {
+            last.end = self.now;
+        }
+        let options = Options { bytes_max: 16 << 10, segment_bytes: 4 << 10, ..Options::default() };
+        let (ring, recovery) = Ring::open(&self.directory, options, Epoch(1)).unwrap();
+        let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
+        let now = at(self.now);
+        let pipeline = Pipeline::new(
+            boot,
+            Limits::default(),
+            source(),
+            ring.next_seq(),
+            PreviousRun::of(&recovery),
+            now,
+        );
+        let (sender, progress) = watch::channel(Progress::default());
+        let (view, acknowledged) = (ring.view(), Acknowledged::default());
+        let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged.clone(), sender);
+        self.agent = Some(Agent { recorder, view, acknowledged, progress, synced: self.now });
+        let inventory = self.open.iter().map(|(&port, &(target, _))| opened(port, target, true)).collect();
+        self.report(inventory);
+        // As the program does it once it runs.
+        self.run(&Step::Sync);
+    }
+
+    fn report(&mut self, facts: Vec<Fact>) {
+        let now = at(self.now);
+        let observations = facts.into_iter().map(|fact| Observation { at: now, fact }).collect();
+        if let Some(agent) = &mut self.agent {
+            agent.recorder.take(Report { observations, seen_until: now }, now);
+        }
+    }
+
+    fn deliver(&mut self) {
+        if let Some(agent) = &self.agent {
+            self.collector.take(&agent.view, &agent.progress.borrow());
+            agent.acknowledged.up_to(Seq(self.collector.next - 1));
+        }
+    }
+
+    fn ask(&mut self, ago: u64, length: u64) {
+        let to = self.now.saturating_sub(ago);
+        let from = to.saturating_sub(length);
+        if from >= to {
+            return;
+        }
+        let question = Question {
+            target: Target::parse("198.51.100.7", None, None).unwrap(),
+            window: Window::new(at(from).wall, at(to).wall).unwrap(),
+        };
+        let evidence = Evidence {
+            host: None,
+            name: "host".into(),
+            connections: &self.collector.timeline,
+            known_until: self.collector.known_until,
+            flows: self.collector.flows.clone(),
+            flows_left_out: 0,
+        };
+        let answer = judge(&question, evidence, |_| None);
+
+        let mut truth = self.truth.clone();
+        truth
+            .connections
+            .extend(self.open.values().filter(|(target, _)| *target).map(|(_, since)| *since..self.now));
+        let window = from..to;
+        match answer.verdict {
+            Verdict::Clear => {
+                assert!(!truth.talked(window.clone()), "false clear of {window:?} at {}", self.now);
+                assert!(truth.whole(window.clone()), "clear of {window:?}, which was not recorded whole");
+            }
+            Verdict::Talked => {
+                assert!(truth.talked(window.clone()), "false talked of {window:?}: {answer:#?}")
+            }
+            Verdict::Unknown => assert!(!answer.gaps.is_empty(), "unknown of {window:?} without a reason"),
+        }
+        *self.verdicts.entry(answer.verdict.word()).or_default() += 1;
+    }
+}
+
+impl Collector {
+    fn take(&mut self, view: &View, progress: &Progress) {
+        let mut reader = Reader::new(view.clone(), Seq(self.next));
+        while self.next < progress.next_seq.0 {
+            let safe = usize::try_from(progress.next_seq.0 - self.next).unwrap();
+            match reader.next_batch(1 << 20, safe).unwrap() {
+                Item::Records(records) => {
+                    for record in records {
+                        assert_eq!(record.seq.0, self.next);
+                        self.next += 1;
+                        let event =
+                            Event::try_from(wire::Event::decode(record.bytes.as_slice()).unwrap()).unwrap();
+                        match event.kind {
+                            EventKind::CoverageChanged(change) if change.facet == Facet::Connections => {
+                                self.timeline.apply(&change);
+                            }
+                            EventKind::Flow(flow) => self.flows.push(*flow),
+                            _ => {}
+                        }
+                    }
+                }
+                Item::Hole(hole) => {
+                    assert_eq!(hole.first.0, self.next);
+                    self.next = hole.last.0 + 1;
+                    self.timeline.apply_hole(&hole);
+                }
+                Item::CaughtUp => break,
+            }
+        }
+        self.known_until = self.known_until.max(progress.watermark);
+    }
+}
+
+fn source() -> SourceDescription {
+    let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
+    let facet = FacetCoverage { facet: Facet::Connections, grade: Grade::Complete, scope };
+    SourceDescription { name: "test".into(), facets: vec![facet] }
+}
+
+fn socket(port: u16, target: bool) -> SocketKey {
+    SocketKey {
+        protocol: Protocol::Tcp,
+        local: ([192, 0, 2, 1], port).into(),
+        remote: (if target { TARGET } else { OTHER }, 443).into(),
+        socket: port.into(),
+    }
+}
+
+fn opened(port: u16, target: bool, already_open: bool) -> Fact {
+    Fact::ConnectionOpened(Box::new(ObservedConnection {
+        socket: socket(port, target),
+        owner: Some(ProcessKey { pid: 7, start: 1 }),
+        attribution: Attribution::SocketTable,
+        direction: Direction::Outbound,
+        state: FlowState::Established,
+        already_open,
+        traffic: Some(Traffic::default()),
+        interface: None,
+        network_namespace: None,
+    }))
+}
+
+fn check(steps: &[Step]) -> BTreeMap<&'static str, u64> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new(directory.path().join("ring"));
+    for step in steps {
+        world.run(step);
+    }
+    world.verdicts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_verdict_says_more_than_is_true(steps in proptest::collection::vec(step(), 50..400)) {
+        check(&steps);
+    }
+}
+
+/// The property would hold of a program that always says `unknown`: this one does not.
+#[test]
+fn histories_meet_every_verdict() {
+    let mut steps = Vec::new();
+    for round in 0..200_u64 {
+        steps.extend([
+            Step::Open { target: round % 10 == 0 },
+            Step::Wait(20),
+            Step::Close,
+            Step::Sync,
+            Step::Deliver,
+        ]);
+        steps.push(Step::Ask { ago: 0, length: 15 });
+        if round % 50 == 49 {
+            steps.extend([
+                Step::Crash,
+                Step::Wait(30),
+                Step::Start,
+                Step::Wait(40),
+                Step::Sync,
+                Step::Deliver,
+                Step::Ask { ago: 45, length: 20 },
+            ]);
+        }
+    }
+    let verdicts = check(&steps);
+    for verdict in ["talked", "clear", "unknown"] {
+        assert!(verdicts.get(verdict).is_some_and(|count| *count >= 4), "{verdicts:?}");
+    }
+    assert!(verdicts["clear"] > 100, "{verdicts:?}");
+}
+
+/// An idle connection whose only record was overwritten is still not believed away.
+#[test]
+fn an_overwritten_record_of_an_open_connection_leaves_no_false_clear() {
+    let mut steps = vec![Step::Open { target: true }, Step::Wait(3)];
+    for _ in 0..150 {
+        steps.extend([Step::Open { target: false }, Step::Wait(1)]);
+    }
+    steps.extend([Step::Sync, Step::Deliver, Step::Wait(5), Step::Sync, Step::Deliver]);
+    steps.extend((0..20).map(|ago| Step::Ask { ago, length: 3 }));
+    check(&steps);
+}
