@@ -34,6 +34,8 @@ pub const REPORTS_QUEUED_MAX: usize = 64;
 const PENDING_EVENTS_MAX: usize = 100_000;
 /// What a power cut may cost: events are safe on disk at the latest after this. A kill costs none.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two warnings of the same thing.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// Users that a description lists.
 const USERS_MAX: usize = 256;
 
@@ -77,6 +79,9 @@ pub struct Recorder {
     recorded_until: Timestamp,
     /// A segment has begun, and not all that a reader needs to begin there has been said in it.
     restate: bool,
+    /// Events overwritten that nobody has been warned of, and the last warning.
+    overwritten: u64,
+    warned: Option<Instant>,
 }
 
 impl Recorder {
@@ -98,6 +103,8 @@ impl Recorder {
             trouble: None,
             recorded_until: recorded_until.unwrap_or_default(),
             restate: false,
+            overwritten: 0,
+            warned: None,
         }
     }
 
@@ -146,6 +153,7 @@ impl Recorder {
         {
             self.recorded_until = self.recorded_until.max(watermark);
         }
+        self.warn_of_overwriting();
         match self.ring.sync(self.recorded_until) {
             Ok(()) => self.publish(),
             Err(error) => self.failed(&error),
@@ -217,6 +225,15 @@ impl Recorder {
             }
         }
         Ok(())
+    }
+
+    /// Says now and then how much was overwritten; readers are told exactly, by a hole.
+    fn warn_of_overwriting(&mut self) {
+        if self.overwritten > 0 && self.warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
+            let events = std::mem::take(&mut self.overwritten);
+            self.warned = Some(Instant::now());
+            tracing::warn!(events, "the ring was full: events were overwritten before a collector had them");
+        }
     }
 
     fn failed(&mut self, error: &RingError) {

@@ -113,6 +113,16 @@ impl Options {
     /// A larger segment would take too much memory and time whenever it is read as a whole.
     const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
+    /// A small ring needs small segments: what is evicted with one is a small part of the whole.
+    const SEGMENTS_AT_LEAST: u64 = 16;
+
+    /// The limits of a ring of so many bytes.
+    pub fn within(bytes_max: u64) -> Self {
+        let default = Self::default();
+        let segment_bytes = default.segment_bytes.min(bytes_max / Self::SEGMENTS_AT_LEAST);
+        Self { bytes_max, segment_bytes, ..default }
+    }
+
     fn check(&self) -> Result<(), RingError> {
         let Self { bytes_max, segment_bytes, record_bytes_max } = *self;
         let bare_bytes =

@@ -2,6 +2,7 @@
 
 pub mod network;
 pub mod programs;
+pub mod recording;
 pub mod reference;
 pub mod requirements;
 pub mod system;

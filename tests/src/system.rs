@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use alibi_proto::time::Timestamp;
 use serde_json::Value;
 
 use crate::programs::programs;
@@ -19,6 +20,11 @@ use crate::programs::programs;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of output that are kept.
 const LINES_MAX: usize = 10_000;
+
+/// Now, by the wall clock.
+pub fn now() -> Timestamp {
+    alibi_collector::clock::now()
+}
 
 /// A running program. Killed when dropped.
 #[derive(Debug)]
@@ -211,6 +217,11 @@ impl Agent {
     /// Starts one on this very machine, at a free port, with further words.
     pub fn start(data: &Path, words: &[&str]) -> Self {
         Self::start_with(Command::new(&programs().agent), data, "127.0.0.1:0", words)
+    }
+
+    /// Starts one over the data of one that has ended, at the same address.
+    pub fn start_again(data: &Path, address: &str, words: &[&str]) -> Self {
+        Self::start_with(Command::new(&programs().agent), data, address, words)
     }
 
     /// Starts one with a command that ends in the agent's program.

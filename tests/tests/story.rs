@@ -2,23 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::{path::Path, process::Command, time::SystemTime};
+use std::{path::Path, process::Command};
 
 use alibi_lab::{
     network::{Network, SERVER},
     programs::programs,
     requirements::{Requirement, met},
-    system::{Agent, Collector, Running},
+    system::{Agent, Collector, Running, now},
 };
 use alibi_proto::time::Timestamp;
 use serde_json::Value;
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
-
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap())
-}
 
 /// A server, two laptops with an agent each, and a collector that follows both.
 struct Story {

@@ -38,7 +38,7 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     let listener = Listener::bind(&arguments.listen).await?;
     let directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let host = identity::load_or_make(directory.path())?;
-    let options = Options { bytes_max: arguments.ring_bytes, ..Options::default() };
+    let options = Options::within(arguments.ring_bytes);
     let new_epoch = Epoch(sys::now().wall.as_nanos());
     let (ring, recovery) = Ring::open(&directory.path().join(RING), options, new_epoch)?;
 
