@@ -201,7 +201,8 @@ fn matching_connections(question: &Question, evidence: &Evidence<'_>) -> Vec<Con
     connections
         .into_values()
         .filter_map(|mut records| {
-            records.sort_by_key(|record| (record.first, record.last));
+            // Records of an instant share their times; only their position tells the last one.
+            records.sort_by_key(|record| (record.first, record.last, record.record));
             connection_activity(question.window, evidence, &records)
         })
         .collect()
@@ -363,6 +364,14 @@ mod tests {
         check(vec![record(98, 99, true, Some(7))], Talked, Some(Idle)); // left open before the window
         check(vec![record(70, 84, true, None)], Clear, None); // no record after it for more than 15 minutes
         check(vec![record(98, 99, true, None), record(99, 99, false, None)], Clear, None); // closed before it
+    }
+
+    #[test]
+    fn records_of_one_instant_stand_in_their_order_whatever_order_they_come_in() {
+        let opened = record(98, 98, true, None);
+        let closed = FlowRecord { record: 1, ..record(98, 98, false, None) };
+        check(vec![opened.clone(), closed.clone()], Verdict::Clear, None);
+        check(vec![closed, opened], Verdict::Clear, None);
     }
 
     #[test]

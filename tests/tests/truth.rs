@@ -254,7 +254,8 @@ impl World {
             name: "host".into(),
             connections: &self.collector.timeline,
             known_until: self.collector.known_until,
-            flows: self.collector.flows.clone(),
+            // A store gives them in any order.
+            flows: self.collector.flows.iter().rev().cloned().collect(),
             flows_left_out: 0,
         };
         let answer = judge(&question, evidence, |_| None);

@@ -84,19 +84,20 @@ async fn follow_once(
         live.known_until = progress.known_until;
     });
 
-    let mut describe_at = Instant::now() + DESCRIBE_INTERVAL;
+    // None until the first watermark: by then the agent has seen who uses the host, and is asked again.
+    let mut described: Option<Instant> = None;
     loop {
         let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
         let Some(message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
         let batch = Batch::try_from(message)?;
-        let settled = batch.settles();
+        let (settled, caught_up) = (batch.settles(), batch.watermark.is_some());
         let progress = commit(store, description.host, batch).await?;
         live.send_modify(|live| live.known_until = progress.known_until);
         if let Some(cursor) = settled {
             send(&requests, tail_request::Request::Acknowledge(cursor.into())).await?;
         }
-        if Instant::now() >= describe_at {
-            describe_at = Instant::now() + DESCRIBE_INTERVAL;
+        if caught_up && described.is_none_or(|described| described.elapsed() >= DESCRIBE_INTERVAL) {
+            described = Some(Instant::now());
             let again = describe(&mut client).await?;
             if again.host != description.host {
                 return Err(FollowError::HostChanged { was: description.host, is: again.host });
