@@ -39,8 +39,11 @@ enum Step {
     Wait(u64),
     Open {
         target: bool,
+        after: u64,
     },
-    Close,
+    Close {
+        after: u64,
+    },
     Move,
     /// The agent syncs, so that what it recorded can be read.
     Sync,
