@@ -368,9 +368,9 @@ fn histories_meet_every_verdict() {
     let mut steps = Vec::new();
     for round in 0..200_u64 {
         steps.extend([
-            Step::Open { target: round % 10 == 0 },
+            Step::Open { target: round % 10 == 0, after: 1 },
             Step::Wait(20),
-            Step::Close,
+            Step::Close { after: 1 },
             Step::Sync,
             Step::Deliver,
         ]);
