@@ -85,7 +85,14 @@ impl Ledger {
     /// Something was lost that may concern every facet.
     pub fn lose(&self, count: u64, reason: &str, from: Timestamp, to: Timestamp) -> Vec<CoverageChange> {
         let grade = Grade::Lost { count, reason: reason.to_owned() };
-        self.all(|facet| CoverageChange { facet, grade: grade.clone(), from, to: Some(to), scope: None })
+        self.all(|facet| CoverageChange {
+            facet,
+            grade: grade.clone(),
+            from,
+            to: Some(to),
+            scope: None,
+            announced_from: None,
+        })
     }
 
     /// Recording ends for `reason`; nothing that happens after `from` is seen.
@@ -100,7 +107,14 @@ impl Ledger {
 }
 
 fn not_recorded(facet: Facet, reason: &str, from: Timestamp, to: Option<Timestamp>) -> CoverageChange {
-    CoverageChange { facet, grade: Grade::NotRecorded { reason: reason.to_owned() }, from, to, scope: None }
+    CoverageChange {
+        facet,
+        grade: Grade::NotRecorded { reason: reason.to_owned() },
+        from,
+        to,
+        scope: None,
+        announced_from: None,
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +129,14 @@ mod tests {
 
     fn complete(from: u64) -> CoverageChange {
         let facet = Facet::Connections;
-        CoverageChange { facet, grade: Grade::Complete, from: at(from), to: None, scope: None }
+        CoverageChange {
+            facet,
+            grade: Grade::Complete,
+            from: at(from),
+            to: None,
+            scope: None,
+            announced_from: None,
+        }
     }
 
     /// The gaps of `[0, 100)` in a ring in which one run recorded from 0 until 40, and another begins at `restart`.

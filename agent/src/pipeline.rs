@@ -161,13 +161,15 @@ impl Pipeline {
         self.watermark
     }
 
-    /// Says everything anew that a reader who begins here must know.
+    /// Says everything anew that a reader who begins here must know: what is open, and then the grades, which are not for
+    /// a reader that begins in between.
     pub fn restate(&mut self, now: Moment) {
+        let announced_from = Some(self.next_seq);
         if let Some(seen_until) = self.seen_until {
             self.report_all_open(seen_until.wall, now);
         }
-        let standing = self.ledger.restate();
-        self.push_all(now, standing);
+        let standing = self.ledger.restate().into_iter();
+        self.push_all(now, standing.map(|change| CoverageChange { announced_from, ..change }).collect());
     }
 
     /// Events from `next_seq` on could not be kept: their numbers are given again, and the loss is said.
@@ -212,8 +214,10 @@ impl Pipeline {
 
     fn source_begins(&mut self, from: Timestamp, now: Moment) {
         for coverage in std::mem::take(&mut self.source.facets) {
+            // The inventory that comes with it says what is open.
+            let announced_from = Some(self.next_seq);
             let (facet, grade, scope) = (coverage.facet, coverage.grade, Some(coverage.scope));
-            self.source_states(CoverageChange { facet, grade, from, to: None, scope }, now);
+            self.source_states(CoverageChange { facet, grade, from, to: None, scope, announced_from }, now);
         }
     }
 
@@ -372,7 +376,10 @@ impl Pipeline {
             self.limits.connections_max
         );
         let (facet, grade) = (Facet::Connections, Grade::Lost { count: 1, reason });
-        self.state(CoverageChange { facet, grade, from: at, to: None, scope: None }, now);
+        self.state(
+            CoverageChange { facet, grade, from: at, to: None, scope: None, announced_from: None },
+            now,
+        );
     }
 
     fn unfollowed_closed(&mut self, at: Timestamp, now: Moment) {

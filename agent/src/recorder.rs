@@ -77,8 +77,12 @@ pub struct Recorder {
     trouble: Option<String>,
     /// Up to here everything is recorded, as the next run must know if this one ends without a word.
     recorded_until: Timestamp,
-    /// A segment has begun, and not all that a reader needs to begin there has been said in it.
-    restate: bool,
+    /// A reader can begin at a new segment, and must find everything there that it needs.
+    segment_started: bool,
+    /// How many events it took to say that last time, and how many came since. As many again must come before it is said
+    /// again, so that saying it, which may itself begin segments, never makes up more than half of what is written.
+    restated: usize,
+    since_restated: usize,
     /// Events overwritten that nobody has been warned of, and the last warning.
     overwritten: u64,
     warned: Option<Instant>,
@@ -102,7 +106,9 @@ impl Recorder {
             progress,
             trouble: None,
             recorded_until: recorded_until.unwrap_or_default(),
-            restate: false,
+            segment_started: false,
+            restated: 0,
+            since_restated: 0,
             overwritten: 0,
             warned: None,
         }
@@ -166,7 +172,7 @@ impl Recorder {
     /// When the last events could not be written; the next run will find that this one ended without a word.
     pub fn close(mut self, why: &str, now: Moment) -> Result<(), RingError> {
         self.pipeline.stop(why, now);
-        self.pending.extend(self.pipeline.events());
+        self.collect();
         self.append()?;
         self.recorded_until = self.recorded_until.max(self.pipeline.watermark().unwrap_or_default());
         self.ring.mark_closed(self.recorded_until)?;
@@ -175,10 +181,13 @@ impl Recorder {
     }
 
     fn write(&mut self, now: Moment) {
-        if std::mem::take(&mut self.restate) {
+        self.collect();
+        if self.segment_started && self.since_restated >= self.restated {
+            self.segment_started = false;
             self.pipeline.restate(now);
+            self.restated = self.collect();
+            self.since_restated = 0;
         }
-        self.pending.extend(self.pipeline.events());
         match self.append() {
             Ok(()) => self.recovered(),
             Err(error) => {
@@ -186,6 +195,15 @@ impl Recorder {
                 self.keep_within_bound(&error, now);
             }
         }
+    }
+
+    /// Takes over what the pipeline has made; how many events.
+    fn collect(&mut self) -> usize {
+        let events = self.pipeline.events();
+        let count = events.len();
+        self.since_restated += count;
+        self.pending.extend(events);
+        count
     }
 
     /// Appends what waits, piece by piece, as far as the ring takes it.
@@ -214,8 +232,7 @@ impl Recorder {
             self.ring.acknowledge(self.acknowledged.seq().min(recorded))?;
             let appended = self.ring.append(&piece)?;
             *written += piece.len();
-            // A reader can begin at a new segment, and must find everything there that it needs.
-            self.restate |= appended.started_segment;
+            self.segment_started |= appended.started_segment;
             if appended.evicted_unacknowledged > 0 {
                 let events = appended.evicted_unacknowledged;
                 tracing::warn!(

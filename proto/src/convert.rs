@@ -442,6 +442,7 @@ impl From<CoverageChange> for wire::CoverageChanged {
             from_ns: change.from.as_nanos(),
             to_ns: change.to.map(Timestamp::as_nanos),
             scope: change.scope.map(Into::into),
+            announced_from_seq: change.announced_from.map(|seq| seq.0),
         }
     }
 }
@@ -456,6 +457,7 @@ impl TryFrom<wire::CoverageChanged> for CoverageChange {
             from: Timestamp::from_nanos(change.from_ns),
             to: optional_time(change.to_ns),
             scope: change.scope.map(Into::into),
+            announced_from: change.announced_from_seq.map(Seq),
         })
     }
 }
@@ -960,6 +962,7 @@ mod tests {
                         covers: text.clone(),
                         cannot_see: text
                     }),
+                    announced_from: to.map(|to| Seq(to.as_nanos())),
                 })
             ),
             Just(EventKind::Unrecognised),

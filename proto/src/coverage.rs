@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{flow::words, host::Hole, time::Timestamp, window::Window};
+use crate::{flow::words, host::Hole, id::Seq, time::Timestamp, window::Window};
 
 words! {
     /// What is recorded, well or badly, on its own.
@@ -134,6 +134,15 @@ pub struct CoverageChange {
     pub to: Option<Timestamp>,
     /// What the recording covers, where there is one.
     pub scope: Option<Scope>,
+    /// Everything that is open has been recorded anew since this event. Only such a grade is believed after a hole, and
+    /// only if the hole ends before it.
+    #[serde(skip)]
+    pub announced_from: Option<Seq>,
+}
+
+impl CoverageChange {
+    /// Said where a ring begins anew: nothing that was missed of the ring before it matters any more.
+    pub const ANOTHER_RING: Seq = Seq(u64::MAX);
 }
 
 /// A stretch of a window in which a facet was not completely recorded.
@@ -159,6 +168,8 @@ pub struct Timeline {
     steps: Vec<Step>,
     /// Bounded stretches that are worse than the steps below them.
     losses: Vec<Loss>,
+    /// Events up to this one were missed, and no grade was heard since that can be believed in spite of it.
+    missed_up_to: Option<Seq>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,19 +189,29 @@ struct Loss {
 impl Timeline {
     /// Takes in a change of this timeline's facet.
     pub fn apply(&mut self, change: &CoverageChange) {
-        match change.to {
-            Some(to) => self.lose(change.from, to, change.grade.clone()),
-            None => self.stand(change.from, &change.grade, change.scope.as_ref()),
+        if let Some(to) = change.to {
+            self.lose(change.from, to, change.grade.clone());
+            return;
         }
+        if let Some(missed) = self.missed_up_to {
+            if change.announced_from.is_some_and(|announced| announced > missed) {
+                self.missed_up_to = None;
+            } else if !change.grade.interrupts() {
+                return; // what is open may have been said in what was missed
+            }
+        }
+        self.stand(change.from, &change.grade, change.scope.as_ref());
     }
 
-    /// Takes in a hole in the stream. Whatever was missed may have made things worse, so nothing is believed after it
-    /// until the agent states the grade anew, which it does wherever a reader can begin.
+    /// Takes in a hole in the stream. Whatever was missed may have made things worse, or may have told of a connection that
+    /// is open since, so nothing is believed after it until the agent has recorded anew what is open, and states the
+    /// grade; which it does wherever a reader can begin.
     pub fn apply_hole(&mut self, hole: &Hole) {
         let grade = Grade::Lost { count: hole.count(), reason: hole.reason.clone() };
         self.lose(hole.from, hole.to, grade);
         let until_stated = "events were lost, and the grade was not stated again since".to_owned();
         self.stand(hole.to, &Grade::Lost { count: 0, reason: until_stated }, None);
+        self.missed_up_to = Some(hole.last);
     }
 
     /// A bounded stretch of something worse. A loss at an instant still takes that instant.
@@ -327,7 +348,14 @@ mod tests {
     }
 
     fn change(grade: Grade, from: u64, to: Option<u64>) -> CoverageChange {
-        CoverageChange { facet: Facet::Connections, grade, from: at(from), to: to.map(at), scope: None }
+        CoverageChange {
+            facet: Facet::Connections,
+            grade,
+            from: at(from),
+            to: to.map(at),
+            scope: None,
+            announced_from: None,
+        }
     }
 
     /// The gaps of `[0, 100)`, as `grade from..to`.
@@ -413,10 +441,25 @@ mod tests {
             ],
         );
 
+        // A grade that was announced in what was missed, or not at all, is not believed.
+        for announced_from in [None, Some(Seq(9))] {
+            timeline.apply(&CoverageChange { announced_from, ..change(Grade::Complete, 0, None) });
+        }
+        check(
+            &timeline,
+            90,
+            &[
+                "lost(5, overwritten) 20..40",
+                &format!("{until_stated} 40..90"),
+                &format!("{NOT_YET} 90..100"),
+            ],
+        );
+        let announced =
+            |from| CoverageChange { announced_from: Some(Seq(10)), ..change(Grade::Complete, from, None) };
         let mut stated = timeline.clone();
-        stated.apply(&change(Grade::Complete, 0, None));
+        stated.apply(&announced(0));
         check(&stated, 100, &["lost(5, overwritten) 20..40"]);
-        timeline.apply(&change(Grade::Complete, 70, None));
+        timeline.apply(&announced(70));
         check(&timeline, 100, &["lost(5, overwritten) 20..40", &format!("{until_stated} 40..70")]);
     }
 

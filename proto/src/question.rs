@@ -322,6 +322,7 @@ mod tests {
             from: Timestamp::ZERO,
             to: None,
             scope: None,
+            announced_from: None,
         });
         timeline
     }
@@ -390,6 +391,7 @@ mod tests {
             from: minute(99),
             to: None,
             scope: None,
+            announced_from: None,
         });
         let answer = ask(&timeline, vec![record(97, 98, true, None)], 200);
         assert_eq!(answer.verdict, Verdict::Unknown);

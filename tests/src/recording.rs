@@ -78,7 +78,7 @@ fn grade(from: Timestamp) -> Fact {
         cannot_see: "what it does not say".into(),
     };
     let (facet, grade) = (Facet::Connections, Grade::Complete);
-    Fact::Coverage(CoverageChange { facet, grade, from, to: None, scope: Some(scope) })
+    Fact::Coverage(CoverageChange { facet, grade, from, to: None, scope: Some(scope), announced_from: None })
 }
 
 fn owner(started: Timestamp) -> ObservedProcess {

@@ -164,6 +164,7 @@ mod tests {
                 from: Timestamp::from_secs(1),
                 to: Some(Timestamp::from_secs(2)),
                 scope: None,
+                announced_from: None,
             }),
         ];
         let observations = facts.into_iter().zip(10..).map(|(fact, secs)| Observation { at: at(secs), fact });

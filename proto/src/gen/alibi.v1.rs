@@ -197,6 +197,10 @@ pub struct CoverageChanged {
     /// What the recording covers, where there is one.
     #[prost(message, optional, tag = "5")]
     pub scope: ::core::option::Option<Scope>,
+    /// Everything that is open has been recorded anew since this event, and before this one. A reader that misses an event
+    /// from there on, or has missed one since it last saw such a grade, does not believe the grade.
+    #[prost(uint64, optional, tag = "6")]
+    pub announced_from_seq: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Grade {

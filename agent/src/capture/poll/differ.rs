@@ -119,7 +119,14 @@ impl Differ {
         let (from, to) = (previous.wall.min(facts.at.wall), previous.wall.max(facts.at.wall));
         for facet in [Facet::Processes, Facet::Connections] {
             let grade = Grade::NotRecorded { reason: reason.clone() };
-            facts.push(Fact::Coverage(CoverageChange { facet, grade, from, to: Some(to), scope: None }));
+            facts.push(Fact::Coverage(CoverageChange {
+                facet,
+                grade,
+                from,
+                to: Some(to),
+                scope: None,
+                announced_from: None,
+            }));
         }
     }
 
@@ -304,7 +311,14 @@ impl Health {
         };
         if failed != self.failing {
             self.failing = failed;
-            facts.push(Fact::Coverage(CoverageChange { facet: self.facet, grade, from, to: None, scope }));
+            facts.push(Fact::Coverage(CoverageChange {
+                facet: self.facet,
+                grade,
+                from,
+                to: None,
+                scope,
+                announced_from: None,
+            }));
         }
         if !failed {
             self.read = Some(facts.at);

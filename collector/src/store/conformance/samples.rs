@@ -102,7 +102,18 @@ pub(super) fn complete(facet: Facet, from: u64) -> EventKind {
         from: at(from),
         to: None,
         scope: None,
+        announced_from: None,
     })
+}
+
+/// The same grades, said after everything open was recorded anew from `seq` on.
+pub(super) fn announced(seq: u64, mut kinds: Vec<EventKind>) -> Vec<EventKind> {
+    for kind in &mut kinds {
+        if let EventKind::CoverageChanged(change) = kind {
+            change.announced_from = Some(Seq(seq));
+        }
+    }
+    kinds
 }
 
 pub(super) fn all_complete(from: u64) -> Vec<EventKind> {

@@ -69,7 +69,8 @@ pub(in crate::store) fn makes_a_hole_a_loss_of_every_facet<H: Home>() {
     let store = home.open();
     follow(&store);
     store.commit(HOST, &batch(EPOCH, 1, all_complete(0)), at(2)).unwrap();
-    let with_hole = Batch { hole: hole(2, 10, 100, 200), ..batch(EPOCH, 11, all_complete(300)) };
+    let with_hole =
+        Batch { hole: hole(2, 10, 100, 200), ..batch(EPOCH, 11, announced(11, all_complete(300))) };
     let after = store.commit(HOST, &with_hole, at(3)).unwrap();
     assert_eq!((after.next.seq, after.events), (Seq(14), 6), "what is missing is not stored");
     for facet in Facet::ALL {
@@ -208,7 +209,14 @@ pub(in crate::store) fn grades_it_as_it_is_told_however_often<H: Home>() {
             _ => Grade::Lost { count: 1, reason: "full".into() },
         };
         let to = random.bool().then(|| at(from + random.u64(0..100)));
-        let change = CoverageChange { facet: Facet::Connections, grade, from: at(from), to, scope: None };
+        let change = CoverageChange {
+            facet: Facet::Connections,
+            grade,
+            from: at(from),
+            to,
+            scope: None,
+            announced_from: None,
+        };
         told.apply(&change);
         store.commit(HOST, &batch(EPOCH, seq, vec![EventKind::CoverageChanged(change)]), at(seq)).unwrap();
     }

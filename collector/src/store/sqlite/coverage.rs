@@ -3,7 +3,7 @@
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Timeline},
     host::Hole,
-    id::HostId,
+    id::{HostId, Seq},
     time::Timestamp,
     wire,
 };
@@ -29,6 +29,7 @@ pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> R
             from: Timestamp::ZERO,
             to: Some(time("end of what is forgotten", until)?),
             scope: None,
+            announced_from: None,
         });
     }
     Ok(timeline)
@@ -71,9 +72,14 @@ pub(super) fn store_for_all(
     grade: &Grade,
     from: Timestamp,
     to: Option<Timestamp>,
+    announced_from: Option<Seq>,
 ) -> Result<(), StoreError> {
     Facet::ALL.into_iter().try_for_each(|facet| {
-        store(connection, host, &CoverageChange { facet, grade: grade.clone(), from, to, scope: None })
+        store(
+            connection,
+            host,
+            &CoverageChange { facet, grade: grade.clone(), from, to, scope: None, announced_from },
+        )
     })
 }
 

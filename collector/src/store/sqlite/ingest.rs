@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alibi_proto::{
-    coverage::Grade,
+    coverage::{CoverageChange, Grade},
     event::{Event, EventKind},
     flow::RECORD_SPAN_MAX,
     host::{Batch, Hole},
@@ -72,7 +72,8 @@ fn enter_ring(connection: &Connection, host: &StoredHost, epoch: Epoch) -> Resul
         }
         let reason = "the agent's ring was made anew".to_owned();
         let from = known_until.unwrap_or(Timestamp::ZERO);
-        coverage::store_for_all(connection, host.row, &Grade::NotRecorded { reason }, from, None)?;
+        let (grade, announced) = (Grade::NotRecorded { reason }, Some(CoverageChange::ANOTHER_RING));
+        coverage::store_for_all(connection, host.row, &grade, from, None, announced)?;
     }
     let number = signed("epoch", epoch.0)?;
     if number == 0 {
@@ -148,7 +149,7 @@ impl Stream<'_> {
         let from = recorded.saturating_sub(RECORD_SPAN_MAX);
         let to = recorded.saturating_add(Duration::from_nanos(1));
         let grade = Grade::Lost { count: 1, reason };
-        coverage::store_for_all(self.connection, self.host, &grade, from, Some(to))
+        coverage::store_for_all(self.connection, self.host, &grade, from, Some(to), None)
     }
 }
 
