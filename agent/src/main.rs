@@ -6,11 +6,13 @@ use std::{
 };
 
 use alibi_agent::cli::{self, Arguments};
-use alibi_proto::command_line::EXIT_ERROR;
-use clap::Parser as _;
+use alibi_proto::command_line::{self, EXIT_ERROR};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match command_line::parse::<Arguments>("alibi-agent") {
+        Ok(arguments) => arguments,
+        Err(status) => return ExitCode::from(status),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("ALIBI_LOG").unwrap_or_else(|_| "info".into()),

@@ -1,6 +1,6 @@
 //! The words that every command line has in common.
 
-use clap::Args;
+use clap::{Args, Parser};
 
 use crate::{
     flow::Protocol,
@@ -54,6 +54,25 @@ pub enum QuestionError {
     /// When?
     #[error(transparent)]
     Window(#[from] WindowError),
+}
+
+/// The arguments of this program. Help and version are printed; a mistake is one line on stderr.
+///
+/// # Errors
+/// The exit status, where there is nothing more to do.
+pub fn parse<A: Parser>(program: &str) -> Result<A, u8> {
+    A::try_parse().map_err(|error| {
+        if !error.use_stderr() {
+            print!("{error}");
+            return 0;
+        }
+        let text = error.to_string();
+        let what = text.split("\n\n").next().unwrap_or_default();
+        let what = what.strip_prefix("error: ").unwrap_or(what);
+        let what: Vec<&str> = what.split_whitespace().collect();
+        eprintln!("{program}: {} (see {program} --help)", what.join(" "));
+        EXIT_ERROR
+    })
 }
 
 /// Exit status of an error, a message being on stderr and nothing on stdout.

@@ -1,5 +1,6 @@
 //! The lab: runs whole systems on one machine. Quick start, end-to-end tests, reference models.
 
+pub mod disk;
 pub mod network;
 pub mod programs;
 pub mod recording;
