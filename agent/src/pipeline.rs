@@ -74,8 +74,10 @@ pub struct Pipeline {
     /// Open connections that there was no room for.
     unfollowed: u64,
     users: HashMap<ProcessKey, User>,
-    /// Coverage of the connections has changed in this report.
-    interrupted: bool,
+    /// The clock was set back, and has not reached this time again.
+    twice_until: Option<Timestamp>,
+    /// Recording was interrupted up to here: what is open must be said anew once this time is reached.
+    announce_at: Option<Timestamp>,
     seen_until: Option<Moment>,
     watermark: Option<Timestamp>,
     events: Vec<Event>,
@@ -122,7 +124,8 @@ impl Pipeline {
             unreported: BTreeSet::new(),
             unfollowed: 0,
             users: HashMap::new(),
-            interrupted: false,
+            twice_until: None,
+            announce_at: None,
             seen_until: None,
             watermark: None,
             events: Vec::new(),
@@ -134,14 +137,19 @@ impl Pipeline {
 
     /// Takes in what a source saw.
     pub fn take(&mut self, report: Report, now: Moment) {
-        if self.seen_until.is_none() {
-            self.source_begins(report.seen_until.wall, now);
+        match self.watermark {
+            _ if self.seen_until.is_none() => self.source_begins(report.seen_until.wall, now),
+            Some(watermark) if report.seen_until.wall < watermark => {
+                self.clock_set_back(report.seen_until.wall, watermark, now);
+            }
+            _ => {}
         }
         for observation in report.observations {
             self.observe(observation, now);
         }
         self.seen_until = Some(report.seen_until);
-        if std::mem::take(&mut self.interrupted) {
+        if self.announce_at.is_some_and(|at| at <= report.seen_until.wall) {
+            self.announce_at = None;
             self.report_all_open(report.seen_until.wall, now);
         }
         self.report_due(report.seen_until.wall, now);
@@ -168,8 +176,9 @@ impl Pipeline {
         if let Some(seen_until) = self.seen_until {
             self.report_all_open(seen_until.wall, now);
         }
-        let standing = self.ledger.restate().into_iter();
-        self.push_all(now, standing.map(|change| CoverageChange { announced_from, ..change }).collect());
+        for change in self.ledger.restate() {
+            self.push(now, EventKind::CoverageChanged(CoverageChange { announced_from, ..change }));
+        }
     }
 
     /// Events from `next_seq` on could not be kept: their numbers are given again, and the loss is said.
@@ -192,6 +201,11 @@ impl Pipeline {
         }
         let changes = self.ledger.stop(reason, seen_until.wall);
         self.push_all(now, changes);
+    }
+
+    /// No event handed out so far speaks of a later instant, but for a loss that says so. None before the first report.
+    pub fn seen_until(&self) -> Option<Timestamp> {
+        self.seen_until.map(|seen_until| seen_until.wall)
     }
 
     /// Users with at least one running process, most processes first, at most `max` of them.
@@ -219,6 +233,18 @@ impl Pipeline {
             let (facet, grade, scope) = (coverage.facet, coverage.grade, Some(coverage.scope));
             self.source_states(CoverageChange { facet, grade, from, to: None, scope, announced_from }, now);
         }
+    }
+
+    /// The time from `from` until `to` happens twice. What is seen the second time carries the same times as what was
+    /// seen the first time, and comes after a watermark that has passed it: none of it can be proven any more.
+    fn clock_set_back(&mut self, from: Timestamp, to: Timestamp, now: Moment) {
+        // Once for each time that it happens: later reports of the same stretch are within what was said.
+        if self.twice_until == Some(to) {
+            return;
+        }
+        self.twice_until = Some(to);
+        let losses = self.ledger.lose(0, "the clock was set back: this time happened twice", from, to);
+        self.push_all(now, losses);
     }
 
     fn source_states(&mut self, change: CoverageChange, now: Moment) {
@@ -267,7 +293,7 @@ impl Pipeline {
                 );
             }
             Fact::Coverage(change) => {
-                self.interrupted |= change.facet == Facet::Connections;
+                self.interrupted_by(&change);
                 self.source_states(change, now);
             }
         }
@@ -469,9 +495,18 @@ impl Pipeline {
         flow
     }
 
+    /// Says changes of coverage, after which what is open must be said anew.
     fn push_all(&mut self, now: Moment, changes: Vec<CoverageChange>) {
         for change in changes {
+            self.interrupted_by(&change);
             self.push(now, EventKind::CoverageChanged(change));
+        }
+    }
+
+    fn interrupted_by(&mut self, change: &CoverageChange) {
+        if change.facet == Facet::Connections {
+            let until = change.to.unwrap_or(change.from);
+            self.announce_at = Some(self.announce_at.map_or(until, |before| before.max(until)));
         }
     }
 

@@ -71,7 +71,8 @@ impl Acknowledged {
 pub struct Recorder {
     pipeline: Pipeline,
     ring: Ring,
-    pending: Vec<Event>,
+    /// Events that are not in the ring yet, each with the time up to which had been seen when it was made.
+    pending: Vec<(Event, Timestamp)>,
     acknowledged: Acknowledged,
     progress: watch::Sender<Progress>,
     trouble: Option<String>,
@@ -202,7 +203,11 @@ impl Recorder {
         let events = self.pipeline.events();
         let count = events.len();
         self.since_restated += count;
-        self.pending.extend(events);
+        let seen_until = self.pipeline.seen_until().unwrap_or_default();
+        self.pending.extend(events.into_iter().map(|event| {
+            let speaks_until = event.speaks_until().max(seen_until);
+            (event, speaks_until)
+        }));
         count
     }
 
@@ -269,7 +274,8 @@ impl Recorder {
     /// Lets go of what waits if it is too much, and says so.
     fn keep_within_bound(&mut self, error: &RingError, now: Moment) {
         if self.pending.len() > PENDING_EVENTS_MAX {
-            let lost = std::mem::take(&mut self.pending);
+            let lost: Vec<Event> =
+                std::mem::take(&mut self.pending).into_iter().map(|(event, _)| event).collect();
             let reason = format!("the ring could not be written: {error}");
             self.pipeline.lose(&lost, self.ring.next_seq(), &reason, now);
             tracing::error!(events = lost.len(), "events were lost");
@@ -290,11 +296,11 @@ impl Recorder {
     }
 }
 
-fn encode(event: &Event) -> Record {
+fn encode((event, speaks_until): &(Event, Timestamp)) -> Record {
     Record {
         seq: event.seq,
         speaks_from: event.speaks_from(),
-        recorded: event.recorded.wall,
+        recorded: *speaks_until,
         bytes: wire::Event::from(event.clone()).encode_to_vec(),
     }
 }

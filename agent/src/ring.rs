@@ -45,7 +45,8 @@ pub struct Record {
     pub seq: Seq,
     /// The earliest instant that it speaks of.
     pub speaks_from: Timestamp,
-    /// When it was recorded; no later instant is spoken of.
+    /// Up to when the recorder had seen as it recorded this; no later instant is spoken of. Never less than that of the
+    /// record before, unless the clock is set back.
     pub recorded: Timestamp,
     /// What it says.
     pub bytes: Vec<u8>,

@@ -22,7 +22,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// The earliest instant that the event speaks of: losing it leaves a hole from here to `recorded`.
+    /// The earliest instant that the event speaks of: losing it leaves a hole from here to [`Event::speaks_until`].
     pub fn speaks_from(&self) -> Timestamp {
         let from = match &self.kind {
             EventKind::Flow(flow) => flow.first,
@@ -34,6 +34,20 @@ impl Event {
             }
         };
         from.min(self.recorded.wall)
+    }
+
+    /// The latest instant that the event speaks of: what is open is known to a later instant once it is recorded anew
+    /// after this one.
+    pub fn speaks_until(&self) -> Timestamp {
+        let until = match &self.kind {
+            EventKind::Flow(flow) => flow.last,
+            EventKind::CoverageChanged(change) => change.to.unwrap_or(change.from),
+            EventKind::ProcessExited(exit) => exit.exited,
+            EventKind::ProcessStarted(process) => process.started,
+            EventKind::Listen(listen) => listen.since,
+            EventKind::Unrecognised => self.recorded.wall,
+        };
+        until.max(self.speaks_from())
     }
 }
 

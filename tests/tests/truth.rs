@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use alibi_agent::{
     capture::{Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
@@ -248,7 +248,9 @@ impl World {
         let now = at(self.now);
         let observations = facts.into_iter().map(|fact| Observation { at: now, fact }).collect();
         if let Some(agent) = &mut self.agent {
-            agent.recorder.take(Report { observations, seen_until: now }, now);
+            // What was seen is recorded a little later.
+            let recorded = Moment { wall: now.wall.saturating_add(Duration::from_millis(300)), ..now };
+            agent.recorder.take(Report { observations, seen_until: now }, recorded);
         }
     }
 

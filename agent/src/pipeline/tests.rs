@@ -230,6 +230,34 @@ fn what_could_not_be_kept_is_numbered_anew_and_said() {
 }
 
 #[test]
+fn time_that_happens_twice_is_a_loss() {
+    let mut pipeline = pipeline(Limits::default());
+    feed(&mut pipeline, vec![(2, opened(1))], 10);
+    assert_eq!(pipeline.watermark(), Some(at(10).wall));
+    for second in [4, 5, 6] {
+        pipeline.take(Report { observations: vec![], seen_until: at(second) }, at(second));
+    }
+    assert_eq!(pipeline.watermark(), Some(at(10).wall), "it never goes back");
+    let events = pipeline.events();
+    let lost: Vec<_> = events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::CoverageChanged(change) if change.facet == Facet::Connections => Some(change),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(lost.len(), 1, "{lost:#?}");
+    assert_eq!((lost[0].from, lost[0].to), (at(4).wall, Some(at(10).wall)));
+    assert_eq!(records(&events), Vec::<String>::new(), "too early: it would not be believed");
+    pipeline.take(Report { observations: vec![], seen_until: at(10) }, at(10));
+    assert_eq!(
+        records(&pipeline.events()),
+        ["3..10 established active_timeout 0"],
+        "what is open is said anew"
+    );
+}
+
+#[test]
 fn a_stop_ends_every_record_and_every_grade() {
     let mut pipeline = pipeline(Limits::default());
     feed(&mut pipeline, vec![(2, opened(1))], 10);
