@@ -60,7 +60,7 @@ impl Ledger {
             && recorded_until > now
         {
             let reason = "the clock was set back: this time happened twice, and was not recorded both times";
-            changes.extend(self.all(|facet| not_recorded(facet, reason, now, Some(recorded_until))));
+            changes.extend(self.unrecorded(reason, now, recorded_until));
         }
         changes
     }
@@ -86,6 +86,11 @@ impl Ledger {
     pub fn lose(&self, count: u64, reason: &str, from: Timestamp, to: Timestamp) -> Vec<CoverageChange> {
         let grade = Grade::Lost { count, reason: reason.to_owned() };
         self.all(|facet| CoverageChange { facet, grade: grade.clone(), from, to: Some(to), scope: None })
+    }
+
+    /// Nothing that is said of the time between `from` and `to` is the whole of it.
+    pub fn unrecorded(&self, reason: &str, from: Timestamp, to: Timestamp) -> Vec<CoverageChange> {
+        self.all(|facet| not_recorded(facet, reason, from, Some(to)))
     }
 
     /// Recording ends for `reason`; nothing that happens after `from` is seen.

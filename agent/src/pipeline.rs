@@ -31,6 +31,8 @@ use crate::{
 
 /// A connection that lives longer is reported while it lives.
 const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
+/// A wall clock that moved so much more or less than the boot clock was set; less is its being steered.
+const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
 
 /// Timeouts and bounds.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +78,11 @@ pub struct Pipeline {
     users: HashMap<ProcessKey, User>,
     /// Coverage of the connections has changed in this report.
     interrupted: bool,
+    /// The end of the losses of connections that were said. A reader believes no life past a loss, so what is open is
+    /// said anew once that is past.
+    doubted_until: Option<Timestamp>,
+    /// In this report the wall clock was set forward, from the one to the other: there was no such time.
+    leap: Option<(Timestamp, Timestamp)>,
     seen_until: Option<Moment>,
     watermark: Option<Timestamp>,
     events: Vec<Event>,
@@ -123,6 +130,8 @@ impl Pipeline {
             unfollowed: 0,
             users: HashMap::new(),
             interrupted: false,
+            doubted_until: None,
+            leap: None,
             seen_until: None,
             watermark: None,
             events: Vec::new(),
@@ -134,17 +143,44 @@ impl Pipeline {
 
     /// Takes in what a source saw.
     pub fn take(&mut self, report: Report, now: Moment) {
-        if self.seen_until.is_none() {
-            self.source_begins(report.seen_until.wall, now);
+        let seen_until = report.seen_until.wall;
+        match self.seen_until {
+            Some(before) => self.compare_clocks(before, report.seen_until, now),
+            None => self.source_begins(seen_until, now),
         }
         for observation in report.observations {
             self.observe(observation, now);
         }
         self.seen_until = Some(report.seen_until);
-        if std::mem::take(&mut self.interrupted) {
-            self.report_all_open(report.seen_until.wall, now);
+        if self.doubted_until.is_some_and(|until| until <= seen_until) {
+            self.doubted_until = None;
+            self.interrupted = true;
         }
-        self.report_due(report.seen_until.wall, now);
+        if std::mem::take(&mut self.interrupted) {
+            self.report_all_open(seen_until, now);
+        }
+        self.report_due(seen_until, now);
+        self.leap = None;
+    }
+
+    /// A wall clock that was set leaves a gap: a time that was skipped, or one that happens twice.
+    fn compare_clocks(&mut self, before: Moment, after: Moment, now: Moment) {
+        let passed = Duration::from_nanos(after.boot_ns.saturating_sub(before.boot_ns));
+        let expected = before.wall.saturating_add(passed);
+        if after.wall.since(expected).max(expected.since(after.wall)) < CLOCK_STEP_MIN {
+            return;
+        }
+        // When it was set in the time that passed is not known: the gap is as wide as it can have been.
+        let set_to = after.wall.saturating_sub(passed);
+        let (reason, from, to) = if after.wall > expected {
+            self.leap = Some((before.wall, set_to));
+            ("the clock was set forward: there was no such time", before.wall, after.wall)
+        } else {
+            ("the clock was set back: this time happens twice", set_to, expected)
+        };
+        let changes = self.ledger.unrecorded(reason, from, to);
+        self.push_all(now, changes);
+        self.interrupted = true;
     }
 
     /// The events made since the last call, in order.
@@ -345,7 +381,7 @@ impl Pipeline {
         flow.traffic = traffic.or(flow.traffic);
         if (state_changed || owner_changed) && flow.record > 0 {
             // What has been said of it is no longer so: the record before the change ends with it.
-            self.report_open(socket, at, now);
+            self.report_open(socket, at, at, now);
         }
         let Some(flow) = self.flows.get_mut(&socket) else { return };
         flow.state = state.unwrap_or(flow.state);
@@ -384,34 +420,45 @@ impl Pipeline {
             && let Some(grade) = self.source_grades.get(&Facet::Connections).cloned()
         {
             self.state(CoverageChange { from: at, ..grade }, now);
+            self.interrupted = true;
         }
     }
 
     /// Records every open connection whose time has come.
     fn report_due(&mut self, at: Timestamp, now: Moment) {
+        let last = self.witnessed_until(at);
         while let Some(&(due, socket)) = self.due.first()
             && due <= at
         {
-            self.report_open(socket, at, now);
+            self.report_open(socket, last, at, now);
         }
     }
 
     /// After an interruption, what is open must be said anew: a reader does not believe its life past that.
     fn report_all_open(&mut self, at: Timestamp, now: Moment) {
+        let last = self.witnessed_until(at);
         for socket in self.open() {
-            self.report_open(socket, at, now);
+            self.report_open(socket, last, at, now);
         }
     }
 
-    /// A record of an open connection, up to `at`.
-    fn report_open(&mut self, socket: SocketKey, at: Timestamp, now: Moment) {
+    /// Up to when the source, which has reported until `at`, would have seen a connection end.
+    fn witnessed_until(&self, at: Timestamp) -> Timestamp {
+        match self.source_grades.get(&Facet::Connections) {
+            Some(CoverageChange { grade: Grade::NotRecorded { .. }, from, .. }) => at.min(*from),
+            _ => at,
+        }
+    }
+
+    /// A record of an open connection, up to `last`; the next is due after `at`.
+    fn report_open(&mut self, socket: SocketKey, last: Timestamp, at: Timestamp, now: Moment) {
         let Some(flow) = self.flows.get(&socket).cloned() else { return };
         self.unreported.remove(&(flow.opened, socket));
         let moved = flow.moved().is_some_and(|moved| moved.any());
-        let idle = at.since(flow.first) >= self.limits.idle_timeout && !moved;
+        let idle = last.since(flow.first) >= self.limits.idle_timeout && !moved;
         let end_reason = if idle { FlowEndReason::IdleTimeout } else { FlowEndReason::ActiveTimeout };
-        let flow = self.push_record(flow, &socket, at, end_reason, now);
-        let due = flow.first.saturating_add(self.limits.idle_timeout);
+        let flow = self.push_record(flow, &socket, last, end_reason, now);
+        let due = flow.first.max(at).saturating_add(self.limits.idle_timeout);
         self.flows.insert(socket, flow);
         self.reschedule(socket, due);
     }
@@ -442,17 +489,13 @@ impl Pipeline {
         now: Moment,
     ) -> OpenFlow {
         let at = at.max(flow.first);
+        if let Some((from, to)) = self.leap.filter(|(from, to)| flow.first <= *from && at >= *to) {
+            self.push_idle(&mut flow, socket, from, now);
+            flow.first = to;
+        }
         while at.since(flow.first) > RECORD_SPAN_MAX {
             let last = flow.first.saturating_add(RECORD_SPAN_MAX);
-            let state = match flow.state {
-                FlowState::Closed | FlowState::Failed(_) => FlowState::Established,
-                open => open,
-            };
-            let nothing = flow.traffic.map(|_| Traffic::default());
-            let record = flow.record(socket, last, state, nothing, FlowEndReason::IdleTimeout);
-            self.push(now, EventKind::Flow(Box::new(record)));
-            flow.first = last;
-            flow.record += 1;
+            self.push_idle(&mut flow, socket, last, now);
         }
         let record = flow.record(socket, at, flow.state, flow.moved(), end_reason);
         self.push(now, EventKind::Flow(Box::new(record)));
@@ -462,6 +505,19 @@ impl Pipeline {
         flow
     }
 
+    /// Writes a record up to `last` after which the connection was still open, with nothing moved in it.
+    fn push_idle(&mut self, flow: &mut OpenFlow, socket: &SocketKey, last: Timestamp, now: Moment) {
+        let state = match flow.state {
+            FlowState::Closed | FlowState::Failed(_) => FlowState::Established,
+            open => open,
+        };
+        let nothing = flow.traffic.map(|_| Traffic::default());
+        let record = flow.record(socket, last, state, nothing, FlowEndReason::IdleTimeout);
+        self.push(now, EventKind::Flow(Box::new(record)));
+        flow.first = last;
+        flow.record += 1;
+    }
+
     fn push_all(&mut self, now: Moment, changes: Vec<CoverageChange>) {
         for change in changes {
             self.push(now, EventKind::CoverageChanged(change));
@@ -469,6 +525,13 @@ impl Pipeline {
     }
 
     fn push(&mut self, now: Moment, kind: EventKind) {
+        if let EventKind::CoverageChanged(change) = &kind
+            && let (Facet::Connections, Some(to)) = (change.facet, change.to)
+        {
+            // A loss at an instant takes that instant.
+            let to = to.max(change.from.saturating_add(Duration::from_nanos(1)));
+            self.doubted_until = self.doubted_until.max(Some(to));
+        }
         self.events.push(Event { seq: self.next_seq, recorded: now, kind });
         self.next_seq = self.next_seq.next();
     }

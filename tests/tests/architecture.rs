@@ -328,8 +328,8 @@ fn too_long(source: &Source) -> Option<String> {
 /// Every place in the file where the rule is broken, as `file:line: word is …: reason`.
 fn breaches(rule: &Rule, source: &Source) -> Vec<String> {
     let begins = |path: &&str| source.path.starts_with(path);
-    let holds = rule.paths.is_empty() || rule.paths.iter().any(|path| begins(&path));
-    if !holds || rule.except_paths.iter().any(|path| begins(&path)) {
+    let holds = rule.paths.is_empty() || rule.paths.iter().any(begins);
+    if !holds || rule.except_paths.iter().any(begins) {
         return Vec::new();
     }
     let named = if source.path.ends_with(CODE) && !source.path.starts_with(GENERATED) {
