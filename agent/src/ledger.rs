@@ -60,7 +60,7 @@ impl Ledger {
             && recorded_until > now
         {
             let reason = "the clock was set back: this time happened twice, and was not recorded both times";
-            changes.extend(self.all(|facet| not_recorded(facet, reason, now, Some(recorded_until))));
+            changes.extend(self.unrecorded(reason, now, recorded_until));
         }
         changes
     }
@@ -93,6 +93,11 @@ impl Ledger {
             scope: None,
             announced_from: None,
         })
+    }
+
+    /// Nothing that is said of the time between `from` and `to` is the whole of it.
+    pub fn unrecorded(&self, reason: &str, from: Timestamp, to: Timestamp) -> Vec<CoverageChange> {
+        self.all(|facet| not_recorded(facet, reason, from, Some(to)))
     }
 
     /// Recording ends for `reason`; nothing that happens after `from` is seen.

@@ -31,6 +31,8 @@ use crate::{
 
 /// A connection that lives longer is reported while it lives.
 const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
+/// A wall clock that moved so much more or less than the boot clock was set; less is its being steered.
+const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
 
 /// Timeouts and bounds.
 #[derive(Clone, Copy, Debug)]
@@ -74,10 +76,13 @@ pub struct Pipeline {
     /// Open connections that there was no room for.
     unfollowed: u64,
     users: HashMap<ProcessKey, User>,
-    /// The clock was set back, and has not reached this time again.
-    twice_until: Option<Timestamp>,
-    /// Recording was interrupted up to here: what is open must be said anew once this time is reached.
-    announce_at: Option<Timestamp>,
+    /// Coverage of the connections has changed in this report.
+    interrupted: bool,
+    /// The end of the losses of connections that were said. A reader believes no life past a loss, so what is open is
+    /// said anew once that is past.
+    doubted_until: Option<Timestamp>,
+    /// In this report the wall clock was set forward, from the one to the other: there was no such time.
+    leap: Option<(Timestamp, Timestamp)>,
     seen_until: Option<Moment>,
     watermark: Option<Timestamp>,
     events: Vec<Event>,
@@ -124,8 +129,9 @@ impl Pipeline {
             unreported: BTreeSet::new(),
             unfollowed: 0,
             users: HashMap::new(),
-            twice_until: None,
-            announce_at: None,
+            interrupted: false,
+            doubted_until: None,
+            leap: None,
             seen_until: None,
             watermark: None,
             events: Vec::new(),
@@ -137,22 +143,45 @@ impl Pipeline {
 
     /// Takes in what a source saw.
     pub fn take(&mut self, report: Report, now: Moment) {
-        match self.watermark {
-            _ if self.seen_until.is_none() => self.source_begins(report.seen_until.wall, now),
-            Some(watermark) if report.seen_until.wall < watermark => {
-                self.clock_set_back(report.seen_until.wall, watermark, now);
-            }
-            _ => {}
+        let seen_until = report.seen_until.wall;
+        match self.seen_until {
+            Some(before) => self.compare_clocks(before, report.seen_until, now),
+            None => self.source_begins(seen_until, now),
         }
         for observation in report.observations {
             self.observe(observation, now);
         }
         self.seen_until = Some(report.seen_until);
-        if self.announce_at.is_some_and(|at| at <= report.seen_until.wall) {
-            self.announce_at = None;
-            self.report_all_open(report.seen_until.wall, now);
+        if self.doubted_until.is_some_and(|until| until <= seen_until) {
+            self.doubted_until = None;
+            self.interrupted = true;
         }
-        self.report_due(report.seen_until.wall, now);
+        if std::mem::take(&mut self.interrupted) {
+            self.report_all_open(seen_until, now);
+        }
+        self.report_due(seen_until, now);
+        self.leap = None;
+    }
+
+    /// A wall clock that was set leaves a gap: a time that was skipped, or one that happens twice.
+    fn compare_clocks(&mut self, before: Moment, after: Moment, now: Moment) {
+        let passed = Duration::from_nanos(after.boot_ns.saturating_sub(before.boot_ns));
+        let expected = before.wall.saturating_add(passed);
+        let step = after.wall.since(expected).max(expected.since(after.wall));
+        if step < CLOCK_STEP_MIN && after.wall >= before.wall {
+            return;
+        }
+        // When it was set in the time that passed is not known: the gap is as wide as it can have been.
+        let set_to = after.wall.saturating_sub(passed);
+        let (reason, from, to) = if after.wall > expected {
+            self.leap = Some((before.wall, set_to));
+            ("the clock was set forward: there was no such time", before.wall, after.wall)
+        } else {
+            ("the clock was set back: this time happens twice", set_to, expected)
+        };
+        let changes = self.ledger.unrecorded(reason, from, to);
+        self.push_all(now, changes);
+        self.interrupted = true;
     }
 
     /// The events made since the last call, in order.
@@ -235,18 +264,6 @@ impl Pipeline {
         }
     }
 
-    /// The time from `from` until `to` happens twice. What is seen the second time carries the same times as what was
-    /// seen the first time, and comes after a watermark that has passed it: none of it can be proven any more.
-    fn clock_set_back(&mut self, from: Timestamp, to: Timestamp, now: Moment) {
-        // Once for each time that it happens: later reports of the same stretch are within what was said.
-        if self.twice_until == Some(to) {
-            return;
-        }
-        self.twice_until = Some(to);
-        let losses = self.ledger.lose(0, "the clock was set back: this time happened twice", from, to);
-        self.push_all(now, losses);
-    }
-
     fn source_states(&mut self, change: CoverageChange, now: Moment) {
         if change.to.is_none() {
             self.source_grades.insert(change.facet, change.clone());
@@ -293,7 +310,7 @@ impl Pipeline {
                 );
             }
             Fact::Coverage(change) => {
-                self.interrupted_by(&change);
+                self.interrupted |= change.facet == Facet::Connections;
                 self.source_states(change, now);
             }
         }
@@ -375,7 +392,7 @@ impl Pipeline {
         flow.traffic = traffic.or(flow.traffic);
         if (state_changed || owner_changed) && flow.record > 0 {
             // What has been said of it is no longer so: the record before the change ends with it.
-            self.report_open(socket, at, now);
+            self.report_open(socket, at, at, now);
         }
         let Some(flow) = self.flows.get_mut(&socket) else { return };
         flow.state = state.unwrap_or(flow.state);
@@ -417,34 +434,45 @@ impl Pipeline {
             && let Some(grade) = self.source_grades.get(&Facet::Connections).cloned()
         {
             self.state(CoverageChange { from: at, ..grade }, now);
+            self.interrupted = true;
         }
     }
 
     /// Records every open connection whose time has come.
     fn report_due(&mut self, at: Timestamp, now: Moment) {
+        let last = self.witnessed_until(at);
         while let Some(&(due, socket)) = self.due.first()
             && due <= at
         {
-            self.report_open(socket, at, now);
+            self.report_open(socket, last, at, now);
         }
     }
 
     /// After an interruption, what is open must be said anew: a reader does not believe its life past that.
     fn report_all_open(&mut self, at: Timestamp, now: Moment) {
+        let last = self.witnessed_until(at);
         for socket in self.open() {
-            self.report_open(socket, at, now);
+            self.report_open(socket, last, at, now);
         }
     }
 
-    /// A record of an open connection, up to `at`.
-    fn report_open(&mut self, socket: SocketKey, at: Timestamp, now: Moment) {
+    /// Up to when the source, which has reported until `at`, would have seen a connection end.
+    fn witnessed_until(&self, at: Timestamp) -> Timestamp {
+        match self.source_grades.get(&Facet::Connections) {
+            Some(CoverageChange { grade: Grade::NotRecorded { .. }, from, .. }) => at.min(*from),
+            _ => at,
+        }
+    }
+
+    /// A record of an open connection, up to `last`; the next is due after `at`.
+    fn report_open(&mut self, socket: SocketKey, last: Timestamp, at: Timestamp, now: Moment) {
         let Some(flow) = self.flows.get(&socket).cloned() else { return };
         self.unreported.remove(&(flow.opened, socket));
         let moved = flow.moved().is_some_and(|moved| moved.any());
-        let idle = at.since(flow.first) >= self.limits.idle_timeout && !moved;
+        let idle = last.since(flow.first) >= self.limits.idle_timeout && !moved;
         let end_reason = if idle { FlowEndReason::IdleTimeout } else { FlowEndReason::ActiveTimeout };
-        let flow = self.push_record(flow, &socket, at, end_reason, now);
-        let due = flow.first.saturating_add(self.limits.idle_timeout);
+        let flow = self.push_record(flow, &socket, last, end_reason, now);
+        let due = flow.first.max(at).saturating_add(self.limits.idle_timeout);
         self.flows.insert(socket, flow);
         self.reschedule(socket, due);
     }
@@ -475,17 +503,13 @@ impl Pipeline {
         now: Moment,
     ) -> OpenFlow {
         let at = at.max(flow.first);
+        if let Some((from, to)) = self.leap.filter(|(from, to)| flow.first <= *from && at >= *to) {
+            self.push_idle(&mut flow, socket, from, now);
+            flow.first = to;
+        }
         while at.since(flow.first) > RECORD_SPAN_MAX {
             let last = flow.first.saturating_add(RECORD_SPAN_MAX);
-            let state = match flow.state {
-                FlowState::Closed | FlowState::Failed(_) => FlowState::Established,
-                open => open,
-            };
-            let nothing = flow.traffic.map(|_| Traffic::default());
-            let record = flow.record(socket, last, state, nothing, FlowEndReason::IdleTimeout);
-            self.push(now, EventKind::Flow(Box::new(record)));
-            flow.first = last;
-            flow.record += 1;
+            self.push_idle(&mut flow, socket, last, now);
         }
         let record = flow.record(socket, at, flow.state, flow.moved(), end_reason);
         self.push(now, EventKind::Flow(Box::new(record)));
@@ -495,22 +519,33 @@ impl Pipeline {
         flow
     }
 
-    /// Says changes of coverage, after which what is open must be said anew.
+    /// Writes a record up to `last` after which the connection was still open, with nothing moved in it.
+    fn push_idle(&mut self, flow: &mut OpenFlow, socket: &SocketKey, last: Timestamp, now: Moment) {
+        let state = match flow.state {
+            FlowState::Closed | FlowState::Failed(_) => FlowState::Established,
+            open => open,
+        };
+        let nothing = flow.traffic.map(|_| Traffic::default());
+        let record = flow.record(socket, last, state, nothing, FlowEndReason::IdleTimeout);
+        self.push(now, EventKind::Flow(Box::new(record)));
+        flow.first = last;
+        flow.record += 1;
+    }
+
     fn push_all(&mut self, now: Moment, changes: Vec<CoverageChange>) {
         for change in changes {
-            self.interrupted_by(&change);
             self.push(now, EventKind::CoverageChanged(change));
         }
     }
 
-    fn interrupted_by(&mut self, change: &CoverageChange) {
-        if change.facet == Facet::Connections {
-            let until = change.to.unwrap_or(change.from);
-            self.announce_at = Some(self.announce_at.map_or(until, |before| before.max(until)));
-        }
-    }
-
     fn push(&mut self, now: Moment, kind: EventKind) {
+        if let EventKind::CoverageChanged(change) = &kind
+            && let (Facet::Connections, Some(to)) = (change.facet, change.to)
+        {
+            // A loss at an instant takes that instant.
+            let to = to.max(change.from.saturating_add(Duration::from_nanos(1)));
+            self.doubted_until = self.doubted_until.max(Some(to));
+        }
         self.events.push(Event { seq: self.next_seq, recorded: now, kind });
         self.next_seq = self.next_seq.next();
     }

@@ -278,6 +278,8 @@ impl Recorder {
                 std::mem::take(&mut self.pending).into_iter().map(|(event, _)| event).collect();
             let reason = format!("the ring could not be written: {error}");
             self.pipeline.lose(&lost, self.ring.next_seq(), &reason, now);
+            // Until their loss is in the ring, nothing that comes after them may be vouched for.
+            self.collect();
             tracing::error!(events = lost.len(), "events were lost");
         }
     }

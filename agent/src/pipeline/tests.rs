@@ -1,4 +1,13 @@
-use alibi_proto::{coverage::Scope, flow::Protocol, host::FacetCoverage, id::HostId, process::ProcessImage};
+use alibi_proto::{
+    coverage::{Scope, Timeline},
+    flow::Protocol,
+    host::FacetCoverage,
+    id::HostId,
+    process::ProcessImage,
+    question::{Evidence, Question, Verdict, judge},
+    target::Target,
+    window::Window,
+};
 
 use super::*;
 
@@ -185,7 +194,8 @@ fn beyond_the_bound_connections_are_recorded_and_coverage_says_so() {
         [
             "3..3 established lack_of_resources 0",
             "2..3 established active_timeout 0",
-            "4..4 established lack_of_resources 0"
+            "4..4 established lack_of_resources 0",
+            "3..7 established active_timeout 0"
         ]
     );
     let grades: Vec<_> = events
@@ -248,11 +258,11 @@ fn time_that_happens_twice_is_a_loss() {
         .collect();
     assert_eq!(lost.len(), 1, "{lost:#?}");
     assert_eq!((lost[0].from, lost[0].to), (at(4).wall, Some(at(10).wall)));
-    assert_eq!(records(&events), Vec::<String>::new(), "too early: it would not be believed");
+    assert_eq!(records(&events), ["3..4 established active_timeout 0"]);
     pipeline.take(Report { observations: vec![], seen_until: at(10) }, at(10));
     assert_eq!(
         records(&pipeline.events()),
-        ["3..10 established active_timeout 0"],
+        ["4..10 established active_timeout 0"],
         "what is open is said anew"
     );
 }
@@ -272,4 +282,136 @@ fn a_stop_ends_every_record_and_every_grade() {
         })
         .collect();
     assert_eq!(from, vec![at(10).wall; 3], "nothing was seen after the last report");
+}
+
+/// What a reader of all these events, who knows that they are all up to `known_until`, says of `from..to`.
+fn verdict(events: &[Event], from: u64, to: u64, known_until: u64) -> Verdict {
+    let mut timeline = Timeline::default();
+    let mut flows = Vec::new();
+    for event in events {
+        match &event.kind {
+            EventKind::CoverageChanged(change) if change.facet == Facet::Connections => {
+                timeline.apply(change);
+            }
+            EventKind::Flow(flow) => flows.push((**flow).clone()),
+            _ => {}
+        }
+    }
+    let window = Window::new(at(from).wall, at(to).wall).unwrap();
+    let question = Question { target: Target::parse("198.51.100.7", None, None).unwrap(), window };
+    let evidence = Evidence {
+        host: None,
+        name: "host".into(),
+        connections: &timeline,
+        known_until: Some(at(known_until).wall),
+        flows,
+        flows_left_out: 0,
+    };
+    judge(&question, evidence, |_| None).verdict
+}
+
+/// A report each second from `from` until `until`, in seconds since boot; the wall clock shows `wall` at the first.
+fn go_on(pipeline: &mut Pipeline, from: u64, until: u64, wall: u64) {
+    for second in from..=until {
+        let seen_until = Moment { wall: at(wall + second - from).wall, boot_ns: second * SECOND };
+        pipeline.take(Report { observations: vec![], seen_until }, seen_until);
+    }
+}
+
+#[test]
+fn what_is_open_when_the_clock_was_set_back_between_runs_is_believed_again_after_that_time() {
+    let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
+    let previous = PreviousRun::Stopped { recorded_until: at(60).wall };
+    let mut pipeline = Pipeline::new(boot, Limits::default(), source(), Seq::FIRST, previous, at(0));
+    let events = feed(&mut pipeline, vec![(0, opened(1))], 300);
+    assert_eq!(verdict(&events, 120, 180, 300), Verdict::Talked, "it has been open all the time");
+}
+
+#[test]
+fn what_is_open_is_believed_past_a_loss_that_ends_later_than_the_source_has_seen() {
+    let mut pipeline = pipeline(Limits::default());
+    let mut events = feed(&mut pipeline, vec![(2, opened(1))], 4);
+    pipeline.take(Report { observations: vec![], seen_until: at(5) }, at(5));
+    let lost = pipeline.events();
+    pipeline.lose(&lost, events.last().unwrap().seq.next(), "the disk is full", at(9));
+    go_on(&mut pipeline, 6, 100, 6);
+    events.extend(pipeline.events());
+    assert_eq!(verdict(&events, 50, 60, 100), Verdict::Talked);
+
+    let instant = CoverageChange {
+        facet: Facet::Connections,
+        grade: Grade::Lost { count: 1, reason: "test".into() },
+        from: at(101).wall,
+        to: Some(at(101).wall),
+        scope: None,
+        announced_from: None,
+    };
+    let observations = vec![Observation { at: at(101), fact: Fact::Coverage(instant) }];
+    pipeline.take(Report { observations, seen_until: at(101) }, at(101));
+    go_on(&mut pipeline, 102, 200, 102);
+    events.extend(pipeline.events());
+    assert_eq!(verdict(&events, 150, 160, 200), Verdict::Talked, "a loss at an instant takes that instant");
+}
+
+#[test]
+fn what_was_followed_is_believed_again_once_everything_is_followed_again() {
+    let limits = Limits { connections_max: 1, ..Limits::default() };
+    let facts = vec![(2, opened(1)), (3, opened(2)), (7, closed(2))];
+    let events = feed(&mut pipeline(limits), facts, 30);
+    assert_eq!(verdict(&events, 10, 20, 30), Verdict::Talked, "the first is open still");
+}
+
+#[test]
+fn a_clock_set_back_makes_the_time_that_happens_twice_a_gap() {
+    let mut pipeline = pipeline(Limits::default());
+    let mut events = feed(&mut pipeline, vec![(2, opened(1)), (50, closed(1))], 100);
+    go_on(&mut pipeline, 101, 110, 20);
+    events.extend(pipeline.events());
+    assert_eq!(verdict(&events, 60, 70, 100), Verdict::Unknown, "it is yet to happen again");
+    assert_eq!(verdict(&events, 15, 40, 100), Verdict::Talked, "what is known stays known");
+
+    let open = Observation { at: at(30), fact: opened(2) };
+    let seen_until = Moment { wall: at(30).wall, boot_ns: 111 * SECOND };
+    pipeline.take(Report { observations: vec![open], seen_until }, seen_until);
+    go_on(&mut pipeline, 112, 282, 31);
+    events.extend(pipeline.events());
+    assert_eq!(verdict(&events, 150, 160, 200), Verdict::Talked, "open past the time that happened twice");
+}
+
+#[test]
+fn a_clock_set_forward_leaves_a_gap_and_no_flood_of_records() {
+    let mut pipeline = pipeline(Limits::default());
+    let mut events = feed(&mut pipeline, vec![(2, opened(1)), (3, opened(2))], 100);
+    let twenty_years = 20 * 365 * 86_400;
+    let close = Observation { at: at(99), fact: closed(2) };
+    let seen_until = Moment { wall: at(twenty_years).wall, boot_ns: 101 * SECOND };
+    pipeline.take(Report { observations: vec![close], seen_until }, seen_until);
+    go_on(&mut pipeline, 102, 200, twenty_years + 1);
+    events.extend(pipeline.events());
+    assert!(events.len() < 20, "{} events", events.len());
+    let (from, to) = (twenty_years + 10, twenty_years + 20);
+    assert_eq!(verdict(&events, from, to, to + 50), Verdict::Talked, "open before and after");
+    assert_eq!(verdict(&events, 5_000, 6_000, to), Verdict::Unknown, "there was no such time");
+}
+
+#[test]
+fn a_source_that_sees_nothing_is_no_witness_of_what_is_open() {
+    let blind = CoverageChange {
+        facet: Facet::Connections,
+        grade: Grade::NotRecorded { reason: "the table cannot be read".into() },
+        from: at(20).wall,
+        to: None,
+        scope: None,
+        announced_from: None,
+    };
+    let seeing = CoverageChange { grade: Grade::Complete, from: at(3001).wall, ..blind.clone() };
+    let facts = vec![(2, opened(1)), (20, Fact::Coverage(blind))];
+    let mut pipeline = pipeline(Limits::default());
+    let mut events = feed(&mut pipeline, facts, 2000);
+    assert_eq!(verdict(&events, 500, 600, 2000), Verdict::Unknown, "it may have been closed long ago");
+    go_on(&mut pipeline, 2001, 3000, 2001);
+    let seeing = Observation { at: at(3001), fact: Fact::Coverage(seeing) };
+    pipeline.take(Report { observations: vec![seeing], seen_until: at(3001) }, at(3001));
+    events.extend(pipeline.events());
+    assert_eq!(verdict(&events, 500, 600, 3001), Verdict::Talked, "it was open all along");
 }
