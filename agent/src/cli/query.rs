@@ -19,9 +19,11 @@ use crate::{identity, query, ring::View, sys};
 pub(super) async fn query(arguments: QueryArgs) -> Result<u8> {
     let question = arguments.question.question(sys::now().wall)?;
     check_marker(&arguments.data, PROGRAM, DATA_FORMAT)?;
+    let ours = identity::load(&arguments.data)?;
     let host = match ask_running_agent(&arguments.data, &question).await? {
-        Some(answer) => answer,
-        None => {
+        // Whoever answers for another host has the address that ours had before it was killed.
+        Some(answer) if answer.host == ours => answer,
+        _ => {
             let (data, question) = (arguments.data.clone(), question.clone());
             tokio::task::spawn_blocking(move || read_ring(&data, &question)).await??
         }
