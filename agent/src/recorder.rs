@@ -30,8 +30,8 @@ use crate::{
 
 /// Reports that may wait for the recorder; a source that is faster waits itself.
 pub const REPORTS_QUEUED_MAX: usize = 64;
-/// Events that may wait for a disk that takes none.
-const PENDING_EVENTS_MAX: usize = 100_000;
+/// Events that may wait for a disk that takes none. Few under test, so that the bound is met.
+const PENDING_EVENTS_MAX: usize = if cfg!(test) { 16 } else { 100_000 };
 /// What a power cut may cost: events are safe on disk at the latest after this. A kill costs none.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two warnings of the same thing.
@@ -306,3 +306,6 @@ fn encode((event, speaks_until): &(Event, Timestamp)) -> Record {
         bytes: wire::Event::from(event.clone()).encode_to_vec(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,8 @@ mod tests;
 mod view;
 mod writer;
 
+#[cfg(test)]
+pub(crate) use files::fault;
 pub use reader::{Item, Reader};
 pub use view::View;
 pub use writer::Ring;

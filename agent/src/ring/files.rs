@@ -76,7 +76,7 @@ fn options() -> OpenOptions {
 
 /// A disk that is full when a test says so.
 #[cfg(test)]
-pub(super) mod fault {
+pub(crate) mod fault {
     use super::*;
     use std::cell::Cell;
 

@@ -6,6 +6,7 @@ use alibi_proto::{
     convert::ConvertError,
     host::{Batch, HostDescription},
     id::HostId,
+    time::Timestamp,
     transport::{self, Address, MESSAGE_BYTES_MAX},
     wire::{self, recorder_client::RecorderClient, tail_request},
 };
@@ -89,9 +90,13 @@ async fn follow_once(
     loop {
         let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
         let Some(message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
-        let batch = Batch::try_from(message)?;
+        let now = clock::now();
+        let batch = credible(Batch::try_from(message)?, now);
+        if batch.epoch != description.epoch {
+            return Err(FollowError::RingChanged);
+        }
         let (settled, caught_up) = (batch.settles(), batch.watermark.is_some());
-        let progress = commit(store, description.host, batch).await?;
+        let progress = commit(store, description.host, batch, now).await?;
         live.send_modify(|live| live.known_until = progress.known_until);
         if let Some(cursor) = settled {
             send(&requests, tail_request::Request::Acknowledge(cursor.into())).await?;
@@ -122,9 +127,20 @@ async fn note(
     blocking(move || store.describe(&address, &description, clock::now())).await
 }
 
-async fn commit(store: &Arc<dyn Store>, host: HostId, batch: Batch) -> Result<Progress, FollowError> {
+async fn commit(
+    store: &Arc<dyn Store>,
+    host: HostId,
+    batch: Batch,
+    now: Timestamp,
+) -> Result<Progress, FollowError> {
     let store = Arc::clone(store);
-    blocking(move || store.commit(host, &batch, clock::now())).await
+    blocking(move || store.commit(host, &batch, now)).await
+}
+
+/// Nobody knows what is yet to come: a watermark from a clock that is ahead, or was once, would stand for all the time
+/// until then, in which the host may be silent.
+fn credible(batch: Batch, now: Timestamp) -> Batch {
+    Batch { watermark: batch.watermark.map(|watermark| watermark.min(now)), ..batch }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -156,6 +172,8 @@ enum FollowError {
     Silent,
     #[error("it says that it is the host {is} now, and was {was}")]
     HostChanged { was: HostId, is: HostId },
+    #[error("another agent, or another ring, answers there now")]
+    RingChanged,
     #[error("the work on it was interrupted")]
     Interrupted,
 }
@@ -179,4 +197,21 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use alibi_proto::id::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn no_watermark_is_believed_beyond_now() {
+        let now = Timestamp::from_secs(1_000);
+        for (said, believed) in [(None, None), (Some(999), Some(999)), (Some(1_000_000_000), Some(1_000))] {
+            let watermark = said.map(Timestamp::from_secs);
+            let batch = Batch { epoch: Epoch(1), hole: None, events: vec![], watermark };
+            assert_eq!(credible(batch, now).watermark, believed.map(Timestamp::from_secs));
+        }
+    }
 }
