@@ -174,10 +174,19 @@ fn listed<T>(text: &mut String, indent: usize, items: &[T], what: &str, print: i
     }
 }
 
-/// One line. What came from another machine must not steer the terminal, so control characters become `?`.
+/// One line.
 fn line(text: &mut String, indent: usize, content: &str) {
-    let safe: String = content.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    let _ = writeln!(text, "{}{safe}", "  ".repeat(indent));
+    let _ = writeln!(text, "{}{}", "  ".repeat(indent), printable(content));
+}
+
+/// What came from another machine must not steer the terminal, nor show a name in another order than it has: control
+/// characters, line separators and those that set the direction of writing become `?`.
+pub fn printable(text: &str) -> String {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if steers(c) { '?' } else { c }).collect()
 }
 
 /// To the millisecond: what a person compares with other logs.
@@ -201,4 +210,16 @@ pub fn shortened(text: &str, chars: usize) -> String {
         return text.to_owned();
     }
     text.chars().take(chars.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_printed_steers_the_terminal() {
+        let hostile = "a\u{1b}]0;owned\u{7}\u{9b}2J\r\nTALKED x\u{202e}exe.txt\u{2066}\u{2028}\u{7f}";
+        assert_eq!(printable(hostile), "a?]0;owned??2J??TALKED x?exe.txt???");
+        assert_eq!(printable("Zoë’s laptop — 東京"), "Zoë’s laptop — 東京");
+    }
 }

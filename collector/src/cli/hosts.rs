@@ -40,7 +40,7 @@ fn table(hosts: &[HostStatus], now: Timestamp) -> Table {
         let described = |print: fn(&HostDescription) -> String| {
             host.description.as_ref().map_or_else(|| "?".to_owned(), print)
         };
-        table.add_row([
+        let cells = [
             described(|description| description.name.clone()),
             described(|description| description.os_version.clone()),
             described(users),
@@ -48,7 +48,8 @@ fn table(hosts: &[HostStatus], now: Timestamp) -> Table {
             host.known_until.map_or_else(|| "never".to_owned(), |until| ago(until, now)),
             described(records),
             host.address.clone(),
-        ]);
+        ];
+        table.add_row(cells.map(|cell| report::printable(&cell)));
     }
     table
 }
@@ -183,5 +184,26 @@ impl<'a> From<&'a HostStatus> for HostJson<'a> {
                 })
                 .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_says_does_not_steer_the_terminal() {
+        let host = HostStatus {
+            address: "127.0.0.1:1".into(),
+            description: None,
+            connected: false,
+            heard: None,
+            known_until: None,
+            trouble: Some("it says \u{1b}[2Jall is well\n\nHOST".into()),
+            events: 0,
+        };
+        let shown = table(&[host], Timestamp::ZERO).to_string();
+        assert!(!shown.contains('\u{1b}'), "{shown:?}");
+        assert!(shown.contains("it says ?[2Jall is well??HOST"), "{shown:?}");
     }
 }

@@ -59,7 +59,7 @@ impl TryFrom<wire::ProcessResponse> for Shown {
 impl Shown {
     /// The tree from the oldest ancestor down to the children, then the connections.
     fn text(&self) -> String {
-        let mut text = format!("on {} ({})\n", self.host_name, self.host);
+        let mut text = format!("on {} ({})\n", report::printable(&self.host_name), self.host);
         let line = self.ancestors.iter().rev().chain([&self.process]);
         let mut indent = 0;
         for life in line {
