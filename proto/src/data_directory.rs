@@ -94,7 +94,7 @@ fn create(path: &Path, program: &str, format: u32) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    let made = create_private(path).and_then(|()| {
+    let made = create_private(path).and_then(|()| make_private(path)).and_then(|()| {
         let marker = Marker { program: program.to_owned(), format };
         write_whole(&path.join(MARKER), &serde_json::to_vec(&marker)?)
     });
@@ -133,6 +133,14 @@ pub fn create_private(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(path)
+}
+
+/// Takes a directory that was there already, and empty, from all but its user.
+fn make_private(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let _ = path;
+    Ok(())
 }
 
 /// A directory that cannot be used.
@@ -191,6 +199,18 @@ mod tests {
         assert!(matches!(open(&path), Err(DataDirectoryError::InUse(_))));
         drop(first);
         open(&path).unwrap();
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_directory_that_was_there_becomes_private_too() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("data");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]
