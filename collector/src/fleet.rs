@@ -28,6 +28,8 @@ pub struct Live {
 pub struct Fleet {
     store: Arc<dyn Store>,
     followers: Mutex<HashMap<String, Follower>>,
+    /// Held while the list and the followers are changed, so that they never come to differ.
+    changing: Mutex<()>,
 }
 
 struct Follower {
@@ -47,7 +49,7 @@ impl Fleet {
     /// # Errors
     /// When the list cannot be read.
     pub fn start(store: Arc<dyn Store>) -> Result<Self, StoreError> {
-        let fleet = Self { store, followers: Mutex::default() };
+        let fleet = Self { store, followers: Mutex::default(), changing: Mutex::default() };
         for agent in fleet.store.agents()? {
             match agent.address.parse() {
                 Ok(address) => fleet.follow(&address),
@@ -62,6 +64,7 @@ impl Fleet {
     /// # Errors
     /// When the list cannot be written.
     pub fn add(&self, address: &Address, runtime: &tokio::runtime::Handle) -> Result<bool, StoreError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let added = self.store.add_agent(&address.to_string())?;
         if added {
             let _in_runtime = runtime.enter();
@@ -75,6 +78,7 @@ impl Fleet {
     /// # Errors
     /// When the list cannot be written.
     pub fn remove(&self, address: &str) -> Result<bool, StoreError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = self.store.remove_agent(address)?;
         self.followers().remove(address);
         Ok(removed)
