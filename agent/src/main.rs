@@ -6,12 +6,12 @@ use std::{
 };
 
 use alibi_agent::cli::{self, Arguments};
-use alibi_proto::command_line::{self, EXIT_ERROR};
+use alibi_proto::command_line::{EXIT_ERROR, in_one_line, parse};
 
 fn main() -> ExitCode {
-    let arguments = match command_line::parse::<Arguments>("alibi-agent") {
+    let arguments = match parse::<Arguments>() {
         Ok(arguments) => arguments,
-        Err(status) => return ExitCode::from(status),
+        Err(status) => return status,
     };
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     match cli::run(arguments) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("alibi-agent: {error:#}");
+            eprintln!("alibi-agent: {}", in_one_line(error.as_ref()));
             ExitCode::from(EXIT_ERROR)
         }
     }

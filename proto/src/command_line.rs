@@ -1,6 +1,8 @@
 //! The words that every command line has in common.
 
-use clap::{Args, Parser};
+use std::{error::Error, process::ExitCode};
+
+use clap::{Args, Parser, error::ErrorKind};
 
 use crate::{
     flow::Protocol,
@@ -16,7 +18,7 @@ pub struct QuestionArgs {
     /// Whom they talked to: an address, address:port, or a network such as 203.0.113.0/24
     pub target: String,
     /// The window: this long, until now (90s, 10m, 2h, 1d)
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", allow_hyphen_values = true)]
     pub last: Option<String>,
     /// The window's beginning: RFC 3339, 10:31 (UTC) or -15m
     #[arg(long, value_name = "T", allow_hyphen_values = true)]
@@ -25,7 +27,7 @@ pub struct QuestionArgs {
     #[arg(long, value_name = "T", allow_hyphen_values = true)]
     pub to: Option<String>,
     /// Only connections with this remote port
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
     /// Only this protocol: tcp or udp
     #[arg(long)]
@@ -56,23 +58,42 @@ pub enum QuestionError {
     Window(#[from] WindowError),
 }
 
-/// The arguments of this program. Help and version are printed; a mistake is one line on stderr.
+/// Reads the command line. A value that cannot be taken is an error in one line, as any other; only where the words
+/// themselves are not understood, usage is shown.
 ///
 /// # Errors
-/// The exit status, where there is nothing more to do.
-pub fn parse<A: Parser>(program: &str) -> Result<A, u8> {
-    A::try_parse().map_err(|error| {
-        if !error.use_stderr() {
-            print!("{error}");
-            return 0;
+/// The exit status, when there is nothing to run: it has been said why, or help was given.
+pub fn parse<P: Parser>() -> Result<P, ExitCode> {
+    P::try_parse().map_err(|error| {
+        if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+            let text = error.to_string();
+            let paragraph = text.split("\n\n").next().unwrap_or_default();
+            let message = paragraph.strip_prefix("error: ").unwrap_or(paragraph);
+            eprintln!("{}: {}", P::command().get_name(), unbroken(message));
+        } else {
+            // Without a standard output or error, there is nobody to tell.
+            let _ = error.print();
         }
-        let text = error.to_string();
-        let what = text.split("\n\n").next().unwrap_or_default();
-        let what = what.strip_prefix("error: ").unwrap_or(what);
-        let what: Vec<&str> = what.split_whitespace().collect();
-        eprintln!("{program}: {} (see {program} --help)", what.join(" "));
-        EXIT_ERROR
+        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_ERROR))
     })
+}
+
+/// An error and what caused it, for a person, in one line. A cause that was named already is not named again.
+pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
+    let mut line = unbroken(&error.to_string());
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = unbroken(&error.to_string());
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
+}
+
+fn unbroken(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// Exit status of an error, a message being on stderr and nothing on stdout.
@@ -84,5 +105,29 @@ pub const fn exit_status(verdict: Verdict) -> u8 {
         Verdict::Talked => 0,
         Verdict::Clear => 1,
         Verdict::Unknown => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_and_names_each_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read {path}: {source}")]
+        struct Says {
+            path: &'static str,
+            source: io::Error,
+        }
+        #[derive(Debug, thiserror::Error)]
+        #[error("no answer")]
+        struct Hides(#[source] Says);
+
+        let error = Says { path: "x", source: io::Error::other("disk\n  on fire") };
+        assert_eq!(in_one_line(&error), "cannot read x: disk on fire");
+        assert_eq!(in_one_line(&Hides(error)), "no answer: cannot read x: disk on fire");
     }
 }
