@@ -117,12 +117,15 @@ impl Options {
     const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
     /// A small ring needs small segments: what is evicted with one is a small part of the whole.
-    const SEGMENTS_AT_LEAST: u64 = 16;
+    const SEGMENTS_WANTED: u64 = 16;
+    /// A process with all the arguments that are kept of it fits into such a segment.
+    const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 
     /// The limits of a ring of so many bytes.
     pub fn within(bytes_max: u64) -> Self {
         let default = Self::default();
-        let segment_bytes = default.segment_bytes.min(bytes_max / Self::SEGMENTS_AT_LEAST);
+        let segment_bytes =
+            (bytes_max / Self::SEGMENTS_WANTED).clamp(Self::SEGMENT_BYTES_MIN, default.segment_bytes);
         Self { bytes_max, segment_bytes, ..default }
     }
 

@@ -1,6 +1,6 @@
 //! The `Recorder` service: what the agent says to whoever follows it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
     host::{Hole, HostDescription, SourceDescription},
@@ -28,6 +28,8 @@ use crate::{
 const TAILS_MAX: usize = 16;
 /// Questions at once; each reads the whole ring.
 const QUERIES_MAX: usize = 2;
+/// How long a follower may take to say where it starts.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Batches that wait for a slow follower.
 const BATCHES_QUEUED_MAX: usize = 4;
 /// Events in one batch.
@@ -113,7 +115,9 @@ impl Recorder for Service {
             .try_acquire_owned()
             .map_err(|_| Status::resource_exhausted(format!("{TAILS_MAX} followers are served already")))?;
         let mut requests = request.into_inner();
-        let cursor = match requests.message().await?.and_then(|first| first.request) {
+        let first = tokio::time::timeout(START_TIMEOUT, requests.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("`start` did not come in time"))??;
+        let cursor = match first.and_then(|first| first.request) {
             Some(wire::tail_request::Request::Start(cursor)) => Cursor::from(cursor),
             _ => return Err(Status::invalid_argument("the first message of Tail must be `start`")),
         };
@@ -138,12 +142,12 @@ impl Recorder for Service {
             batches,
             _permit: permit,
         };
-        let acknowledged = self.acknowledged.clone();
+        let (acknowledged, progress) = (self.acknowledged.clone(), self.progress.clone());
         let failures = tail.batches.clone();
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = tail.run() => ended,
-                ended = acknowledge(requests, epoch, acknowledged) => ended,
+                ended = acknowledge(requests, epoch, acknowledged, progress) => ended,
             };
             if let Err(status) = ended {
                 tracing::info!(%status, "a follower is gone");
@@ -174,7 +178,7 @@ impl Recorder for Service {
 }
 
 /// How long a question may wait for the recording to reach the end of its window.
-const KNOWN_UNTIL_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
+const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
 
 /// How far the recording is, once it has reached the end of the window or a little time has passed.
 async fn known_until(
@@ -197,10 +201,14 @@ async fn acknowledge(
     mut requests: Streaming<wire::TailRequest>,
     epoch: Epoch,
     acknowledged: Acknowledged,
+    progress: watch::Receiver<Progress>,
 ) -> Result<(), Status> {
     while let Some(request) = requests.message().await? {
         match request.request {
             Some(wire::tail_request::Request::Acknowledge(cursor)) if cursor.epoch == epoch.0 => {
+                if Seq(cursor.seq) >= progress.borrow().next_seq {
+                    return Err(Status::invalid_argument(format!("event {} does not exist yet", cursor.seq)));
+                }
                 acknowledged.up_to(Seq(cursor.seq));
             }
             Some(wire::tail_request::Request::Acknowledge(_)) => {}

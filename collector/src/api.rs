@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use alibi_proto::{
     convert::ConvertError,
-    coverage::{Facet, Timeline},
+    coverage::{self, Facet, Timeline},
     flow::FlowRecord,
     host::HostStatus,
     id::{HostId, ProcessUid},
@@ -16,6 +16,7 @@ use alibi_proto::{
         analyst_server::{Analyst, AnalystServer},
     },
 };
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -28,6 +29,10 @@ use crate::{
 const RECORDS_MAX: usize = 2_000;
 /// Connections that a whole answer lists.
 const ANSWER_CONNECTIONS_MAX: usize = 10_000;
+/// Bytes of a whole answer up to which it is given in full; the rest is given without arguments and in few gaps.
+const ANSWER_BYTES_FULL: usize = MESSAGE_BYTES_MAX;
+/// Gaps of a host in the rest of a long answer.
+const GAPS_IN_SHORT_MAX: usize = 4;
 /// How long an answer waits for hosts to report up to the window's end.
 const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
 /// Ancestors, children and connections that a process is shown with.
@@ -155,9 +160,14 @@ impl Service {
     fn who(&self, question: Question, scope: Option<wire::HostScope>) -> Result<Answer, Status> {
         let mut hosts = Vec::new();
         let mut connections_left = ANSWER_CONNECTIONS_MAX;
+        let mut bytes = 0;
         for agent in self.in_scope(scope)? {
             let mut answer = self.answer_for(&question, agent).map_err(store_status)?;
             keep_within(&mut answer, &mut connections_left);
+            bytes += wire::HostAnswer::from(answer.clone()).encoded_len();
+            if bytes > ANSWER_BYTES_FULL {
+                shorten(&mut answer);
+            }
             hosts.push(answer);
         }
         hosts.sort_by(|a, b| (a.verdict as u8, &a.name).cmp(&(b.verdict as u8, &b.name)));
@@ -251,6 +261,15 @@ fn keep_within(answer: &mut HostAnswer, connections_left: &mut usize) {
     }
 }
 
+/// Leaves out what an analyst can ask for in a narrower question. The verdict stands, and every gap is still covered.
+fn shorten(answer: &mut HostAnswer) {
+    for life in answer.processes.iter_mut().filter_map(|process| process.life.as_mut()) {
+        life.record.image.arguments_truncated |= !life.record.image.arguments.is_empty();
+        life.record.image.arguments.clear();
+    }
+    answer.gaps = coverage::at_most(std::mem::take(&mut answer.gaps), GAPS_IN_SHORT_MAX);
+}
+
 /// The newest record of each connection; newest first.
 fn newest_of_each(flows: Vec<FlowRecord>) -> impl Iterator<Item = FlowRecord> {
     let mut seen = HashSet::new();
@@ -340,5 +359,58 @@ fn store_status(error: StoreError) -> Status {
             tracing::error!(error = message, "the store failed");
             Status::internal(message)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alibi_proto::{
+        coverage::{Gap, Grade},
+        process::{ProcessImage, ProcessRecord},
+        question::ProcessActivity,
+        time::Timestamp,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_long_answer_is_shortened_and_stays_true() {
+        let record = ProcessRecord {
+            uid: ProcessUid::from_bytes([1; 16]),
+            pid: 1,
+            parent: None,
+            parent_pid: None,
+            started: Timestamp::ZERO,
+            already_running: false,
+            image: ProcessImage { arguments: vec!["x".repeat(60_000)], ..ProcessImage::default() },
+            sha256: None,
+            executable_size: None,
+        };
+        let life = ProcessLife { record, exit: None };
+        let process = ProcessActivity { uid: Some(life.record.uid), life: Some(life), connections: vec![] };
+        let gap = |second: u64| Gap {
+            facet: Facet::Connections,
+            grade: Grade::Lost { count: 1, reason: "test".into() },
+            from: Timestamp::from_secs(second * 2),
+            to: Timestamp::from_secs(second * 2 + 1),
+        };
+        let mut answer = HostAnswer {
+            host: None,
+            name: "h".into(),
+            verdict: Verdict::Talked,
+            gaps: (0..100).map(gap).collect(),
+            processes: vec![process; 100],
+            scopes: vec![],
+            known_until: None,
+            records_left_out: 0,
+        };
+        assert!(wire::HostAnswer::from(answer.clone()).encoded_len() > 6_000_000);
+        shorten(&mut answer);
+        assert!(wire::HostAnswer::from(answer.clone()).encoded_len() < 20_000);
+        let image = &answer.processes[0].life.as_ref().unwrap().record.image;
+        assert!(image.arguments.is_empty() && image.arguments_truncated);
+        assert_eq!(answer.gaps.len(), GAPS_IN_SHORT_MAX);
+        assert_eq!(answer.gaps.iter().map(|gap| gap.grade.count()).sum::<u64>(), 100);
+        assert_eq!(answer.gaps.last().unwrap().to, Timestamp::from_secs(199));
     }
 }

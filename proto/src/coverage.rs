@@ -277,7 +277,7 @@ impl Timeline {
 
         gaps.extend(self.losses.iter().filter_map(|loss| gap(&loss.grade, loss.from, loss.to)));
         gaps.sort_by_key(|gap| (gap.from, gap.to));
-        bounded(gaps)
+        at_most(gaps, GAPS_MAX)
     }
 
     /// When, at or after `instant`, recording was next interrupted, so that an end may have gone unseen.
@@ -316,9 +316,11 @@ fn not_begun() -> Grade {
     Grade::NotRecorded { reason: "recording had not begun".to_owned() }
 }
 
-fn bounded(mut gaps: Vec<Gap>) -> Vec<Gap> {
-    if gaps.len() > GAPS_MAX {
-        let rest = gaps.split_off(GAPS_MAX - 1);
+/// At most `max` gaps, and at least one if there is one: the last stands for all that are not listed, from the beginning
+/// of the first of them to the end of the last.
+pub fn at_most(mut gaps: Vec<Gap>, max: usize) -> Vec<Gap> {
+    if gaps.len() > max {
+        let rest = gaps.split_off(max.saturating_sub(1));
         let reason = format!("{} further gaps, listed as one", rest.len());
         let count = rest.iter().map(|gap| gap.grade.count()).sum();
         let from = rest.iter().map(|gap| gap.from).min();

@@ -1,6 +1,10 @@
 //! `alibi serve`.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use alibi_proto::{
     data_directory::DataDirectory,
@@ -21,6 +25,8 @@ const DATA_FORMAT: u32 = 1;
 const DATABASE: &str = "alibi.db";
 /// How often what is too old is forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
+/// A wall clock that gains more than this on the time that passed was set.
+const CLOCK_LEAP_MAX: Duration = Duration::from_secs(3600);
 /// How long questions under way may take when the collector stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -51,10 +57,18 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
 
 async fn forget(store: Arc<dyn Store>, retention: Duration) {
     let mut interval = tokio::time::interval(FORGET_INTERVAL);
+    let (began, began_at) = (Instant::now(), clock::now());
     loop {
         interval.tick().await;
+        let now = clock::now();
+        // What is forgotten does not come back, so a clock that leapt ahead must not decide it.
+        let expected = began_at.saturating_add(began.elapsed());
+        if now.since(expected) > CLOCK_LEAP_MAX {
+            tracing::error!(%now, %expected, "the clock was set forward: nothing is forgotten until a restart");
+            continue;
+        }
         let store = Arc::clone(&store);
-        let before = clock::now().saturating_sub(retention);
+        let before = now.saturating_sub(retention);
         match tokio::task::spawn_blocking(move || store.forget(before)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "what is too old could not be forgotten"),
