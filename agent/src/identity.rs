@@ -50,7 +50,9 @@ fn error(path: &Path, source: io::Error) -> IdentityError {
 
 /// The host's id cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use the host's identity {path}: {source}")]
+#[error(
+    "cannot use the host's identity {path}: {source}; restore it, or move it elsewhere and be a new host"
+)]
 pub struct IdentityError {
     path: String,
     source: io::Error,

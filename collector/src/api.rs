@@ -111,7 +111,9 @@ impl Service {
         if known {
             Ok(used)
         } else {
-            Err(Status::not_found(format!("no host has or had processes of a user `{user}`")))
+            Err(Status::not_found(format!(
+                "no host has or had processes of a user `{user}`: `alibi hosts` lists those who use each"
+            )))
         }
     }
 
@@ -209,7 +211,9 @@ impl Service {
         let found = self.store.processes_by_prefix(&prefix, 2).map_err(store_status)?;
         match *found.as_slice() {
             [one] => Ok(one),
-            [] => Err(Status::not_found(format!("no process `{word}` is on record"))),
+            [] => Err(Status::not_found(format!(
+                "no process `{word}` is on record: `alibi who` shows the uids"
+            ))),
             _ => Err(Status::invalid_argument(format!(
                 "`{word}` begins more than one process uid: write more of it"
             ))),
@@ -323,7 +327,13 @@ impl Analyst for Service {
         let runtime = tokio::runtime::Handle::current();
         let added = self.blocking(move |service| {
             let added = service.fleet.add(&address, &runtime).map_err(store_status)?;
-            if added { Ok(()) } else { Err(Status::already_exists(format!("{address} is followed already"))) }
+            if added {
+                Ok(())
+            } else {
+                Err(Status::already_exists(format!(
+                    "{address} is followed already: `alibi hosts` lists those that are"
+                )))
+            }
         });
         added.await.map(|()| Response::new(wire::AddAgentResponse {}))
     }

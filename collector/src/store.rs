@@ -186,7 +186,7 @@ pub enum StoreError {
     #[error("{AGENTS_MAX} agents are followed already, and one collector takes no more: remove one first")]
     TooManyAgents,
     /// The address is not in the list.
-    #[error("no agent is followed at {0}")]
+    #[error("no agent is followed at {0}: `alibi hosts` lists those that are")]
     UnknownAgent(String),
     /// The host never described itself.
     #[error("no host {0} is known")]
@@ -216,7 +216,7 @@ pub enum StoreError {
         problem: String,
     },
     /// Written by a newer version, or by another program.
-    #[error("cannot use the database {path}: {problem}")]
+    #[error("cannot use the database {path}, which {problem}")]
     Foreign {
         /// The file.
         path: String,

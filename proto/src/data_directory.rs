@@ -147,7 +147,7 @@ fn make_private(path: &Path) -> io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirectoryError {
     /// There is none, or it is empty.
-    #[error("no data in {}: nothing has been recorded there yet", .0.display())]
+    #[error("no data in {}: nothing has been recorded there yet; name the agent's directory with --data", .0.display())]
     Absent(PathBuf),
     /// It has files in it, and is not marked.
     #[error("{} is not a data directory of Alibi and is not empty: choose another with --data", .0.display())]
@@ -174,7 +174,7 @@ pub enum DataDirectoryError {
     #[error("{} is in use by another process: stop that first, or choose another with --data", .0.display())]
     InUse(PathBuf),
     /// The system says no.
-    #[error("cannot use the data directory {}: {source}", path.display())]
+    #[error("cannot use the data directory {}: {source}; mend that, or choose another with --data", path.display())]
     Io {
         /// The directory.
         path: PathBuf,

@@ -78,7 +78,7 @@ fn parse_network(text: &str) -> Result<IpNet, TargetError> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }
-    let network = IpNet::from_str(text).map_err(|_| TargetError::Nonsense(text.to_owned()))?;
+    let network = IpNet::from_str(text).map_err(|_| what_is_wrong(text))?;
     // `::ffff:10.0.0.0/104` is 10.0.0.0/8 written for IPv6 sockets.
     let network = match (network.addr().to_canonical(), network) {
         (IpAddr::V4(address), IpNet::V6(mapped)) if mapped.prefix_len() >= 96 => {
@@ -88,6 +88,27 @@ fn parse_network(text: &str) -> Result<IpNet, TargetError> {
         _ => network,
     };
     Ok(network.trunc())
+}
+
+/// Names the part of a text that keeps it from being a network or an endpoint.
+fn what_is_wrong(text: &str) -> TargetError {
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some((address, prefix)) = text.split_once('/')
+        && let Ok(address) = address.parse::<IpAddr>()
+        && is_number(prefix)
+    {
+        return TargetError::Prefix {
+            text: text.to_owned(),
+            bits_max: if address.is_ipv4() { 32 } else { 128 },
+        };
+    }
+    if let Some((address, port)) = text.rsplit_once(':')
+        && format!("{address}:0").parse::<SocketAddr>().is_ok()
+        && is_number(port)
+    {
+        return TargetError::Port(text.to_owned());
+    }
+    TargetError::Nonsense(text.to_owned())
 }
 
 impl fmt::Display for Target {
@@ -113,13 +134,24 @@ impl Serialize for Target {
 /// A target that cannot be asked about.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TargetError {
+    /// A network whose prefix is longer than an address.
+    #[error("`{text}` is not a network: its prefix is a number of bits, at most {bits_max}")]
+    Prefix {
+        /// What was written.
+        text: String,
+        /// The bits of such an address.
+        bits_max: u8,
+    },
+    /// An address with a port that cannot be.
+    #[error("`{0}` has no port that can be: give one from 1 to 65535")]
+    Port(String),
     /// No address, no network.
     #[error(
         "`{0}` is not a target: give an address such as 203.0.113.7 or 203.0.113.7:443, or a network such as 203.0.113.0/24 (names are not recorded yet)"
     )]
     Nonsense(String),
     /// `1.2.3.4:80 --port 443`.
-    #[error("two ports: the target says {0}, and --port says {1}")]
+    #[error("two ports: the target says {0}, and --port says {1}: give one of them")]
     TwoPorts(u16, u16),
     /// No connection has it.
     #[error("port 0 is no port: give one from 1 to 65535")]
@@ -167,9 +199,16 @@ mod tests {
     #[test]
     fn nonsense_is_named() {
         for bad in
-            ["", "banana", "10.1.2", "10.1.2.3/33", "10.1.2.3:99999", "1.2.3.4/", ":443", "10.1.2.3-10.1.2.9"]
+            ["", "banana", "10.1.2", "10.1.2.3/x", "10.1.2.3:x", "1.2.3.4/", ":443", "10.1.2.3-10.1.2.9"]
         {
             assert_eq!(Target::parse(bad, None, None), Err(TargetError::Nonsense(bad.into())), "{bad}");
+        }
+        for (text, bits_max) in [("10.1.2.3/33", 32), ("10.1.2.3/999", 32), ("2001:db8::/129", 128)] {
+            let error = TargetError::Prefix { text: text.into(), bits_max };
+            assert_eq!(Target::parse(text, None, None), Err(error), "{text}");
+        }
+        for bad in ["10.1.2.3:99999", "[2001:db8::1]:65536"] {
+            assert_eq!(Target::parse(bad, None, None), Err(TargetError::Port(bad.into())), "{bad}");
         }
         assert_eq!(Target::parse("10.1.2.3:80", Some(443), None), Err(TargetError::TwoPorts(80, 443)));
         assert_eq!(Target::parse("10.1.2.3", Some(0), None), Err(TargetError::PortZero));

@@ -114,7 +114,9 @@ fn latest_time_of_day(text: &str, now: Timestamp) -> Option<Timestamp> {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WindowError {
     /// It ends before it begins, or where it begins.
-    #[error("the window is reversed or empty: it begins at {from} and ends at {to}")]
+    #[error(
+        "the window is reversed or empty: it begins at {from} and ends at {to}; --from must be before --to"
+    )]
     Reversed {
         /// Its beginning.
         from: Timestamp,
@@ -122,7 +124,7 @@ pub enum WindowError {
         to: Timestamp,
     },
     /// It has not begun.
-    #[error("the window is in the future: it begins at {from}, and now is {now}")]
+    #[error("the window is in the future: it begins at {from}, and now is {now}; --from must be before that")]
     Future {
         /// Its beginning.
         from: Timestamp,

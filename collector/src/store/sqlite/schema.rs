@@ -143,7 +143,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         return Err(foreign(format!(
-            "its file system allows no write-ahead log (journal mode {mode}): keep the data on a local disk"
+            "is on a file system that allows no write-ahead log (journal mode {mode}): keep the data on a local disk"
         )));
     }
     connection.pragma_update_and_check(None, "journal_size_limit", JOURNAL_BYTES_MAX, |_| Ok(()))?;
@@ -181,21 +181,18 @@ fn check_header(path: &Path) -> Result<(), String> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(format!("cannot be read: {error}")),
+        Err(error) => return Err(unreadable(error)),
     };
     let mut header = Vec::new();
-    Read::by_ref(&mut file)
-        .take(108)
-        .read_to_end(&mut header)
-        .map_err(|error| format!("cannot be read: {error}"))?;
+    Read::by_ref(&mut file).take(108).read_to_end(&mut header).map_err(unreadable)?;
     if header.is_empty() {
         return Ok(());
     }
     let Ok(header) = <[u8; 108]>::try_from(header) else {
-        return Err("is not a SQLite database".to_owned());
+        return Err(NO_DATABASE.to_owned());
     };
     if !header.starts_with(b"SQLite format 3\0") {
-        return Err("is not a SQLite database".to_owned());
+        return Err(NO_DATABASE.to_owned());
     }
     let integer =
         |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -204,15 +201,27 @@ fn check_header(path: &Path) -> Result<(), String> {
         let logged = header[18] == 2;
         let (pages, tables) = (integer(28), u16::from_be_bytes([header[103], header[104]]));
         let empty = !logged && pages <= 1 && tables == 0;
-        return if empty { Ok(()) } else { Err("belongs to another program: give another path".to_owned()) };
+        return if empty {
+            Ok(())
+        } else {
+            Err("belongs to another program: move it elsewhere, or choose another directory with --data"
+                .to_owned())
+        };
     }
     check_version(integer(60))
+}
+
+const NO_DATABASE: &str =
+    "is not a SQLite database: move it elsewhere, or choose another directory with --data";
+
+fn unreadable(error: std::io::Error) -> String {
+    format!("cannot be read: {error}; mend that, or choose another directory with --data")
 }
 
 fn check_version(version: i32) -> Result<(), String> {
     if version > VERSION {
         return Err(format!(
-            "was written by a newer version (schema {version}, this one knows up to {VERSION}): upgrade"
+            "was written by a newer version (schema {version}, this one knows up to {VERSION}): upgrade, or choose another directory with --data"
         ));
     }
     if version < 0 { Err(format!("has schema {version}, which no version ever wrote")) } else { Ok(()) }
