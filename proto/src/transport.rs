@@ -115,15 +115,10 @@ pub fn server() -> tonic::transport::Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
-/// Resolves when a program is asked to stop: at Ctrl-C, and on Unix also at SIGTERM.
-pub async fn stop_signal() {
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => if interrupted.is_err() {
-            // Cannot be heard; the program can still be stopped by the other signal.
-            std::future::pending::<()>().await;
-        },
-        () = unix::terminated() => {}
-    }
+/// Resolves when a program is asked to stop: at Ctrl-C, and on Unix also at SIGTERM. Heard from this call on, so that a
+/// program that calls it before it says that it is ready ends in order whenever it is asked. Must be called in a runtime.
+pub fn stop_signal() -> impl Future<Output = ()> {
+    signals::stop()
 }
 
 /// A socket that is bound and listens.
@@ -210,6 +205,46 @@ fn in_words(error: &io::Error) -> String {
 }
 
 #[cfg(unix)]
+mod signals {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    pub(super) fn stop() -> impl Future<Output = ()> {
+        let heard = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+        async move {
+            let [interrupted, terminated] = heard.map(|heard| async {
+                match heard {
+                    Ok(mut signals) => {
+                        signals.recv().await;
+                    }
+                    // Cannot be heard; the program can still be stopped by the other signal.
+                    Err(_) => std::future::pending().await,
+                }
+            });
+            tokio::select! {
+                () = interrupted => {}
+                () = terminated => {}
+            }
+        }
+    }
+}
+
+#[cfg(windows)]
+mod signals {
+    pub(super) fn stop() -> impl Future<Output = ()> {
+        let heard = tokio::signal::windows::ctrl_c();
+        async move {
+            match heard {
+                Ok(mut signals) => {
+                    signals.recv().await;
+                }
+                // Cannot be heard; the system can still end the program.
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
 mod unix {
     use std::{
         io,
@@ -236,15 +271,6 @@ mod unix {
         fn drop(&mut self) {
             // Best effort: a file that stays is replaced by the next bind.
             let _ = std::fs::remove_file(&self.0);
-        }
-    }
-
-    pub(super) async fn terminated() {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signals) => {
-                signals.recv().await;
-            }
-            Err(_) => std::future::pending().await,
         }
     }
 
@@ -280,10 +306,6 @@ mod unix {
     /// Never made: this system has no Unix sockets.
     #[derive(Debug)]
     pub enum Bound {}
-
-    pub(super) async fn terminated() {
-        std::future::pending().await
-    }
 
     pub(super) fn channel(endpoint: Endpoint, _path: &Path) -> Channel {
         endpoint.connect_with_connector_lazy(tower::service_fn(|_: tonic::transport::Uri| async {

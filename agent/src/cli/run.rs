@@ -35,6 +35,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     // Everything that can be refused is asked first, so that a refusal leaves nothing behind.
     let source = capture::open(&arguments.source, arguments.period)?;
+    let stop = transport::stop_signal();
     let listener = Listener::bind(&arguments.listen).await?;
     let directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let host = identity::load_or_make(directory.path())?;
@@ -56,7 +57,7 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
 
     let mut recording = recording;
     tokio::select! {
-        () = transport::stop_signal() => tracing::info!("stopping"),
+        () = stop => tracing::info!("stopping"),
         () = recording.ended() => {}
         served = &mut server => served.context("the server failed")?.context("cannot serve")?,
     }

@@ -31,6 +31,7 @@ const CLOCK_LEAP_MAX: Duration = Duration::from_secs(3600);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
+    let stop = transport::stop_signal();
     let listener = Listener::bind(&arguments.listen).await?;
     let directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&directory.path().join(DATABASE))?);
@@ -44,7 +45,7 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
         let _ = stopped.await;
     }));
     tokio::select! {
-        () = transport::stop_signal() => tracing::info!("stopping"),
+        () = stop => tracing::info!("stopping"),
         served = &mut server => served.context("the server failed")?.context("cannot serve")?,
     }
     forgetting.abort();
