@@ -129,7 +129,11 @@ impl Options {
         Self { bytes_max, segment_bytes, ..default }
     }
 
-    fn check(&self) -> Result<(), RingError> {
+    /// Whether a ring can keep to these limits.
+    ///
+    /// # Errors
+    /// When they make no sense.
+    pub fn check(&self) -> Result<(), RingError> {
         let Self { bytes_max, segment_bytes, record_bytes_max } = *self;
         let bare_bytes =
             (segment::HEADER_BYTES + frame::HEADER_BYTES + frame::RECORD_OVERHEAD_BYTES_MAX) as u64;

@@ -14,13 +14,19 @@ use serde::{Deserialize, Serialize};
 const MARKER: &str = "alibi.json";
 const LOCK: &str = "lock";
 
-/// A data directory that is ours alone until dropped.
+/// A data directory that is ours alone until dropped. One that was made by opening it is taken away again when dropped
+/// before [`DataDirectory::keep`]: a program that cannot start leaves nothing behind.
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
+    made: Option<Made>,
     // Unlocked when closed.
     _lock: File,
 }
+
+/// What did not exist: directories, innermost first. If there is none of them, the directory was empty.
+#[derive(Debug)]
+struct Made(Vec<PathBuf>);
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Marker {
@@ -35,22 +41,54 @@ impl DataDirectory {
     /// When it cannot be read or written, is not this program's, was written in a newer format, or is in use.
     pub fn open(path: &Path, program: &str, format: u32) -> Result<Self, DataDirectoryError> {
         let error = |source| DataDirectoryError::Io { path: path.to_owned(), source };
-        match check_marker(path, program, format) {
-            Err(DataDirectoryError::Absent(_)) => create(path, program, format).map_err(error)?,
-            checked => checked?,
-        }
-        let lock =
-            File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(error)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+        let made = match check_marker(path, program, format) {
+            Err(DataDirectoryError::Absent(_)) => Some(create(path, program, format).map_err(error)?),
+            checked => checked.map(|()| None)?,
+        };
+        let options = File::options().create(true).truncate(false).write(true).clone();
+        let locked = options.open(path.join(LOCK)).map_err(TryLockError::Error);
+        match locked.and_then(|lock| lock.try_lock().map(|()| lock)) {
+            Ok(lock) => Ok(Self { path: path.to_owned(), made, _lock: lock }),
+            // Whoever was quicker has what was made.
             Err(TryLockError::WouldBlock) => Err(DataDirectoryError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => Err(error(source)),
+            Err(TryLockError::Error(source)) => {
+                made.iter().for_each(|made| made.take_away(path));
+                Err(error(source))
+            }
         }
+    }
+
+    /// The program has started: from now on the directory stays.
+    pub fn keep(&mut self) {
+        self.made = None;
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for DataDirectory {
+    fn drop(&mut self) {
+        if let Some(made) = self.made.take() {
+            made.take_away(&self.path);
+        }
+    }
+}
+
+impl Made {
+    /// Best effort: there is an error to tell already, and it says why.
+    fn take_away(&self, path: &Path) {
+        // It was empty and has been ours alone since, so everything in it is ours.
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+        for directory in &self.0 {
+            let _ = fs::remove_dir(directory);
+        }
     }
 }
 
@@ -89,20 +127,29 @@ pub fn check_marker(path: &Path, program: &str, format: u32) -> Result<(), DataD
     Ok(())
 }
 
-fn create(path: &Path, program: &str, format: u32) -> io::Result<()> {
-    let existed = path.is_dir();
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let made = create_private(path).and_then(|()| make_private(path)).and_then(|()| {
+fn create(path: &Path, program: &str, format: u32) -> io::Result<Made> {
+    let is_missing = |path: &&Path| matches!(path.try_exists(), Ok(false));
+    let ancestors = path.ancestors().filter(|path| !path.as_os_str().is_empty());
+    let made = Made(ancestors.take_while(is_missing).map(Path::to_owned).collect());
+    let marked = (|| {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        create_private(path)?;
+        make_private(path)?;
         let marker = Marker { program: program.to_owned(), format };
         write_whole(&path.join(MARKER), &serde_json::to_vec(&marker)?)
-    });
-    if made.is_err() && !existed {
-        // Nothing is left of a directory that could not be finished; the first error is the one to tell.
-        let _ = fs::remove_dir(path);
+    })();
+    match marked {
+        Ok(()) => Ok(made),
+        Err(error) => {
+            for directory in &made.0 {
+                // The first error is the one to tell.
+                let _ = fs::remove_dir(directory);
+            }
+            Err(error)
+        }
     }
-    made
 }
 
 /// Writes a small file so that after a crash it is either whole or not there.
@@ -195,10 +242,28 @@ mod tests {
     fn a_directory_is_made_marked_locked_and_found_again() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("deep/data");
-        let first = open(&path).unwrap();
+        let mut first = open(&path).unwrap();
         assert!(matches!(open(&path), Err(DataDirectoryError::InUse(_))));
+        first.keep();
         drop(first);
-        open(&path).unwrap();
+        drop(open(&path).unwrap());
+        assert!(path.join(MARKER).exists(), "it was there before");
+    }
+
+    #[test]
+    fn what_was_made_for_a_program_that_does_not_start_is_taken_away() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("deep/data");
+        let directory = open(&path).unwrap();
+        fs::create_dir(path.join("ring")).unwrap();
+        fs::write(path.join("ring/file"), "x").unwrap();
+        drop(directory);
+        assert!(!temporary.path().join("deep").exists());
+
+        fs::create_dir_all(&path).unwrap();
+        drop(open(&path).unwrap());
+        assert!(path.exists(), "an empty directory was there before");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
     }
 
     #[test]

@@ -36,15 +36,18 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     // Everything that can be refused is asked first, so that a refusal leaves nothing behind.
     let source = capture::open(&arguments.source, arguments.period)?;
     let stop = transport::stop_signal();
-    let listener = Listener::bind(&arguments.listen).await?;
-    let directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
-    let host = identity::load_or_make(directory.path())?;
     let options = Options::within(arguments.ring_bytes);
+    options.check().with_context(|| format!("--ring-bytes {} is too little", arguments.ring_bytes))?;
+    let listener = Listener::bind(&arguments.listen).await?;
+    let mut directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
+    let host = identity::load_or_make(directory.path())?;
+    // Before the ring, which does not count as closed cleanly once it is open.
+    let address = listener.address()?;
+    let address_file = AddressFile::write(directory.path().join(ADDRESS), &address.to_string())?;
     let new_epoch = Epoch(sys::now().wall.as_nanos());
     let (ring, recovery) = Ring::open(&directory.path().join(RING), options, new_epoch)?;
 
-    let address = listener.address()?;
-    let address_file = AddressFile::write(directory.path().join(ADDRESS), &address.to_string())?;
+    directory.keep();
     let description = source.describe();
     tracing::info!(%address, %host, source = description.name, "recording");
 

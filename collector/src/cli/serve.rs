@@ -33,9 +33,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     let stop = transport::stop_signal();
     let listener = Listener::bind(&arguments.listen).await?;
-    let directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
+    let mut directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&directory.path().join(DATABASE))?);
     let fleet = Arc::new(Fleet::start(Arc::clone(&store))?);
+    directory.keep();
     tracing::info!(address = %listener.address()?, data = %directory.path().display(), "serving");
 
     let forgetting = tokio::spawn(forget(Arc::clone(&store), arguments.retention));
