@@ -145,14 +145,24 @@ fn collector(address: &Address) -> Result<AnalystClient<Channel>> {
     Ok(AnalystClient::new(channel).max_decoding_message_size(4 * MESSAGE_BYTES_MAX))
 }
 
-/// What went wrong, for a person.
+/// What went wrong, for a person: what the collector says, unless it is no collector that speaks.
 fn in_words(address: &Address) -> impl Fn(Status) -> anyhow::Error {
+    use tonic::Code::{
+        AlreadyExists, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unimplemented,
+    };
     move |status| match status.code() {
-        tonic::Code::Unavailable => {
-            anyhow::anyhow!(
-                "no collector answers at {address}: start one with `alibi serve`, or name another with --collector"
-            )
+        Unavailable => anyhow::anyhow!(
+            "no collector answers at {address}: start one with `alibi serve`, or name another with --collector"
+        ),
+        Unimplemented => anyhow::anyhow!(
+            "what answers at {address} is no collector that can do this: name another with --collector, or upgrade it"
+        ),
+        InvalidArgument | NotFound | AlreadyExists | ResourceExhausted if !status.message().is_empty() => {
+            anyhow::anyhow!("{}", status.message())
         }
-        _ => anyhow::anyhow!("{}", status.message()),
+        code => anyhow::anyhow!(
+            "what answers at {address} failed ({code:?}): {}: see its log, or name another with --collector",
+            status.message()
+        ),
     }
 }

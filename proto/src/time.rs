@@ -114,7 +114,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
 
 /// A text that is not a length of time.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is not a length of time: write a positive number and ms, s, m, h or d, such as 10m")]
+#[error(
+    "`{0}` is not a length of time: write a positive number and ms, s, m, h or d, such as 10m, for ten years at most"
+)]
 pub struct DurationError(String);
 
 #[cfg(test)]

@@ -187,6 +187,7 @@ fn status_in_words(status: &Status) -> String {
         tonic::Code::FailedPrecondition => {
             format!("its ring has been rewound, so it is not believed: {}", status.message())
         }
+        tonic::Code::Unimplemented => "what answers there is no agent".to_owned(),
         code => format!("it answers with an error ({code:?}): {}", status.message()),
     }
 }
