@@ -223,7 +223,21 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
-    /// SQLite cannot.
+    /// There is no room for more. Nothing of what did not fit is stored.
+    #[error("the disk of the database {path} is full: make room there")]
+    Full {
+        /// The file.
+        path: String,
+    },
+    /// SQLite cannot use its file.
+    #[error("cannot use the database {path}: {source}; mend that, or choose another directory with --data")]
+    Unusable {
+        /// The file.
+        path: String,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// SQLite cannot; which file it is, is added where that is known.
     #[error("the database cannot be used: {0}")]
     Sqlite(#[from] rusqlite::Error),
 }

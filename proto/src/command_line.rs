@@ -1,6 +1,6 @@
 //! The words that every command line has in common.
 
-use std::{error::Error, process::ExitCode};
+use std::{error::Error, io, process::ExitCode};
 
 use clap::{Args, Parser, error::ErrorKind};
 
@@ -78,16 +78,26 @@ pub fn parse<P: Parser>() -> Result<P, ExitCode> {
     })
 }
 
-/// An error and what caused it, for a person, in one line. A cause that was named already is not named again.
+/// An error and what caused it, for a person, in one line. A cause that was named already is not named again, and a
+/// full disk, which can be anybody's, has its way out said here.
 pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
     let mut line = unbroken(&error.to_string());
+    let is_full = |error: &(dyn Error + 'static)| {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    };
+    let mut no_room = is_full(error);
     let mut cause = error.source();
     while let Some(error) = cause {
+        no_room |= is_full(error);
         let text = unbroken(&error.to_string());
         if !line.contains(&text) {
             line = format!("{line}: {text}");
         }
         cause = error.source();
+    }
+    if no_room {
+        line.push_str("; make room there");
     }
     line
 }
@@ -110,8 +120,6 @@ pub const fn exit_status(verdict: Verdict) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[test]
@@ -129,5 +137,7 @@ mod tests {
         let error = Says { path: "x", source: io::Error::other("disk\n  on fire") };
         assert_eq!(in_one_line(&error), "cannot read x: disk on fire");
         assert_eq!(in_one_line(&Hides(error)), "no answer: cannot read x: disk on fire");
+        let full = Says { path: "x", source: io::ErrorKind::StorageFull.into() };
+        assert!(in_one_line(&full).ends_with("; make room there"), "{}", in_one_line(&full));
     }
 }

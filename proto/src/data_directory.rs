@@ -221,7 +221,7 @@ pub enum DataDirectoryError {
     #[error("{} is in use by another process: stop that first, or choose another with --data", .0.display())]
     InUse(PathBuf),
     /// The system says no.
-    #[error("cannot use the data directory {}: {source}; mend that, or choose another with --data", path.display())]
+    #[error("cannot use the data directory {}: {source}; choose another with --data, or mend that", path.display())]
     Io {
         /// The directory.
         path: PathBuf,

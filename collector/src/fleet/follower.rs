@@ -44,11 +44,21 @@ pub(super) async fn follow(address: Address, store: Arc<dyn Store>, live: watch:
     loop {
         let began = Instant::now();
         let ended = follow_once(&address, &store, &live).await;
+        let is_ours = matches!(
+            ended,
+            Err(FollowError::Store(
+                StoreError::Full { .. } | StoreError::Unusable { .. } | StoreError::Damaged { .. }
+            ))
+        );
         let trouble = match ended {
             Ok(()) => "the agent ended the stream".to_owned(),
             Err(error) => error.to_string(),
         };
-        tracing::info!(%address, trouble, "not connected");
+        if is_ours {
+            tracing::error!(%address, trouble, "not connected");
+        } else {
+            tracing::info!(%address, trouble, "not connected");
+        }
         live.send_modify(|live| {
             live.connected = false;
             live.trouble = Some(trouble);

@@ -22,7 +22,7 @@ use alibi_proto::{
     question::Question,
     time::Timestamp,
 };
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
 use super::{Bounded, FollowedAgent, Progress, Store, StoreError};
 
@@ -66,7 +66,7 @@ impl SqliteStore {
     /// When the file is no database, belongs to another program or to a newer version (it is left untouched then), or
     /// cannot be opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let writer = schema::open_writer(path)?;
+        let writer = schema::open_writer(path).map_err(|error| named(path, error))?;
         Ok(Self {
             path: path.to_owned(),
             writer: Mutex::new(writer),
@@ -77,6 +77,10 @@ impl SqliteStore {
 
     /// Reads from one state of the database, whatever is written meanwhile.
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.try_read(read).map_err(|error| named(&self.path, error))
+    }
+
+    fn try_read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let kept = lock(&self.readers).pop();
         let connection = kept.map_or_else(|| schema::open_reader(&self.path), Ok)?;
         let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
@@ -95,7 +99,15 @@ impl SqliteStore {
         write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut connection = lock(&self.writer);
-        write_with(&mut connection, write)
+        self.write_with(&mut connection, write)
+    }
+
+    fn write_with<T>(
+        &self,
+        connection: &mut Connection,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        write_with(connection, write).map_err(|error| named(&self.path, error))
     }
 
     /// Takes in a watermark that came alone, in memory; none when something must be written.
@@ -136,6 +148,20 @@ fn write_with<T>(
     Ok(result)
 }
 
+/// Says which file it is that SQLite cannot use, and whether its disk is full.
+fn named(path: &Path, error: StoreError) -> StoreError {
+    let StoreError::Sqlite(source) = error else { return error };
+    let path = path.display().to_string();
+    // The index of the write-ahead log, which readers and the writer share, cannot grow for no other reason.
+    let no_index =
+        source.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_IOERR_SHMSIZE);
+    if no_index || source.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+        StoreError::Full { path }
+    } else {
+        StoreError::Unusable { path, source }
+    }
+}
+
 /// What the locks guard is whole between any two statements, and a transaction that unwinds is rolled back.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -168,7 +194,7 @@ impl Store for SqliteStore {
         heard: Timestamp,
     ) -> Result<Progress, StoreError> {
         let mut writer = lock(&self.writer);
-        let stored = write_with(&mut writer, |transaction| {
+        let stored = self.write_with(&mut writer, |transaction| {
             agents::describe(transaction, address, description, heard)
         })?;
         let mut live = lock(&self.live);
@@ -183,7 +209,7 @@ impl Store for SqliteStore {
         }
         let mut writer = lock(&self.writer);
         let known_until = self.live(host).and_then(|live| live.known_until);
-        let progress = write_with(&mut writer, |transaction| {
+        let progress = self.write_with(&mut writer, |transaction| {
             ingest::commit(transaction, host, known_until, batch, heard)
         })?;
         self.written(host, progress);
