@@ -1,68 +1,115 @@
-//! A small file system of its own, for tests of full disks. Needs root.
+//! What is on disk, to the byte; and disks that are small.
 
 use std::{
-    fs::{self, File},
-    io::Write as _,
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use tempfile::TempDir;
+/// Everything in a directory: each path in it, with a file's bytes, a link's end, or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing(BTreeMap<PathBuf, Option<Vec<u8>>>);
 
-/// A file system in memory; unmounted when dropped.
-#[derive(Debug)]
-pub struct SmallDisk(TempDir);
+impl Listing {
+    /// What is in `directory` now; nothing if there is none.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn of(directory: &Path) -> Self {
+        let mut listing = Self::default();
+        if directory.symlink_metadata().is_ok() {
+            listing.take(directory);
+        }
+        listing
+    }
 
-/// What fills a disk; taken away when dropped.
+    fn take(&mut self, path: &Path) {
+        let kind = path.symlink_metadata().expect("it is there").file_type();
+        let content = if kind.is_file() { Some(fs::read(path).expect("it can be read")) } else { None };
+        self.0.insert(path.to_owned(), content);
+        if kind.is_dir() {
+            for entry in fs::read_dir(path).expect("it can be read") {
+                self.take(&entry.expect("it can be read").path());
+            }
+        }
+    }
+
+    /// The paths that are different, there, or not there any more.
+    pub fn differences(&self, after: &Self) -> Vec<PathBuf> {
+        let paths = self.0.keys().chain(after.0.keys().filter(|path| !self.0.contains_key(*path)));
+        paths.filter(|path| self.0.get(*path) != after.0.get(*path)).cloned().collect()
+    }
+}
+
+/// A file system in memory with room for little. Taken away when dropped.
 #[derive(Debug)]
-pub struct Ballast(PathBuf);
+pub struct SmallDisk {
+    directory: tempfile::TempDir,
+}
 
 impl SmallDisk {
-    /// One with room for so many bytes.
+    /// A file system of so many KiB.
     ///
     /// # Panics
-    /// When it cannot be mounted.
-    pub fn new(bytes: u64) -> Self {
+    /// When it cannot be mounted: the test needs root.
+    pub fn new(size_kib: u32) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes},mode=0700"), "alibi-lab"])
-            .arg(directory.path());
-        assert!(
-            mount.status().expect("`mount` can be run").success(),
-            "a small file system cannot be mounted"
-        );
-        Self(directory)
+        let size = format!("size={size_kib}k");
+        let mut command = Command::new("mount");
+        let output = command.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
+        let output = output.expect("`mount` can be run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self { directory }
     }
 
-    /// Where it is mounted.
+    /// Where it is.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
-    /// Fills it to the last byte.
+    /// Leaves room for so many pages of 4 KiB, by a file that takes all else.
     ///
     /// # Panics
-    /// When it cannot be written at all.
-    pub fn fill(&self) -> Ballast {
-        let path = self.path().join("ballast");
-        let mut file = File::create(&path).expect("a file");
-        for piece in [&[0; 4096][..], &[0]] {
-            while file.write_all(piece).is_ok() {}
-        }
-        Ballast(path)
+    /// When it has less room.
+    pub fn fill_but(&self, pages: u64) {
+        let mut filler = OpenOptions::new().append(true).create(true).open(self.filler()).expect("a file");
+        let page = [b'x'; 4096];
+        while filler.write_all(&page).is_ok() {}
+        let length = filler.metadata().expect("its length").len();
+        filler.set_len(length - length % 4096 - pages * 4096).expect("it can be cut");
+    }
+
+    /// Takes away what fills it.
+    ///
+    /// # Panics
+    /// When it is not filled.
+    pub fn free(&self) {
+        fs::remove_file(self.filler()).expect("it is filled");
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path().join("filler")
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: what still runs on it in a test that failed must not keep it.
+        // Lazily, as a program may just be ending on it. A test that fails must not fail again here.
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
     }
 }
 
-impl Drop for Ballast {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+/// Opens the writing end of a named pipe, made anew: the reader's end is to be opened meanwhile.
+///
+/// # Errors
+/// When there is no `mkfifo`, or it cannot be opened.
+pub fn pipe(path: &Path) -> io::Result<File> {
+    let made = Command::new("mkfifo").arg(path).status()?;
+    if !made.success() {
+        return Err(io::Error::other("mkfifo failed"));
     }
+    // Open for both, so that nobody waits for the other end.
+    OpenOptions::new().read(true).write(true).open(path)
 }

@@ -23,6 +23,8 @@ pub enum Requirement {
     NetworkNamespaces,
     /// Linux with the rights of root: a small file system of its own.
     Mounts,
+    /// The rights of root: becoming another user.
+    Root,
 }
 
 impl Requirement {
@@ -35,6 +37,7 @@ impl Requirement {
                 Some("root and the `ip` command, for network namespaces")
             }
             Self::Mounts if !root => Some("root, to mount a small file system"),
+            Self::Root if !root => Some("root, to become another user"),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -37,8 +37,30 @@ pub struct Running {
 
 #[derive(Debug, Default)]
 struct Lines {
-    lines: Mutex<Vec<String>>,
+    state: Mutex<State>,
     more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    said: Vec<String>,
+    /// Of its two outputs, those that have ended.
+    ended: u8,
+}
+
+impl Lines {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for more; false once there will never be any, or when it is too late.
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, deadline: Instant) -> (MutexGuard<'a, State>, bool) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || state.ended == 2 {
+            return (state, false);
+        }
+        (self.more.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0, true)
+    }
 }
 
 impl Running {
@@ -63,18 +85,36 @@ impl Running {
     /// Waits for a line of output with `text` in it, at or after line `from`; the line and the number after it.
     ///
     /// # Panics
-    /// When there is none within a minute.
+    /// When there is none within a minute, or it ends without.
     pub fn line_with(&self, text: &str, from: usize) -> (String, usize) {
         let deadline = Instant::now() + PATIENCE;
-        let mut lines = self.output.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.output.lock();
         loop {
-            if let Some(index) = lines.iter().skip(from).position(|line| line.contains(text)) {
-                return (lines[from + index].clone(), from + index + 1);
+            if let Some(index) = state.said.iter().skip(from).position(|line| line.contains(text)) {
+                return (state.said[from + index].clone(), from + index + 1);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{} did not say `{text}`, but: {lines:#?}", self.name);
-            lines = self.output.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            let more;
+            (state, more) = self.output.wait(state, deadline);
+            assert!(more, "{} did not say `{text}`, but: {:#?}", self.name, state.said);
         }
+    }
+
+    /// Waits until it says `ready`, or has ended: whether it has said so.
+    ///
+    /// # Panics
+    /// When it does neither within a minute.
+    pub fn started(&self, ready: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.output.lock();
+        while !state.said.iter().any(|line| line.contains(ready)) {
+            let more;
+            (state, more) = self.output.wait(state, deadline);
+            if !more {
+                assert_eq!(state.ended, 2, "{} neither started nor ended, but: {:#?}", self.name, state.said);
+                return false;
+            }
+        }
+        true
     }
 
     /// Gives the program a line, and waits for the line that it answers with.
@@ -82,7 +122,7 @@ impl Running {
     /// # Panics
     /// When it does not answer.
     pub fn ask(&mut self, line: &str) -> String {
-        let from = self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let from = self.output.lock().said.len();
         let stdin = self.stdin.as_mut().expect("standard input is open");
         writeln!(stdin, "{line}").and_then(|()| stdin.flush()).expect("the program reads");
         self.line_with("", from).0
@@ -108,9 +148,20 @@ impl Running {
         self.child.wait().expect("it stops")
     }
 
+    /// The most memory that it ever had, in bytes: `VmHWM`.
+    ///
+    /// # Panics
+    /// When it has ended, or the system is not Linux.
+    pub fn memory_bytes_max(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib * 1024
+    }
+
     /// Everything it has said.
     pub fn said(&self) -> Vec<String> {
-        self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.output.lock().said.clone()
     }
 }
 
@@ -125,16 +176,44 @@ impl Drop for Running {
     }
 }
 
+/// Runs a program that is expected to end by itself.
+///
+/// # Panics
+/// When it cannot be run, or has not ended within a minute; it is killed then.
+pub fn outcome(command: &mut Command) -> Output {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    let pid = rustix::process::Pid::from_child(&child);
+    let (sender, ended) = mpsc::channel();
+    let waiter = thread::spawn(move || {
+        // Nobody waits for it any more once it has taken too long.
+        let _ = sender.send(child.wait_with_output());
+    });
+    let output = ended.recv_timeout(PATIENCE);
+    if output.is_err() {
+        // It may end at this very moment; it is not waited for yet, so its number is not another's.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    waiter.join().expect("it only waits");
+    output.unwrap_or_else(|_| panic!("{command:?} did not end")).expect("its output can be read")
+}
+
 fn read_lines(from: Option<impl Read + Send + 'static>, into: &Arc<Lines>) {
     let (from, into) = (from.expect("output is piped"), Arc::clone(into));
     thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
-            let mut lines = into.lines.lock().unwrap_or_else(PoisonError::into_inner);
-            if lines.len() < LINES_MAX {
-                lines.push(line);
+            let mut state = into.lock();
+            if state.said.len() < LINES_MAX {
+                state.said.push(line);
             }
             into.more.notify_all();
         }
+        into.lock().ended += 1;
+        into.more.notify_all();
     });
 }
 

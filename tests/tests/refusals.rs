@@ -1,303 +1,516 @@
-//! Bad input: each is one clear line on standard error, exit status 2, nothing on standard output, and nothing changed.
+//! What the programs refuse: in one line that names the thing, the limit and the way out, with exit status 2, and with
+//! nothing changed on disk. Here what they are told to do; see the modules for full disks and hostile peers.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     fs,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    net::TcpListener,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, Output},
-    time::Duration,
+    process::Command,
+    time::SystemTime,
 };
 
+use alibi_agent::capture::{
+    Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report, SocketKey,
+};
 use alibi_lab::{
-    disk::SmallDisk,
+    disk::Listing,
     programs::programs,
-    recording::Recording,
     requirements::{Requirement, met},
-    system::{Agent, Collector, now},
+    system::{Agent, Collector, outcome},
 };
+use alibi_proto::{
+    flow::{Attribution, Direction, FlowState, Protocol},
+    process::ProcessImage,
+    time::{Moment, Timestamp},
+};
+use serde_json::Value;
 
-/// The one line of a refusal.
-#[track_caller]
-fn refusal(what: &str, output: &Output) -> String {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{what}: {stderr}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{what}");
-    assert_eq!(stderr.lines().count(), 1, "{what}: one line, not:\n{stderr}");
-    stderr
+#[path = "refusals/disks.rs"]
+mod disks;
+
+/// Whom recorded connections are with (TEST-NET-3, RFC 5737).
+const TARGET: &str = "203.0.113.7";
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
+fn now() -> Moment {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let wall = Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap());
+    Moment { wall, boot_ns: wall.as_nanos() }
 }
 
-#[track_caller]
-fn refused(command: &mut Command, wanted: &[&str]) {
-    let what = format!("{command:?}");
-    let line = refusal(&what, &command.output().unwrap());
-    for wanted in wanted {
-        assert!(line.contains(wanted), "{what}: no `{wanted}` in: {line}");
-    }
+fn alibi(words: &[&str]) -> Command {
+    let mut command = Command::new(&programs().alibi);
+    command.args(words);
+    command
 }
 
-/// Every file below a directory, with its bytes.
-fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(contents(&path));
-            found.insert(path, Vec::new());
-        } else {
-            let bytes = fs::read(&path).unwrap();
-            found.insert(path, bytes);
-        }
-    }
-    found
-}
-
-fn agent_run(data: &Path) -> Command {
+fn agent(words: &[&str]) -> Command {
     let mut command = Command::new(&programs().agent);
-    command.args(["run", "--listen", "127.0.0.1:0", "--source", "poll", "--data"]).arg(data);
+    command.args(words);
     command
 }
 
 fn serve(data: &Path) -> Command {
-    let mut command = Command::new(&programs().alibi);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+    let mut command = alibi(&["serve", "--listen", "127.0.0.1:0", "--data"]);
+    command.arg(data);
     command
 }
 
-#[test]
-fn questions_that_cannot_be_put() {
-    let directory = tempfile::tempdir().unwrap();
-    let agent = Agent::start(&directory.path().join("agent"), &["--source", "poll"]);
-    let collector = Collector::start(&directory.path().join("collector"));
-    collector.follow(&agent.address);
-    let hosts_before = collector.json(&["hosts"]).1["hosts"].as_array().unwrap().len();
+fn run(data: &Path) -> Command {
+    let mut command = agent(&["run", "--source", "poll", "--listen", "127.0.0.1:0", "--data"]);
+    command.arg(data);
+    command
+}
 
-    let last = ["--last", "10m"];
-    let cases: &[(&str, &[&str], &str)] = &[
-        ("10.1.2.3", &["--from", "10:30", "--to", "10:29"], "reversed"),
-        ("10.1.2.3", &["--from", "10:30", "--to", "10:30"], "reversed or empty"),
-        ("10.1.2.3", &["--from", "2250-01-01T00:00:00Z", "--to", "2251-01-01T00:00:00Z"], "in the future"),
-        ("10.1.2.3", &[], "no window"),
-        ("10.1.2.3", &["--last", "10m", "--from", "-5m"], "two windows"),
-        ("10.1.2.3", &["--from", "yesterday"], "`yesterday` is not a time"),
-        ("10.1.2.3", &["--last", "soon"], "`soon` is not a length of time"),
-        ("10.1.2.3", &["--last", "-5m"], "`-5m` is not a length of time"),
-        ("10.1.2.3", &["--last", "0s"], "`0s` is not a length of time"),
-        ("banana", &last, "`banana` is not a target"),
-        ("10.1.2.3/33", &last, "`10.1.2.3/33` is not a network"),
-        ("10.1.2.3:99999", &last, "from 1 to 65535"),
-        ("10.1.2.3:80", &["--last", "10m", "--port", "443"], "two ports"),
-        ("10.1.2.3", &["--last", "10m", "--port", "0"], "0 is not in 1..=65535"),
-        ("10.1.2.3", &["--last", "10m", "--port", "99999"], "99999"),
-        ("10.1.2.3", &["--last", "10m", "--protocol", "sctp"], "`sctp` is not a protocol"),
-    ];
-    for (target, words, wanted) in cases {
-        let mut who = Command::new(&programs().alibi);
-        who.args(["--collector", &collector.address, "who", target]).args(*words);
-        refused(&mut who, &[wanted]);
-        let mut query = Command::new(&programs().agent);
-        query.args(["query", target, "--data"]).arg(&agent.data).args(*words);
-        refused(&mut query, &[wanted]);
+fn query(data: &Path) -> Command {
+    let mut command = agent(&["query", TARGET, "--last", "10m", "--data"]);
+    command.arg(data);
+    command
+}
+
+/// Runs a program that must refuse: in one line with all of `wanted` in it, and with `directory` left as it was.
+fn refused(mut command: Command, directory: &Path, wanted: &[&str]) {
+    let before = Listing::of(directory);
+    let output = outcome(&mut command);
+    let changed = before.differences(&Listing::of(directory));
+    assert_eq!(changed, Vec::<PathBuf>::new(), "{command:?} changed something on disk");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {error}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{command:?}");
+    let name = Path::new(command.get_program()).file_name().unwrap().to_str().unwrap();
+    let message = error.strip_prefix(&format!("{name}: ")).unwrap_or_else(|| panic!("{command:?}: {error}"));
+    assert_eq!(message.lines().count(), 1, "{command:?}: not one line: {error}");
+    for wanted in wanted {
+        assert!(message.contains(wanted), "{command:?}: no `{wanted}` in: {error}");
     }
+}
 
-    let alibi = |words: &[&str], wanted: &[&str]| {
-        refused(
-            Command::new(&programs().alibi).args(["--collector", &collector.address]).args(words),
-            wanted,
-        );
-    };
-    alibi(&["who", "10.1.2.3", "--last", "1m", "--host", "no-such"], &["no host `no-such`", "alibi hosts"]);
-    alibi(&["hosts", "--host", "no-such"], &["no host `no-such`"]);
-    alibi(&["who", "10.1.2.3", "--last", "1m", "--user", "nobody-such"], &["user `nobody-such`"]);
-    alibi(&["process", "0123456789abcdef"], &["no process `0123456789abcdef`"]);
-    alibi(&["process", "abc"], &["`abc` is not a process uid"]);
-    alibi(&["process", "xyz-not-hex"], &["is not a process uid"]);
-    alibi(&["host", "add", "10.0.0.1:8441"], &["`10.0.0.1:8441` leaves this machine", "loopback"]);
-    alibi(&["host", "add", "banana"], &["`banana` is not an address"]);
-    alibi(&["host", "add", &agent.address], &["is followed already"]);
-    alibi(&["host", "remove", "127.0.0.1:1"], &["no agent is followed at 127.0.0.1:1"]);
-    alibi(&["hosts", "--collector", "10.0.0.1:8440"], &["leaves this machine"]);
-    alibi(&["hosts", "--collector", "127.0.0.1:1"], &["no collector answers at 127.0.0.1:1", "alibi serve"]);
-    assert_eq!(collector.json(&["hosts"]).1["hosts"].as_array().unwrap().len(), hosts_before);
-    assert!(agent.running.stop().success());
+/// Asks both programs what neither can answer.
+fn refused_question(words: &[&str], wanted: &[&str]) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut who = alibi(&["who"]);
+    who.args(words).args(["--collector", "127.0.0.1:1"]);
+    refused(who, directory.path(), wanted);
+    let mut query = agent(&["query"]);
+    query.args(words).arg("--data").arg(directory.path().join("data"));
+    refused(query, directory.path(), wanted);
 }
 
 #[test]
-fn addresses_that_leave_the_machine_or_are_in_use() {
-    let directory = tempfile::tempdir().unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = listener.local_addr().unwrap().to_string();
-    let cases = [
-        ("0.0.0.0:0", "`0.0.0.0:0` leaves this machine"),
-        ("[::]:0", "leaves this machine"),
-        ("192.0.2.1:8440", "leaves this machine"),
-        ("8440", "`8440` is not an address"),
-        ("unix:relative", "is not an address"),
-        (&taken, "it is in use"),
-    ];
-    for (listen, wanted) in cases {
-        let data = directory.path().join("data");
-        let mut agent = Command::new(&programs().agent);
-        refused(agent.args(["run", "--listen", listen, "--data"]).arg(&data), &[wanted]);
-        let mut collector = Command::new(&programs().alibi);
-        refused(collector.args(["serve", "--listen", listen, "--data"]).arg(&data), &[wanted]);
-        assert!(!data.exists(), "{listen}: nothing is left behind");
+fn a_window_that_is_none_is_refused() {
+    const READABLE: &str = "write RFC 3339";
+    const LENGTH: &str = "10m";
+    for (words, wanted) in [
+        (
+            &["--from", "2026-01-02T00:00:00Z", "--to", "2026-01-01T00:00:00Z"][..],
+            &["reversed", "2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", "--from"][..],
+        ),
+        (
+            &["--from", "2026-01-02T00:00:00Z", "--to", "2026-01-02T00:00:00Z"],
+            &["empty", "2026-01-02T00:00:00Z", "--from"],
+        ),
+        (&["--from", "now"], &["empty", "--from"]),
+        (&["--from", "2200-01-01T00:00:00Z"], &["reversed", "2200-01-01T00:00:00Z", "--from"]),
+        (
+            &["--from", "2200-01-01T00:00:00Z", "--to", "2201-01-01T00:00:00Z"],
+            &["future", "2200-01-01T00:00:00Z", "now is", "--from"],
+        ),
+        (&[], &["no window", "--last 10m", "--from T"]),
+        (&["--to", "now"], &["no window", "--last 10m", "--from T"]),
+        (&["--last", "10m", "--from", "-5m"], &["two windows", "--last", "--from"]),
+        (&["--last", "10m", "--to", "now"], &["two windows", "--last", "--to"]),
+        (&["--last", "10"], &["`10`", LENGTH]),
+        (&["--last", ""], &["``", LENGTH]),
+        (&["--last", "0m"], &["`0m`", "positive", LENGTH]),
+        (&["--last", "-5m"], &["`-5m`", "positive", LENGTH]),
+        (&["--last", "99999d"], &["`99999d`", "ten years at most", LENGTH]),
+        (&["--last", "banana"], &["`banana`", LENGTH]),
+        (&["--from", "yesterday"], &["`yesterday`", READABLE]),
+        (&["--from", ""], &["``", READABLE]),
+        (&["--from", "1960-01-01T00:00:00Z"], &["`1960-01-01T00:00:00Z`", READABLE]),
+        (&["--from", "-10m", "--to", "25:00"], &["`25:00`", READABLE]),
+        (&["--from", "-10m", "--to", "2026-01-01"], &["`2026-01-01`", READABLE]),
+    ] {
+        refused_question(&[&[TARGET][..], words].concat(), wanted);
     }
-    drop(listener);
 }
 
 #[test]
-fn data_directories_that_are_not_ours() {
-    let directory = tempfile::tempdir().unwrap();
-    let make = |name: &str, file: &str, bytes: &[u8]| {
-        let path = directory.path().join(name);
-        fs::create_dir_all(path.join(file).parent().unwrap()).unwrap();
-        fs::write(path.join(file), bytes).unwrap();
-        path
-    };
-    let foreign = make("foreign", "diary.txt", b"dear diary");
-    let file = make("file", "it", b"no directory").join("it");
-    let agents = make("agents", "alibi.json", br#"{"program":"alibi-agent","format":1}"#);
-    let collectors = make("collectors", "alibi.json", br#"{"program":"alibi","format":1}"#);
-    let newer_agent = make("newer-agent", "alibi.json", br#"{"program":"alibi-agent","format":999}"#);
-    let newer_collector = make("newer-collector", "alibi.json", br#"{"program":"alibi","format":999}"#);
-    let garbled = make("garbled", "alibi.json", b"{");
-    let before = contents(directory.path());
-
-    for program in [agent_run, serve] {
-        refused(&mut program(&foreign), &["is not a data directory of Alibi", "--data"]);
-        refused(&mut program(&garbled), &["is not a data directory of Alibi"]);
-        refused(&mut program(&file), &["cannot use the data directory"]);
+fn a_target_that_is_none_is_refused() {
+    const EXAMPLE: &str = "203.0.113.7:443";
+    const PORTS: &str = "1 to 65535";
+    for (words, wanted) in [
+        (&["banana"][..], &["`banana`", EXAMPLE][..]),
+        (&["cloud.example.com:443"], &["`cloud.example.com:443`", EXAMPLE, "names"]),
+        (&[""], &["``", EXAMPLE]),
+        (&["203.0.113.0/33"], &["`203.0.113.0/33`", "32"]),
+        (&["2001:db8::/129"], &["`2001:db8::/129`", "128"]),
+        (&["203.0.113.7/x"], &["`203.0.113.7/x`", EXAMPLE]),
+        (&["203.0.113.7:99999"], &["`203.0.113.7:99999`", PORTS]),
+        (&["[2001:db8::1]:99999"], &["`[2001:db8::1]:99999`", PORTS]),
+        (&["203.0.113.7:0"], &["port 0", PORTS]),
+        (&[TARGET, "--port", "0"], &["--port", "'0'", "1..=65535"]),
+        (&[TARGET, "--port", "99999"], &["--port", "'99999'", "1..=65535"]),
+        (&[TARGET, "--port", "https"], &["--port", "'https'"]),
+        (&["203.0.113.7:80", "--port", "443"], &["two ports", "80", "443", "give one"]),
+        (&[TARGET, "--protocol", "icmp"], &["--protocol", "icmp", "write tcp or udp"]),
+    ] {
+        refused_question(&[words, &["--last", "10m"]].concat(), wanted);
     }
-    refused(&mut agent_run(&collectors), &["holds the data of alibi:"]);
-    refused(&mut serve(&agents), &["holds the data of alibi-agent:"]);
-    refused(&mut agent_run(&newer_agent), &["newer version (format 999", "upgrade"]);
-    refused(&mut serve(&newer_collector), &["newer version (format 999", "upgrade"]);
-    let mut query = Command::new(&programs().agent);
-    query.args(["query", "10.1.2.3", "--last", "1m", "--data"]);
-    refused(query.arg(directory.path().join("absent")), &["nothing has been recorded there yet"]);
-    assert_eq!(contents(directory.path()), before);
 }
 
 #[test]
-fn a_data_directory_in_use_and_what_is_foreign_in_it() {
+fn an_address_that_leaves_the_machine_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let (agent_data, collector_data) = (directory.path().join("agent"), directory.path().join("collector"));
-    let agent = Agent::start(&agent_data, &["--source", "poll"]);
-    let collector = Collector::start(&collector_data);
-    refused(&mut agent_run(&agent_data), &["is in use by another process"]);
-    refused(&mut serve(&collector_data), &["is in use by another process"]);
-    assert!(agent.running.stop().success());
-    assert!(collector.running.stop().success());
-
-    let stray = agent_data.join("ring/notes.txt");
-    fs::write(&stray, "mine").unwrap();
-    let before = contents(directory.path());
-    refused(&mut agent_run(&agent_data), &["notes.txt does not belong to the ring"]);
-    assert_eq!(contents(directory.path()), before);
-    fs::remove_file(stray).unwrap();
-
-    let database = collector_data.join("alibi.db");
-    let good = fs::read(&database).unwrap();
-    fs::write(&database, b"this is no database at all, and never was one").unwrap();
-    let before = contents(directory.path());
-    refused(&mut serve(&collector_data), &["cannot use the database"]);
-    assert_eq!(contents(directory.path()), before);
-    fs::write(&database, good).unwrap();
-    rusqlite::Connection::open(&database).unwrap().execute_batch("PRAGMA user_version = 999").unwrap();
-    let before = contents(directory.path());
-    refused(&mut serve(&collector_data), &["newer version", "999"]);
-    assert_eq!(contents(directory.path()), before);
-}
-
-#[test]
-fn a_data_directory_that_may_not_be_read() {
-    if !met("an unreadable data directory", &[Requirement::Mounts]) {
-        return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let data = directory.path().join("data");
-    fs::create_dir(&data).unwrap();
-    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
-    // The programs may lie where only root may go: they are run from a place where everybody may.
-    let copy = |program: &Path| {
-        let copy = directory.path().join(program.file_name().unwrap());
-        fs::copy(program, &copy).unwrap();
-        copy
-    };
-    let (agent, alibi) = (copy(&programs().agent), copy(&programs().alibi));
-    let as_nobody = |program: &Path, command: &str| {
-        let mut as_nobody = Command::new(program);
-        as_nobody.uid(65_534).gid(65_534).args([command, "--listen", "127.0.0.1:0", "--data"]).arg(&data);
-        as_nobody
-    };
-    refused(&mut as_nobody(&agent, "run"), &["cannot use the data directory", "Permission denied"]);
-    refused(&mut as_nobody(&alibi, "serve"), &["cannot use the data directory", "Permission denied"]);
-    assert_eq!(contents(&data), BTreeMap::new());
+    let data = data.to_str().unwrap();
+    const WAY_OUT: &str = "127.0.0.1:8440";
+    for address in ["10.0.0.1:8440", "0.0.0.0:8440", "[::]:8440", "collector.example:8440"] {
+        for command in [
+            alibi(&["serve", "--data", data, "--listen", address]),
+            agent(&["run", "--data", data, "--listen", address]),
+            alibi(&["hosts", "--collector", address]),
+            alibi(&["host", "add", address]),
+            alibi(&["host", "remove", address]),
+        ] {
+            refused(command, directory.path(), &[address, "leaves this machine", "loopback", WAY_OUT]);
+        }
+    }
+    for address in ["banana", "127.0.0.1", "127.0.0.1:99999", "unix:relative"] {
+        refused(alibi(&["host", "add", address]), directory.path(), &[address, WAY_OUT]);
+        refused(agent(&["run", "--data", data, "--listen", address]), directory.path(), &[address, WAY_OUT]);
+    }
 }
 
 #[test]
-fn a_disk_that_is_full_from_the_start() {
-    if !met("a full disk", &[Requirement::Mounts]) {
-        return;
+fn an_option_that_makes_no_sense_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("deep/data");
+    let data = data.to_str().unwrap();
+    for (words, wanted) in [
+        (&["--ring-bytes", "1"][..], &["ring", "1 bytes", "--ring-bytes"][..]),
+        (&["--ring-bytes", "many"], &["--ring-bytes", "many"]),
+        (&["--period", "0s"], &["--period", "`0s`", "10m"]),
+        (&["--source", "magic"], &["`magic`", "auto, poll or replay:FILE"]),
+        (&["--source", "replay:/nonexistent/file"], &["/nonexistent/file"]),
+    ] {
+        let mut command = agent(&["run", "--listen", "127.0.0.1:0", "--data", data]);
+        command.args(words);
+        refused(command, directory.path(), wanted);
     }
-    let disk = SmallDisk::new(256 << 10);
-    let ballast = disk.fill();
-    let before = contents(disk.path());
-    for program in [agent_run, serve] {
-        refused(&mut program(&disk.path().join("data")), &["No space left on device"]);
-        assert_eq!(contents(disk.path()), before);
-    }
-    drop(ballast);
+    let command = alibi(&["serve", "--listen", "127.0.0.1:0", "--data", data, "--retention", "0d"]);
+    refused(command, directory.path(), &["--retention", "`0d`", "10m"]);
 }
 
 #[test]
-fn a_disk_that_gets_full_loses_nothing_that_fits_into_memory() {
-    if !met("a disk that gets full", &[Requirement::Mounts]) {
+fn without_a_collector_every_question_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = free.local_addr().unwrap().to_string();
+    drop(free);
+    let socket = format!("unix:{}", directory.path().join("none.sock").display());
+    for address in [&nobody, &socket] {
+        for words in [
+            &["hosts"][..],
+            &["who", TARGET, "--last", "10m"],
+            &["process", "0123abcd"],
+            &["host", "add", "127.0.0.1:8441"],
+            &["host", "remove", "127.0.0.1:8441"],
+        ] {
+            let mut command = alibi(words);
+            command.args(["--collector", address]);
+            refused(command, directory.path(), &["no collector", address, "alibi serve", "--collector"]);
+        }
+    }
+}
+
+/// As many processes, each with a connection to the target that has ended, as a recording.
+fn recording(processes: u32) -> String {
+    const IN_A_REPORT: usize = 100;
+    let pids: Vec<_> = (1..=processes).collect();
+    pids.chunks(IN_A_REPORT).map(|pids| report(pids.iter().copied())).collect()
+}
+
+fn report(pids: impl Iterator<Item = u32>) -> String {
+    let at = now();
+    let observation = |fact| Observation { at, fact };
+    let observations = pids.flat_map(|pid| {
+        let process = ProcessKey { pid, start: 1 };
+        let socket = SocketKey {
+            protocol: Protocol::Tcp,
+            local: ([192, 0, 2, 1], u16::try_from(pid).unwrap()).into(),
+            remote: format!("{TARGET}:443").parse().unwrap(),
+            socket: u64::from(pid),
+        };
+        let started = ObservedProcess {
+            process,
+            parent: None,
+            parent_pid: None,
+            started: at.wall,
+            already_running: false,
+            image: ProcessImage { name: "p".to_owned(), ..ProcessImage::default() },
+        };
+        let opened = ObservedConnection {
+            socket,
+            owner: Some(process),
+            attribution: Attribution::InKernel,
+            direction: Direction::Outbound,
+            state: FlowState::Established,
+            already_open: false,
+            traffic: None,
+            interface: None,
+            network_namespace: None,
+        };
+        [
+            observation(Fact::ProcessStarted(Box::new(started))),
+            observation(Fact::ConnectionOpened(Box::new(opened))),
+            observation(Fact::ConnectionClosed { socket, state: FlowState::Closed, traffic: None }),
+        ]
+    });
+    let report = Report { observations: observations.collect(), seen_until: at };
+    format!("{}\n", serde_json::to_string(&report).unwrap())
+}
+
+#[test]
+fn what_the_collector_does_not_know_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    // So many that two uids begin with the same four digits.
+    let processes = 1500;
+    fs::write(path("recording"), recording(processes)).unwrap();
+    let source = format!("replay:{}", path("recording").display());
+    let collector = Collector::start(&path("collector"));
+    let agent = Agent::start(&path("agent"), &["--source", &source]);
+    collector.follow(&agent.address);
+
+    let found = |answer: &Value| answer["hosts"][0]["processes"].as_array().unwrap().clone();
+    let answer = collector
+        .json_until(&["who", TARGET, "--last", "10m"], |answer| found(answer).len() == processes as usize);
+    let uids: Vec<_> =
+        found(&answer).iter().map(|process| process["process"].as_str().unwrap().to_owned()).collect();
+    let mut by_prefix: HashMap<&str, u32> = HashMap::new();
+    uids.iter().for_each(|uid| *by_prefix.entry(&uid[..4]).or_default() += 1);
+    let (ambiguous, _) = by_prefix.iter().find(|(_, count)| **count > 1).unwrap();
+    let unknown = (0..).map(|n| format!("{n:032x}")).find(|uid| !uids.contains(uid)).unwrap();
+
+    let hosts = || collector.json(&["hosts"]).1["hosts"].as_array().unwrap().len();
+    let nowhere = tempfile::tempdir().unwrap();
+    let listed = "`alibi hosts` lists";
+    for (words, wanted) in [
+        (&["hosts", "--host", "nobody"][..], &["`nobody`", listed][..]),
+        (&["who", TARGET, "--last", "10m", "--host", "nobody"], &["`nobody`", listed]),
+        (&["hosts", "--user", "nobody-here"], &["`nobody-here`", listed]),
+        (&["who", TARGET, "--last", "10m", "--user", "nobody-here"], &["`nobody-here`", listed]),
+        (&["process", &unknown], &[unknown.as_str(), "alibi who"]),
+        (&["process", ambiguous], &[ambiguous, "more than one", "write more"]),
+        (&["process", "abc"], &["`abc`", "32", "first 4"]),
+        (&["process", ""], &["``", "32", "first 4"]),
+        (&["process", "wxyz"], &["`wxyz`", "hexadecimal"]),
+        (&["process", &format!("{unknown}0")], &["32"]),
+        (&["host", "add", &agent.address], &[agent.address.as_str(), "already", listed]),
+        (
+            &["host", "add", &format!("http://{}/", agent.address)],
+            &[agent.address.as_str(), "already", listed],
+        ),
+        (&["host", "remove", "127.0.0.1:1"], &["127.0.0.1:1", listed]),
+    ] {
+        let mut command = alibi(words);
+        command.args(["--collector", &collector.address]);
+        refused(command, nowhere.path(), wanted);
+        assert_eq!(hosts(), 1, "{words:?}");
+    }
+
+    // What serves there is no collector, and the other way round.
+    let command = alibi(&["hosts", "--collector", &agent.address]);
+    refused(command, nowhere.path(), &[&agent.address, "is no collector", "--collector"]);
+    let mut command = alibi(&["host", "add", &collector.address]);
+    command.env("ALIBI_COLLECTOR", &collector.address);
+    assert!(outcome(&mut command).status.success());
+    collector.running.line_with("what answers there is no agent", 0);
+}
+
+/// Data directories that both programs made and left: of the agent, of the collector.
+fn made(directory: &Path) -> [PathBuf; 2] {
+    let [agent, collector] = ["agent", "collector"].map(|name| directory.join(name));
+    assert!(Agent::start(&agent, &["--source", "poll"]).running.stop().success());
+    assert!(Collector::start(&collector).running.stop().success());
+    [agent, collector]
+}
+
+#[test]
+fn a_data_directory_that_is_not_the_programs_own_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let [of_agent, of_collector] = made(directory.path());
+    let choose = "choose another with --data";
+
+    fs::write(path("file"), "a file").unwrap();
+    fs::create_dir(path("foreign")).unwrap();
+    fs::write(path("foreign/diary.txt"), "dear diary").unwrap();
+    for data in [path("file"), path("file/below"), path("foreign")] {
+        let name = data.display().to_string();
+        for command in [serve(&data), run(&data), query(&data)] {
+            refused(command, directory.path(), &[&name, choose]);
+        }
+    }
+    let name = of_collector.display().to_string();
+    refused(run(&of_collector), directory.path(), &[&name, "data of alibi:", choose]);
+    refused(query(&of_collector), directory.path(), &[&name, "data of alibi:", choose]);
+    let name = of_agent.display().to_string();
+    refused(serve(&of_agent), directory.path(), &[&name, "data of alibi-agent", choose]);
+
+    fs::create_dir(path("empty")).unwrap();
+    for data in [path("empty"), path("none")] {
+        refused(
+            query(&data),
+            directory.path(),
+            &[&data.display().to_string(), "nothing has been recorded", "--data"],
+        );
+    }
+
+    for (data, program) in [(&of_agent, "alibi-agent"), (&of_collector, "alibi")] {
+        let marker = data.join("alibi.json");
+        let command = || if program == "alibi" { serve(data) } else { run(data) };
+        let name = data.display().to_string();
+        fs::write(&marker, format!(r#"{{"program":"{program}","format":999}}"#)).unwrap();
+        refused(command(), directory.path(), &[&name, "newer version", "999", "1", "upgrade", choose]);
+        // A newer version may say more in it.
+        fs::write(&marker, format!(r#"{{"program":"{program}","format":999,"more":["words"]}}"#)).unwrap();
+        refused(command(), directory.path(), &[&name, "newer version", "999", "1", "upgrade", choose]);
+        fs::write(&marker, "{").unwrap();
+        refused(command(), directory.path(), &[&name, choose]);
+    }
+}
+
+#[test]
+fn a_data_directory_in_use_is_refused_and_its_owner_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let nowhere = tempfile::tempdir().unwrap();
+    let [of_agent, of_collector] = ["agent", "collector"].map(|name| directory.path().join(name));
+    let agent = Agent::start(&of_agent, &["--source", "poll"]);
+    let collector = Collector::start(&of_collector);
+    for (command, data) in [(run(&of_agent), &of_agent), (serve(&of_collector), &of_collector)] {
+        let name = data.display().to_string();
+        refused(command, nowhere.path(), &[&name, "in use", "stop", "choose another with --data"]);
+    }
+    collector.follow(&agent.address);
+    collector.json_until(&["who", TARGET, "--last", "1s"], |answer| answer["hosts"][0]["host"].is_string());
+    let output = outcome(&mut query(&of_agent));
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_data_directory_that_may_not_be_read_or_written_is_refused() {
+    if !met("an unreadable data directory", &[Requirement::Root]) {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let disk = SmallDisk::new(8 << 20);
-    let collector = Collector::start(&disk.path().join("collector"));
-    let ballast = disk.fill();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(directory.path(), 0o755);
+    let [of_agent, of_collector] = made(directory.path());
+    let new = directory.path().join("new");
+    let cases =
+        [(&of_agent, 0o700), (&of_agent, 0o755), (&of_collector, 0o700), (&of_collector, 0o755), (&new, 0)];
+    for (data, permissions) in cases {
+        if permissions > 0 {
+            mode(data, permissions);
+        }
+        let name = data.display().to_string();
+        for mut command in [serve(data), run(data)] {
+            command.uid(NOBODY).gid(NOBODY);
+            refused(command, directory.path(), &[&name, "--data"]);
+        }
+    }
+    mode(&of_agent, 0o700);
+    let mut command = query(&of_agent);
+    command.uid(NOBODY).gid(NOBODY);
+    refused(command, directory.path(), &[&of_agent.display().to_string(), "ermission denied", "--data"]);
+}
 
-    let begins = now().saturating_sub(Duration::from_secs(3600));
-    let recording = Recording { begins, reports: 100, connections: 100 };
-    let path = directory.path().join("recording.jsonl");
-    recording.write(&path).unwrap();
-    let source = format!("replay:{}", path.display());
-    let agent = Agent::start(&directory.path().join("agent"), &["--source", &source]);
-
-    // The collector cannot even note that it is to follow an agent, and says so.
-    let output = collector.alibi(&["host", "add", &agent.address]);
-    assert!(refusal("a full disk", &output).contains("full"), "{output:?}");
-    drop(ballast);
-    collector.follow(&agent.address);
-    let events = |hosts: &serde_json::Value| hosts["hosts"][0]["events"].as_u64().unwrap();
-    collector.json_until(&["hosts"], |hosts| events(hosts) > 10_000);
-
-    // The agent's own disk: recording goes on in memory, and nothing is lost once there is room again.
-    let agent_disk = SmallDisk::new(4 << 20);
-    let data = agent_disk.path().join("agent");
-    let small = Agent::start(&data, &["--source", "poll", "--ring-bytes", "1048576"]);
-    let ballast = agent_disk.fill();
-    let (_, line) = small.running.line_with("the ring cannot be written", 0);
-    let meanwhile = now();
-    drop(ballast);
-    small.running.line_with("the ring takes events again", line);
-    collector.follow(&small.address);
-    let from = meanwhile.to_string();
-    let small_known = |answer: &serde_json::Value| {
-        let hosts = answer["hosts"].as_array().unwrap();
-        // Sampled throughout: the time in which the disk was full is no gap.
-        hosts.iter().any(|host| {
-            let gaps = host["gaps"].as_array().unwrap();
-            !gaps.is_empty() && gaps.iter().all(|gap| gap["grade"] == "sampled")
-        })
+#[test]
+fn a_ring_with_foreign_or_newer_files_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = &made(directory.path())[0];
+    let ring = data.join("ring");
+    let check = |file: &Path, wanted: &[&str]| {
+        let name = file.display().to_string();
+        for command in [run(data), query(data)] {
+            refused(command, directory.path(), &[&[name.as_str()], wanted].concat());
+        }
     };
-    let to = now().to_string();
-    collector.json_until(&["who", "203.0.113.99", "--from", &from, "--to", &to], small_known);
+
+    let foreign = ring.join("diary.txt");
+    fs::write(&foreign, "dear diary").unwrap();
+    check(&foreign, &["does not belong to the ring", "move it"]);
+    fs::remove_file(&foreign).unwrap();
+
+    let files: Vec<_> = fs::read_dir(&ring).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 2, "a segment and a checkpoint: {files:?}");
+    for file in files {
+        let bytes = fs::read(&file).unwrap();
+        let mut newer = bytes.clone();
+        newer[8..10].copy_from_slice(&999_u16.to_le_bytes());
+        fs::write(&file, newer).unwrap();
+        check(&file, &["newer version", "999", "1", "upgrade"]);
+        let mut other = bytes.clone();
+        // The checkpoint has two places, of which one may be empty.
+        other.chunks_mut(4096).for_each(|slot| slot[..8].copy_from_slice(b"FOREIGN!"));
+        fs::write(&file, other).unwrap();
+        check(&file, &["does not belong to the ring", "move it"]);
+        fs::write(&file, bytes).unwrap();
+    }
+
+    let identity = data.join("host.json");
+    fs::write(&identity, "{").unwrap();
+    check(&identity, &["identity", "restore it", "move it"]);
+}
+
+#[test]
+fn a_database_that_is_foreign_or_newer_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = &made(directory.path())[1];
+    let database = data.join("alibi.db");
+    let name = database.display().to_string();
+    let check =
+        |wanted: &[&str]| refused(serve(data), directory.path(), &[&[name.as_str()], wanted].concat());
+    let own = fs::read(&database).unwrap();
+
+    let pragma = |name: &str, value: i32| {
+        let connection = rusqlite::Connection::open(&database).unwrap();
+        connection.pragma_update(None, name, value).unwrap();
+    };
+    pragma("user_version", 999);
+    check(&["newer version", "999", "upgrade"]);
+    fs::write(&database, &own).unwrap();
+    pragma("application_id", 7);
+    check(&["another program", "move it"]);
+    for text in ["dear diary".to_owned(), "dear diary\n".repeat(1000)] {
+        fs::write(&database, text).unwrap();
+        check(&["not a SQLite database", "move it"]);
+    }
+    fs::remove_file(&database).unwrap();
+    fs::create_dir(&database).unwrap();
+    check(&[]);
+}
+
+#[test]
+fn a_port_in_use_is_refused_and_nothing_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().to_string();
+    let path = directory.path().join("taken.sock");
+    let _taken = UnixListener::bind(&path).unwrap();
+    let socket = format!("unix:{}", path.display());
+    let data = directory.path().join("data");
+    for address in [&port, &socket] {
+        for mut command in [alibi(&["serve"]), agent(&["run"])] {
+            command.args(["--listen", address, "--data"]).arg(&data);
+            refused(command, directory.path(), &[address, "in use", "choose another with --listen"]);
+        }
+    }
 }
