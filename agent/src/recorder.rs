@@ -162,7 +162,12 @@ impl Recorder {
         }
         self.warn_of_overwriting();
         match self.ring.sync(self.recorded_until) {
-            Ok(()) => self.publish(),
+            Ok(()) => {
+                if self.pending.is_empty() {
+                    self.recovered();
+                }
+                self.publish();
+            }
             Err(error) => self.failed(&error),
         }
     }
@@ -189,12 +194,9 @@ impl Recorder {
             self.restated = self.collect();
             self.since_restated = 0;
         }
-        match self.append() {
-            Ok(()) => self.recovered(),
-            Err(error) => {
-                self.failed(&error);
-                self.keep_within_bound(&error, now);
-            }
+        if let Err(error) = self.append() {
+            self.failed(&error);
+            self.keep_within_bound(&error, now);
         }
     }
 
