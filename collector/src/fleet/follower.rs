@@ -198,6 +198,11 @@ fn status_in_words(status: &Status) -> String {
             format!("its ring has been rewound, so it is not believed: {}", status.message())
         }
         tonic::Code::Unimplemented => "what answers there is no agent".to_owned(),
+        // Not said by the peer, but by what reads from it.
+        _ if std::error::Error::source(status).is_some() => {
+            let cause = std::error::Error::source(status).map(deepest).unwrap_or_default();
+            format!("the connection with what answers there broke: {cause}")
+        }
         code => format!("it answers with an error ({code:?}): {}", status.message()),
     }
 }
