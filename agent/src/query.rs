@@ -113,7 +113,7 @@ fn lives(view: &View, flows: &[FlowRecord]) -> Result<HashMap<ProcessUid, Proces
 
 enum Read {
     Event(Event),
-    Hole(alibi_proto::host::Hole),
+    Hole(alibi_proto::coverage::Hole),
 }
 
 fn read_all(view: &View, mut take: impl FnMut(Read)) -> Result<(), QueryError> {

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
-    host::{Hole, HostDescription, SourceDescription},
+    coverage::Hole,
+    host::{HostDescription, SourceDescription},
     id::{Cursor, Epoch, HostId, Seq},
     question::Question,
     transport::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_TARGET},

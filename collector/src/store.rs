@@ -5,8 +5,9 @@
 
 use alibi_proto::{
     coverage::{Facet, Timeline},
+    event::Batch,
     flow::FlowRecord,
-    host::{Batch, HostDescription},
+    host::HostDescription,
     id::{Cursor, HostId, ProcessUid},
     process::ProcessLife,
     question::Question,

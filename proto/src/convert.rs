@@ -6,12 +6,12 @@ use std::{
 };
 
 use crate::{
-    coverage::{CoverageChange, Facet, Gap, Grade, Scope},
-    event::{Event, EventKind, ListenRecord},
+    coverage::{CoverageChange, Facet, Gap, Grade, Hole, Scope},
+    event::{Batch, Event, EventKind, ListenRecord},
     flow::{
         Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic,
     },
-    host::{Batch, FacetCoverage, Hole, HostDescription, HostStatus, SourceDescription, UserPresence},
+    host::{FacetCoverage, HostDescription, HostStatus, SourceDescription, UserPresence},
     id::{ConnectionUid, Cursor, Epoch, HostId, ProcessUid, Seq},
     process::{ProcessExit, ProcessImage, ProcessLife, ProcessRecord, User},
     question::{Answer, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Question, Verdict},

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{flow::words, host::Hole, id::Seq, time::Timestamp, window::Window};
+use crate::{flow::words, id::Seq, time::Timestamp, window::Window};
 
 words! {
     /// What is recorded, well or badly, on its own.
@@ -156,6 +156,28 @@ pub struct Gap {
     pub from: Timestamp,
     /// The first instant after it.
     pub to: Timestamp,
+}
+
+/// Events that were overwritten before this reader had them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// The first that is missing.
+    pub first: Seq,
+    /// The last that is missing; not before `first`.
+    pub last: Seq,
+    /// The earliest instant they spoke of.
+    pub from: Timestamp,
+    /// The latest.
+    pub to: Timestamp,
+    /// What became of them.
+    pub reason: String,
+}
+
+impl Hole {
+    /// How many events are missing.
+    pub const fn count(&self) -> u64 {
+        self.last.0.saturating_sub(self.first.0).saturating_add(1)
+    }
 }
 
 /// At most this many gaps are listed one by one; the rest of the window becomes one more.

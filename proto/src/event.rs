@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use crate::{
-    coverage::CoverageChange,
+    coverage::{CoverageChange, Hole},
     flow::{Attribution, FlowRecord, Protocol},
-    id::{ProcessUid, Seq},
+    id::{Cursor, Epoch, ProcessUid, Seq},
     process::{ProcessExit, ProcessRecord},
     time::{Moment, Timestamp},
 };
@@ -81,4 +81,25 @@ pub struct ListenRecord {
     pub local: SocketAddr,
     /// When it was first seen.
     pub since: Timestamp,
+}
+
+/// A stretch of a host's stream, as it travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The ring it comes from.
+    pub epoch: Epoch,
+    /// What is missing before its first event.
+    pub hole: Option<Hole>,
+    /// In order of seq, without holes.
+    pub events: Vec<Event>,
+    /// Everything up to here has been sent.
+    pub watermark: Option<Timestamp>,
+}
+
+impl Batch {
+    /// The last position that this batch settles, if it settles any.
+    pub fn settles(&self) -> Option<Cursor> {
+        let last = self.events.last().map(|event| event.seq).or(self.hole.as_ref().map(|hole| hole.last))?;
+        Some(Cursor { epoch: self.epoch, seq: last })
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     coverage::{Facet, Grade, Scope},
-    id::{Cursor, Epoch, HostId, Seq},
+    id::{Epoch, HostId, Seq},
     process::User,
     time::Timestamp,
 };
@@ -84,47 +84,4 @@ pub struct HostStatus {
     pub trouble: Option<String>,
     /// How many of its events are stored.
     pub events: u64,
-}
-
-/// Events that were overwritten before this reader had them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hole {
-    /// The first that is missing.
-    pub first: Seq,
-    /// The last that is missing; not before `first`.
-    pub last: Seq,
-    /// The earliest instant they spoke of.
-    pub from: Timestamp,
-    /// The latest.
-    pub to: Timestamp,
-    /// What became of them.
-    pub reason: String,
-}
-
-impl Hole {
-    /// How many events are missing.
-    pub const fn count(&self) -> u64 {
-        self.last.0.saturating_sub(self.first.0).saturating_add(1)
-    }
-}
-
-/// A stretch of a host's stream, as it travels.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// The ring it comes from.
-    pub epoch: Epoch,
-    /// What is missing before its first event.
-    pub hole: Option<Hole>,
-    /// In order of seq, without holes.
-    pub events: Vec<crate::event::Event>,
-    /// Everything up to here has been sent.
-    pub watermark: Option<Timestamp>,
-}
-
-impl Batch {
-    /// The last position that this batch settles, if it settles any.
-    pub fn settles(&self) -> Option<Cursor> {
-        let last = self.events.last().map(|event| event.seq).or(self.hole.as_ref().map(|hole| hole.last))?;
-        Some(Cursor { epoch: self.epoch, seq: last })
-    }
 }

@@ -123,7 +123,7 @@ const RULES: &[Rule] = &[
         except_words: &[
             "alibi_proto::id::",
             "alibi_proto::time::",
-            "alibi_proto::host::Hole",
+            "alibi_proto::coverage::Hole",
             "alibi_proto::flow::RECORD_SPAN_MAX",
             "alibi_proto::data_directory::",
         ],
@@ -292,8 +292,8 @@ fn what_is_excepted_is_no_breach() {
         let source = Source { path: path.to_owned(), text: text.to_owned() };
         RULES.iter().flat_map(|rule| breaches(rule, &source)).count()
     };
-    assert_eq!(check("agent/src/ring/x.rs", "use alibi_proto::{host::Hole, id::Seq};\n"), 0);
-    assert_eq!(check("agent/src/ring/x.rs", "use alibi_proto::{host::{Batch, Hole}, id::Seq};\n"), 1);
+    assert_eq!(check("agent/src/ring/x.rs", "use alibi_proto::{coverage::Hole, id::Seq};\n"), 0);
+    assert_eq!(check("agent/src/ring/x.rs", "use alibi_proto::{coverage::{Gap, Hole}, id::Seq};\n"), 1);
     assert_eq!(check("agent/src/ring/x.rs", "alibi_proto::data_directory::create_private(dir)\n"), 0);
     assert_eq!(check("collector/src/store.rs", "Sqlite(#[from] rusqlite::Error),\n"), 0);
     assert_eq!(check("collector/src/store.rs", "use rusqlite::Connection;\n"), 1);

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io};
 
-use alibi_proto::{flow::RECORD_SPAN_MAX, host::Hole, id::Seq, time::Timestamp};
+use alibi_proto::{coverage::Hole, flow::RECORD_SPAN_MAX, id::Seq, time::Timestamp};
 
 use super::{
     Record, RingError, Times,

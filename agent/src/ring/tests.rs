@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use alibi_proto::{flow::RECORD_SPAN_MAX, host::Hole, id::Epoch};
+use alibi_proto::{coverage::Hole, flow::RECORD_SPAN_MAX, id::Epoch};
 use proptest::prelude::*;
 
 use super::*;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use alibi_proto::{
-    host::Hole,
+    coverage::Hole,
     id::{Epoch, Seq},
     time::Timestamp,
 };

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
     convert::ConvertError,
-    host::{Batch, HostDescription},
+    event::Batch,
+    host::HostDescription,
     id::HostId,
     time::Timestamp,
     transport::{self, Address, MESSAGE_BYTES_MAX},

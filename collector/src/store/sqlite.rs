@@ -15,8 +15,9 @@ use std::{
 
 use alibi_proto::{
     coverage::{Facet, Timeline},
+    event::Batch,
     flow::FlowRecord,
-    host::{Batch, HostDescription},
+    host::HostDescription,
     id::{Epoch, HostId, ProcessUid},
     process::ProcessLife,
     question::Question,

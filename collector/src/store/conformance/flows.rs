@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use alibi_proto::{
     coverage::Facet,
+    event::Batch,
     flow::{FlowRecord, Protocol, RECORD_SPAN_MAX},
-    host::Batch,
     id::{HostId, ProcessUid},
     question::Question,
     target::Target,

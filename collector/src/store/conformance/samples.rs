@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use alibi_proto::{
-    coverage::{CoverageChange, Facet, Grade},
-    event::{Event, EventKind},
+    coverage::{CoverageChange, Facet, Grade, Hole},
+    event::{Batch, Event, EventKind},
     flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, Traffic},
-    host::{Batch, Hole, HostDescription},
+    host::HostDescription,
     id::{ConnectionUid, Epoch, HostId, ProcessUid, Seq},
     process::{ProcessExit, ProcessImage, ProcessRecord},
     question::Question,

@@ -2,8 +2,7 @@
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
-    event::EventKind,
-    host::Batch,
+    event::{Batch, EventKind},
     id::{Cursor, Epoch, HostId, Seq},
 };
 

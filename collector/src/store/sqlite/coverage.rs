@@ -1,8 +1,7 @@
 //! Coverage as it was told, in order; played back into a [`Timeline`], which alone knows what it means.
 
 use alibi_proto::{
-    coverage::{CoverageChange, Facet, Grade, Timeline},
-    host::Hole,
+    coverage::{CoverageChange, Facet, Grade, Hole, Timeline},
     id::{HostId, Seq},
     time::Timestamp,
     wire,

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use alibi_proto::{
-    coverage::{CoverageChange, Grade},
-    event::{Event, EventKind},
+    coverage::{CoverageChange, Grade, Hole},
+    event::{Batch, Event, EventKind},
     flow::RECORD_SPAN_MAX,
-    host::{Batch, Hole},
     id::{Cursor, Epoch, HostId, Seq},
     time::Timestamp,
 };

@@ -160,7 +160,7 @@ fn damage_is_named() {
 /// A watermark that comes alone each second costs no write, and is seen all the same.
 #[test]
 fn a_watermark_that_comes_alone_is_written_later() {
-    use alibi_proto::{host::Batch, id::Epoch, time::Timestamp};
+    use alibi_proto::{event::Batch, id::Epoch, time::Timestamp};
     let directory = Directory::new();
     let store = directory.open();
     directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
