@@ -1,6 +1,8 @@
 //! What a test needs of the machine. A test that cannot run says so and why; with `ALIBI_LAB_SKIP=forbid`, as CI sets
 //! it, that is a failure.
 
+use std::io::{self, Write as _};
+
 /// True if the test may run; else it has said why not.
 pub fn met(test: &str, requirements: &[Requirement]) -> bool {
     let missing: Vec<_> = requirements.iter().filter_map(Requirement::missing).collect();
@@ -12,7 +14,8 @@ pub fn met(test: &str, requirements: &[Requirement]) -> bool {
         std::env::var("ALIBI_LAB_SKIP").as_deref() != Ok("forbid"),
         "{test} may not be skipped here, and needs {why}"
     );
-    eprintln!("SKIPPED {test}: needs {why}");
+    // Not by `eprintln!`, whose output is kept back of a test that passes. With no standard error, nobody can be told.
+    let _ = writeln!(io::stderr(), "SKIPPED {test}: needs {why}");
     false
 }
 
