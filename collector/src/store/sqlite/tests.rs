@@ -117,7 +117,7 @@ fn an_empty_file_becomes_a_store() {
 fn an_unreadable_place_is_an_error() {
     let directory = Directory::new();
     let inside_nothing = directory.0.path().join("nothing").join("store.db");
-    assert!(matches!(SqliteStore::open(&inside_nothing), Err(StoreError::Sqlite(_))));
+    assert!(matches!(SqliteStore::open(&inside_nothing), Err(StoreError::Unusable { .. })));
 }
 
 #[test]
