@@ -327,11 +327,6 @@ impl Timeline {
         }
         scopes
     }
-
-    /// The grade in force at the end, and since when.
-    pub fn current(&self) -> Option<(&Grade, Timestamp)> {
-        self.steps.last().map(|step| (&step.grade, step.from))
-    }
 }
 
 fn not_begun() -> Grade {

@@ -190,7 +190,10 @@ pub(in crate::store) fn needs_a_host_that_described_itself<H: Home>() {
     let nobody = HostId::from_bytes([9; 16]);
     let refused = store.commit(nobody, &batch(EPOCH, 1, some_flows(1)), at(2));
     assert!(matches!(refused, Err(StoreError::UnknownHost(host)) if host == nobody));
-    assert_eq!(store.coverage(nobody, Facet::Connections).unwrap().current(), None);
+    assert_eq!(
+        store.coverage(nobody, Facet::Connections).unwrap(),
+        alibi_proto::coverage::Timeline::default()
+    );
     assert!(store.flows(nobody, &question("0.0.0.0/0", 0, 10), 10).unwrap().rows.is_empty());
 }
 
