@@ -4,7 +4,7 @@
 //! knows neither ring nor gRPC. It runs on a thread of its own and may block.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender},
@@ -13,13 +13,18 @@ use std::{
 
 use alibi_proto::{
     coverage::CoverageChange,
+    executable::{ExecutableSighting, FileIdentity, Package, Sha256},
     flow::{Attribution, Direction, FlowState, Protocol, Traffic},
     host::SourceDescription,
+    link::LinkRecord,
     process::ProcessImage,
     time::{Moment, Timestamp},
 };
 use serde::{Deserialize, Serialize};
 
+#[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "its sensors follow")]
+mod linux;
 mod poll;
 mod replay;
 
@@ -61,6 +66,13 @@ pub struct Observation {
 pub enum Fact {
     /// A process started, or was found running.
     ProcessStarted(Box<ObservedProcess>),
+    /// A process became another program.
+    ProcessExecuted {
+        /// Which.
+        process: ProcessKey,
+        /// What it runs from then on; arguments not yet redacted.
+        image: Box<ProcessImage>,
+    },
     /// A process ended.
     ProcessExited {
         /// Which.
@@ -70,16 +82,12 @@ pub enum Fact {
     },
     /// A connection was asked for, accepted, or found open.
     ConnectionOpened(Box<ObservedConnection>),
-    /// Something about an open connection changed. What is none has not.
+    /// Something about an open connection changed.
     ConnectionChanged {
         /// Which.
         socket: SocketKey,
-        /// Its new state.
-        state: Option<FlowState>,
-        /// Its new owner.
-        owner: Option<ProcessKey>,
-        /// All that it has moved so far.
-        traffic: Option<Traffic>,
+        /// What changed. What is none has not.
+        change: ConnectionChange,
     },
     /// A connection ended.
     ConnectionClosed {
@@ -87,8 +95,8 @@ pub enum Fact {
         socket: SocketKey,
         /// Closed, or failed; errno 0 is one that is not known.
         state: FlowState,
-        /// All that it moved, where measured.
-        traffic: Option<Traffic>,
+        /// What else has become known of it; `state` is in the field above.
+        change: ConnectionChange,
     },
     /// A process began to listen.
     Listening {
@@ -101,6 +109,14 @@ pub enum Fact {
         /// Where.
         local: SocketAddr,
     },
+    /// A DNS answer arrived.
+    NameResolved(Box<ObservedResolution>),
+    /// A TLS ClientHello was seen on a connection.
+    ServerName(Box<ObservedServerName>),
+    /// An executable was run first, or written.
+    ExecutableSeen(Box<ObservedExecutable>),
+    /// A network interface came, went or changed, or was found.
+    LinkChanged(Box<LinkRecord>),
     /// The source got better or worse, or lost something.
     Coverage(CoverageChange),
 }
@@ -115,17 +131,15 @@ pub struct ProcessKey {
     pub start: u64,
 }
 
-/// Names a connection in this boot.
+/// Names a connection in this boot. The local end is no part of it: a connection that is only asked for may have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SocketKey {
     /// The transport.
     pub protocol: Protocol,
-    /// This end.
-    pub local: SocketAddr,
     /// The other end.
     pub remote: SocketAddr,
-    /// The system's identity of the socket: an inode or a cookie, or the owner's pid where it has none. A socket that
-    /// had none at all when it was first seen is named by that instant, in nanoseconds since boot.
+    /// The system's identity of the socket: an inode or a cookie. A socket that had none when it was first seen is
+    /// named by that instant in nanoseconds since boot, which no two may share.
     pub socket: u64,
 }
 
@@ -151,6 +165,8 @@ pub struct ObservedProcess {
 pub struct ObservedConnection {
     /// Which.
     pub socket: SocketKey,
+    /// This end; with port 0, and perhaps an unspecified address, as long as it has none.
+    pub local: SocketAddr,
     /// The owner, where known.
     pub owner: Option<ProcessKey>,
     /// How the owner was found.
@@ -167,6 +183,77 @@ pub struct ObservedConnection {
     pub interface: Option<String>,
     /// Network namespace, where known.
     pub network_namespace: Option<u64>,
+}
+
+/// What has become known of a connection since it was opened. None: nothing new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectionChange {
+    /// Its new state.
+    pub state: Option<FlowState>,
+    /// Its new owner, and how that was found.
+    pub owner: Option<(ProcessKey, Attribution)>,
+    /// This end.
+    pub local: Option<SocketAddr>,
+    /// All that it has moved so far.
+    pub traffic: Option<Traffic>,
+    /// Smoothed round-trip time (TCP).
+    pub round_trip: Option<Duration>,
+}
+
+/// A DNS answer as it arrived.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ObservedResolution {
+    /// What was asked for: lowercase, without the final dot.
+    pub name: String,
+    /// The names that it turned out to be an alias of (CNAME), in order.
+    pub aliases: Vec<String>,
+    /// Its addresses, canonical.
+    pub addresses: Vec<IpAddr>,
+    /// The shortest time to live in the answer, in seconds.
+    pub ttl_s: u32,
+    /// Who gave the answer.
+    pub server: SocketAddr,
+    /// Where the answer arrived.
+    pub local: SocketAddr,
+    /// Network namespace, where known.
+    pub network_namespace: Option<u64>,
+}
+
+/// A TLS ClientHello.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ObservedServerName {
+    /// The name asked for: lowercase, without the final dot. None where it has none or hides it.
+    pub name: Option<String>,
+    /// Whose end sent it: outbound from here, inbound from there.
+    pub direction: Direction,
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Network namespace, where known.
+    pub network_namespace: Option<u64>,
+}
+
+/// An executable that was run first, or written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ObservedExecutable {
+    /// Where it was.
+    pub path: String,
+    /// Which file; none if it had gone before it could be looked at.
+    pub file: Option<FileIdentity>,
+    /// Its content; none where `problem` says why.
+    pub sha256: Option<Sha256>,
+    /// No file with this content has been seen on this host before.
+    pub first_on_host: bool,
+    /// The package that it belongs to.
+    pub package: Option<Package>,
+    /// Run or written.
+    pub sighting: ExecutableSighting,
+    /// Who ran it first, or wrote it; where known.
+    pub process: Option<ProcessKey>,
+    /// Why there is no hash.
+    pub problem: Option<String>,
 }
 
 /// Where a source reports to, and how it hears that it must stop. Bounded: a source that is too fast waits, or counts
@@ -226,6 +313,9 @@ pub enum CaptureError {
     /// The system's process table cannot be read.
     #[error("cannot read the process table: {0}")]
     Processes(#[source] std::io::Error),
+    /// The system does not let the source wait for anything.
+    #[error("cannot wait for what happens: {0}")]
+    Wait(#[source] std::io::Error),
     /// It broke.
     #[error("the source panicked: this is a fault in the agent, please report it")]
     Panicked,

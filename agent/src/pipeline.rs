@@ -10,21 +10,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     time::Duration,
 };
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
     event::{Event, EventKind, ListenRecord},
+    executable::ExecutableRecord,
     flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, RECORD_SPAN_MAX, Traffic},
     host::{SourceDescription, UserPresence},
     id::{ConnectionUid, HostBoot, ProcessUid, Seq},
-    process::{ProcessExit, ProcessRecord, User},
+    name::{NameResolution, RemoteName, ServerNameRecord},
+    process::{ProcessExecution, ProcessExit, ProcessImage, ProcessRecord, User},
     time::{Moment, Timestamp},
 };
 
 use crate::{
-    capture::{Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report, SocketKey},
+    capture::{
+        ConnectionChange, Fact, Observation, ObservedConnection, ObservedExecutable, ObservedProcess,
+        ObservedResolution, ObservedServerName, ProcessKey, Report, SocketKey,
+    },
     enrich::redaction::redact,
     ledger::{Ledger, PreviousRun},
 };
@@ -91,6 +97,7 @@ pub struct Pipeline {
 #[derive(Clone, Debug)]
 struct OpenFlow {
     connection: ConnectionUid,
+    local: SocketAddr,
     process: Option<ProcessUid>,
     attribution: Attribution,
     direction: Direction,
@@ -105,6 +112,8 @@ struct OpenFlow {
     due: Timestamp,
     interface: Option<String>,
     network_namespace: Option<u64>,
+    round_trip: Option<Duration>,
+    remote_name: Option<RemoteName>,
 }
 
 impl Pipeline {
@@ -285,19 +294,19 @@ impl Pipeline {
         let at = observation.at.wall;
         match observation.fact {
             Fact::ProcessStarted(process) => self.process_started(*process, now),
+            Fact::ProcessExecuted { process, image } => self.process_executed(process, *image, at, now),
             Fact::ProcessExited { process, exit_code } => {
                 self.users.remove(&process);
                 let uid = self.uid(process);
                 self.push(now, EventKind::ProcessExited(ProcessExit { uid, exited: at, exit_code }));
             }
             Fact::ConnectionOpened(connection) => self.connection_opened(*connection, at, now),
-            Fact::ConnectionChanged { socket, state, owner, traffic } => {
-                self.connection_changed(socket, state, owner, traffic, at, now);
-            }
-            Fact::ConnectionClosed { socket, state, traffic } => match self.remove(&socket) {
+            Fact::ConnectionChanged { socket, change } => self.connection_changed(socket, change, at, now),
+            Fact::ConnectionClosed { socket, state, change } => match self.remove(&socket) {
                 Some(mut flow) => {
+                    let owner = change.owner.map(|(owner, attribution)| (self.uid(owner), attribution));
+                    flow.take(&change, owner);
                     flow.state = state;
-                    flow.traffic = traffic.or(flow.traffic);
                     self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
                 }
                 None => self.unfollowed_closed(at, now),
@@ -309,6 +318,10 @@ impl Pipeline {
                     EventKind::Listen(ListenRecord { process, attribution, protocol, local, since: at }),
                 );
             }
+            Fact::NameResolved(observed) => self.name_resolved(*observed, at, now),
+            Fact::ServerName(observed) => self.server_name(*observed, at, now),
+            Fact::ExecutableSeen(observed) => self.executable_seen(*observed, at, now),
+            Fact::LinkChanged(link) => self.push(now, EventKind::LinkChanged(link)),
             Fact::Coverage(change) => {
                 self.interrupted |= change.facet == Facet::Connections;
                 self.source_states(change, now);
@@ -317,13 +330,7 @@ impl Pipeline {
     }
 
     fn process_started(&mut self, observed: ObservedProcess, now: Moment) {
-        let mut image = observed.image;
-        redact(&mut image.arguments);
-        if let Some(user) = &image.user
-            && self.users.len() < self.limits.processes_max
-        {
-            self.users.insert(observed.process, user.clone());
-        }
+        let image = self.take_image(observed.process, observed.image);
         let record = ProcessRecord {
             uid: self.uid(observed.process),
             pid: observed.process.pid,
@@ -332,23 +339,86 @@ impl Pipeline {
             started: observed.started,
             already_running: observed.already_running,
             image,
-            sha256: None,
-            executable_size: None,
         };
         self.push(now, EventKind::ProcessStarted(Box::new(record)));
+    }
+
+    fn process_executed(&mut self, process: ProcessKey, image: ProcessImage, at: Timestamp, now: Moment) {
+        let image = self.take_image(process, image);
+        let execution = ProcessExecution { uid: self.uid(process), executed: at, image };
+        self.push(now, EventKind::ProcessExecuted(Box::new(execution)));
+    }
+
+    fn take_image(&mut self, process: ProcessKey, mut image: ProcessImage) -> ProcessImage {
+        redact(&mut image.arguments);
+        if let Some(user) = &image.user
+            && (self.users.len() < self.limits.processes_max || self.users.contains_key(&process))
+        {
+            self.users.insert(process, user.clone());
+        }
+        image
+    }
+
+    fn name_resolved(&mut self, observed: ObservedResolution, at: Timestamp, now: Moment) {
+        let resolution = NameResolution {
+            at,
+            name: observed.name,
+            aliases: observed.aliases,
+            addresses: observed.addresses,
+            ttl_s: observed.ttl_s,
+            server: observed.server,
+            process: None,
+            network_namespace: observed.network_namespace,
+        };
+        self.push(now, EventKind::NameResolved(Box::new(resolution)));
+    }
+
+    fn server_name(&mut self, observed: ObservedServerName, at: Timestamp, now: Moment) {
+        let hello = ServerNameRecord {
+            at,
+            connection: None,
+            name: observed.name,
+            local: observed.local,
+            remote: observed.remote,
+            network_namespace: observed.network_namespace,
+        };
+        self.push(now, EventKind::ServerName(Box::new(hello)));
+    }
+
+    fn executable_seen(&mut self, observed: ObservedExecutable, at: Timestamp, now: Moment) {
+        let executable = ExecutableRecord {
+            at,
+            path: observed.path,
+            file: observed.file,
+            sha256: observed.sha256,
+            first_on_host: observed.first_on_host,
+            package: observed.package,
+            sighting: observed.sighting,
+            process: observed.process.map(|process| self.uid(process)),
+            problem: observed.problem,
+        };
+        self.push(now, EventKind::ExecutableSeen(Box::new(executable)));
     }
 
     fn connection_opened(&mut self, observed: ObservedConnection, at: Timestamp, now: Moment) {
         let socket = observed.socket;
         if self.flows.contains_key(&socket) {
-            self.connection_changed(socket, Some(observed.state), observed.owner, observed.traffic, at, now);
+            let change = ConnectionChange {
+                state: Some(observed.state),
+                owner: observed.owner.map(|owner| (owner, observed.attribution)),
+                local: Some(observed.local),
+                traffic: observed.traffic,
+                round_trip: None,
+            };
+            self.connection_changed(socket, change, at, now);
             return;
         }
-        let SocketKey { protocol, local, remote, socket: identity } = socket;
+        let SocketKey { protocol, remote, socket: identity } = socket;
         // One that was open already is known at once; there is nothing to wait for.
         let due = if observed.already_open { at } else { at.saturating_add(FIRST_REPORT_AFTER) };
         let flow = OpenFlow {
-            connection: self.boot.connection(protocol, local, remote, identity),
+            connection: self.boot.connection(protocol, remote, identity),
+            local: observed.local,
             process: observed.owner.map(|owner| self.uid(owner)),
             attribution: observed.attribution,
             direction: observed.direction,
@@ -362,6 +432,8 @@ impl Pipeline {
             due,
             interface: observed.interface,
             network_namespace: observed.network_namespace,
+            round_trip: None,
+            remote_name: None,
         };
         if matches!(flow.state, FlowState::Closed | FlowState::Failed(_)) {
             self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
@@ -378,28 +450,23 @@ impl Pipeline {
     fn connection_changed(
         &mut self,
         socket: SocketKey,
-        state: Option<FlowState>,
-        owner: Option<ProcessKey>,
-        traffic: Option<Traffic>,
+        change: ConnectionChange,
         at: Timestamp,
         now: Moment,
     ) {
-        let process = owner.map(|owner| self.uid(owner));
+        let owner = change.owner.map(|(owner, attribution)| (self.uid(owner), attribution));
         let active_timeout = self.limits.active_timeout;
         let Some(flow) = self.flows.get_mut(&socket) else { return };
-        let state_changed = state.is_some_and(|state| state != flow.state);
-        let owner_changed = process.is_some() && process != flow.process;
-        flow.traffic = traffic.or(flow.traffic);
+        let state_changed = change.state.is_some_and(|state| state != flow.state);
+        let owner_changed = owner.is_some_and(|(process, _)| Some(process) != flow.process);
+        // What it moved until now belongs to the record that ends with the change.
+        flow.traffic = change.traffic.or(flow.traffic);
         if (state_changed || owner_changed) && flow.record > 0 {
             // What has been said of it is no longer so: the record before the change ends with it.
             self.report_open(socket, at, at, now);
         }
         let Some(flow) = self.flows.get_mut(&socket) else { return };
-        flow.state = state.unwrap_or(flow.state);
-        if owner_changed {
-            flow.process = process;
-            flow.attribution = Attribution::SocketTable;
-        }
+        flow.take(&change, owner);
         let due = if state_changed || owner_changed {
             at.saturating_add(FIRST_REPORT_AFTER)
         } else if flow.moved().is_some_and(|moved| moved.any()) {
@@ -556,6 +623,17 @@ impl Pipeline {
 }
 
 impl OpenFlow {
+    fn take(&mut self, change: &ConnectionChange, owner: Option<(ProcessUid, Attribution)>) {
+        self.state = change.state.unwrap_or(self.state);
+        self.local = change.local.unwrap_or(self.local);
+        self.traffic = change.traffic.or(self.traffic);
+        self.round_trip = change.round_trip.or(self.round_trip);
+        if let Some((process, attribution)) = owner {
+            self.process = Some(process);
+            self.attribution = attribution;
+        }
+    }
+
     /// What moved since the last record.
     fn moved(&self) -> Option<Traffic> {
         self.traffic.map(|traffic| traffic.since(&self.traffic_recorded))
@@ -575,7 +653,7 @@ impl OpenFlow {
             attribution: self.attribution,
             protocol: socket.protocol,
             direction: self.direction,
-            local: socket.local,
+            local: self.local,
             remote: socket.remote,
             opened: self.opened,
             already_open: self.already_open,
@@ -587,6 +665,8 @@ impl OpenFlow {
             record: self.record,
             interface: self.interface.clone(),
             network_namespace: self.network_namespace,
+            round_trip: self.round_trip,
+            remote_name: self.remote_name.clone(),
         }
     }
 }

@@ -393,8 +393,6 @@ mod tests {
             started: Timestamp::ZERO,
             already_running: false,
             image: ProcessImage { arguments: vec!["x".repeat(60_000)], ..ProcessImage::default() },
-            sha256: None,
-            executable_size: None,
         };
         let life = ProcessLife { record, exit: None };
         let process = ProcessActivity { uid: Some(life.record.uid), life: Some(life), connections: vec![] };

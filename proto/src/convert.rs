@@ -8,18 +8,22 @@ use std::{
 use crate::{
     coverage::{CoverageChange, Facet, Gap, Grade, Hole, Scope},
     event::{Batch, Event, EventKind, ListenRecord},
+    executable::Sha256,
     flow::{
         Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic,
     },
     host::{FacetCoverage, HostDescription, HostStatus, SourceDescription, UserPresence},
     id::{ConnectionUid, Cursor, Epoch, HostId, ProcessUid, Seq},
-    process::{ProcessExit, ProcessImage, ProcessLife, ProcessRecord, User},
+    process::{ProcessExit, ProcessLife, ProcessRecord},
     question::{Answer, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Question, Verdict},
     target::Target,
     time::{Moment, Timestamp},
     window::Window,
     wire,
 };
+
+mod process;
+mod sighting;
 
 /// A message that breaks the contract of the schema.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -89,6 +93,8 @@ macro_rules! enumeration {
     };
 }
 
+use enumeration;
+
 enumeration!(Protocol, "protocol", Tcp, Udp);
 enumeration!(Direction, "direction", Outbound, Inbound);
 enumeration!(Attribution, "attribution", InKernel, SocketTable, Guessed, Unknown);
@@ -134,6 +140,11 @@ impl From<Event> for wire::Event {
                 EventKind::Flow(flow) => Some(Kind::Flow((*flow).into())),
                 EventKind::Listen(listen) => Some(Kind::Listen(listen.into())),
                 EventKind::CoverageChanged(change) => Some(Kind::CoverageChanged(change.into())),
+                EventKind::ProcessExecuted(execution) => Some(Kind::ProcessExecuted((*execution).into())),
+                EventKind::NameResolved(resolution) => Some(Kind::NameResolved((*resolution).into())),
+                EventKind::ServerName(hello) => Some(Kind::ServerName((*hello).into())),
+                EventKind::ExecutableSeen(executable) => Some(Kind::ExecutableSeen((*executable).into())),
+                EventKind::LinkChanged(link) => Some(Kind::LinkChanged((*link).into())),
                 EventKind::Unrecognised => None,
             },
         }
@@ -154,6 +165,13 @@ impl TryFrom<wire::Event> for Event {
             Some(Kind::Flow(flow)) => EventKind::Flow(Box::new(flow.try_into()?)),
             Some(Kind::Listen(listen)) => EventKind::Listen(listen.try_into()?),
             Some(Kind::CoverageChanged(change)) => EventKind::CoverageChanged(change.try_into()?),
+            Some(Kind::ProcessExecuted(execution)) => {
+                EventKind::ProcessExecuted(Box::new(execution.try_into()?))
+            }
+            Some(Kind::NameResolved(resolution)) => EventKind::NameResolved(Box::new(resolution.try_into()?)),
+            Some(Kind::ServerName(hello)) => EventKind::ServerName(Box::new(hello.try_into()?)),
+            Some(Kind::ExecutableSeen(seen)) => EventKind::ExecutableSeen(Box::new(seen.try_into()?)),
+            Some(Kind::LinkChanged(link)) => EventKind::LinkChanged(Box::new(link.into())),
             None => EventKind::Unrecognised,
         };
         let recorded = Moment { wall: Timestamp::from_nanos(event.time_ns), boot_ns: event.boot_time_ns };
@@ -161,127 +179,62 @@ impl TryFrom<wire::Event> for Event {
     }
 }
 
-impl From<User> for wire::User {
-    fn from(user: User) -> Self {
-        Self { id: user.id, name: user.name }
+fn address_to_wire(address: IpAddr) -> Vec<u8> {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 
-impl From<wire::User> for User {
-    fn from(user: wire::User) -> Self {
-        Self { id: user.id, name: user.name }
-    }
-}
-
-impl From<ProcessRecord> for wire::ProcessStarted {
-    fn from(process: ProcessRecord) -> Self {
-        let image = process.image;
-        Self {
-            uid: process.uid.as_bytes().to_vec(),
-            pid: process.pid,
-            parent_uid: process.parent.map(|uid| uid.as_bytes().to_vec()),
-            parent_pid: process.parent_pid,
-            started_ns: process.started.as_nanos(),
-            already_running: process.already_running,
-            path: image.path,
-            name: image.name,
-            arguments: image.arguments,
-            arguments_truncated: image.arguments_truncated,
-            working_directory: image.working_directory,
-            user: image.user.map(Into::into),
-            effective_user: image.effective_user.map(Into::into),
-            terminal: image.terminal,
-            cgroup: image.cgroup,
-            sha256: process.sha256,
-            executable_size: process.executable_size,
-        }
-    }
-}
-
-impl TryFrom<wire::ProcessStarted> for ProcessRecord {
-    type Error = ConvertError;
-
-    fn try_from(process: wire::ProcessStarted) -> Result<Self> {
-        Ok(Self {
-            uid: ProcessUid::from_bytes(uid("process.uid", &process.uid)?),
-            pid: process.pid,
-            parent: optional_process("process.parent_uid", process.parent_uid.as_ref())?,
-            parent_pid: process.parent_pid,
-            started: Timestamp::from_nanos(process.started_ns),
-            already_running: process.already_running,
-            image: ProcessImage {
-                path: process.path,
-                name: process.name,
-                arguments: process.arguments,
-                arguments_truncated: process.arguments_truncated,
-                working_directory: process.working_directory,
-                user: process.user.map(Into::into),
-                effective_user: process.effective_user.map(Into::into),
-                terminal: process.terminal,
-                cgroup: process.cgroup,
-            },
-            sha256: process.sha256,
-            executable_size: process.executable_size,
-        })
-    }
-}
-
-impl From<ProcessExit> for wire::ProcessExited {
-    fn from(exit: ProcessExit) -> Self {
-        Self {
-            uid: exit.uid.as_bytes().to_vec(),
-            exited_ns: exit.exited.as_nanos(),
-            exit_code: exit.exit_code,
-        }
-    }
-}
-
-impl TryFrom<wire::ProcessExited> for ProcessExit {
-    type Error = ConvertError;
-
-    fn try_from(exit: wire::ProcessExited) -> Result<Self> {
-        Ok(Self {
-            uid: ProcessUid::from_bytes(uid("process.uid", &exit.uid)?),
-            exited: Timestamp::from_nanos(exit.exited_ns),
-            exit_code: exit.exit_code,
-        })
+fn address_from_wire(field: &'static str, bytes: &[u8]) -> Result<IpAddr> {
+    match *bytes {
+        [a, b, c, d] => Ok(IpAddr::from([a, b, c, d])),
+        _ => match <[u8; 16]>::try_from(bytes) {
+            Ok(bytes) => Ok(IpAddr::from(bytes).to_canonical()),
+            Err(_) => bad(field, format!("has an address of {} bytes, not 4 or 16", bytes.len())),
+        },
     }
 }
 
 fn endpoint_to_wire(endpoint: SocketAddr) -> Option<wire::Endpoint> {
-    let address = match endpoint.ip().to_canonical() {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
-    Some(wire::Endpoint { address, port: endpoint.port().into() })
+    Some(wire::Endpoint { address: address_to_wire(endpoint.ip()), port: endpoint.port().into() })
 }
 
 fn endpoint(field: &'static str, endpoint: Option<wire::Endpoint>) -> Result<SocketAddr> {
     let endpoint = required(field, endpoint)?;
-    let address = match *endpoint.address.as_slice() {
-        [a, b, c, d] => IpAddr::from([a, b, c, d]),
-        ref bytes => match <[u8; 16]>::try_from(bytes) {
-            Ok(bytes) => IpAddr::from(bytes).to_canonical(),
-            Err(_) => return bad(field, format!("has an address of {} bytes, not 4 or 16", bytes.len())),
-        },
-    };
+    let address = address_from_wire(field, &endpoint.address)?;
     match u16::try_from(endpoint.port) {
         Ok(port) => Ok(SocketAddr::new(address, port)),
         Err(_) => bad(field, format!("has port {}: the highest is 65535", endpoint.port)),
     }
 }
 
+fn sha256(field: &'static str, bytes: Option<&Vec<u8>>) -> Result<Option<Sha256>> {
+    let convert = |bytes: &Vec<u8>| {
+        <[u8; 32]>::try_from(bytes.as_slice())
+            .or_else(|_| bad(field, format!("has {} bytes, not 32", bytes.len())))
+    };
+    Ok(bytes.map(convert).transpose()?.map(Sha256::from_bytes))
+}
+
 impl From<Traffic> for wire::Traffic {
     fn from(traffic: Traffic) -> Self {
-        let Traffic { bytes_sent, bytes_received, packets_sent, packets_received } = traffic;
-        Self { bytes_sent, bytes_received, packets_sent, packets_received }
+        let Traffic { bytes_sent, bytes_received, packets_sent, packets_received, packets_retransmitted } =
+            traffic;
+        Self { bytes_sent, bytes_received, packets_sent, packets_received, packets_retransmitted }
     }
 }
 
 impl From<wire::Traffic> for Traffic {
     fn from(traffic: wire::Traffic) -> Self {
-        let wire::Traffic { bytes_sent, bytes_received, packets_sent, packets_received } = traffic;
-        Self { bytes_sent, bytes_received, packets_sent, packets_received }
+        let wire::Traffic {
+            bytes_sent,
+            bytes_received,
+            packets_sent,
+            packets_received,
+            packets_retransmitted,
+        } = traffic;
+        Self { bytes_sent, bytes_received, packets_sent, packets_received, packets_retransmitted }
     }
 }
 
@@ -311,6 +264,8 @@ impl From<FlowRecord> for wire::Flow {
             network_namespace: flow.network_namespace,
             opened_ns: flow.opened.as_nanos(),
             already_open: flow.already_open,
+            round_trip_ns: flow.round_trip.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
+            remote_name: flow.remote_name.map(Into::into),
         }
     }
 }
@@ -341,6 +296,8 @@ fn flow_fields(flow: wire::Flow) -> Result<FlowRecord> {
         record: flow.record,
         interface: flow.interface,
         network_namespace: flow.network_namespace,
+        round_trip: flow.round_trip_ns.map(Duration::from_nanos),
+        remote_name: flow.remote_name.map(TryInto::try_into).transpose()?,
     })
 }
 
@@ -833,6 +790,12 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::{
+        executable::{ExecutableRecord, ExecutableSighting, FileIdentity, Package},
+        link::LinkRecord,
+        name::{NameResolution, NameSource, RemoteName, ServerNameRecord},
+        process::{ProcessExecution, ProcessImage, User},
+    };
 
     fn address() -> impl Strategy<Value = SocketAddr> {
         prop_oneof![
@@ -867,7 +830,7 @@ mod tests {
             path in proptest::option::of(".*"),
             words in (".*", proptest::collection::vec(".*", 0..4), any::<bool>()),
             user in proptest::option::of(user()),
-            sha256 in proptest::option::of(".*"),
+            sha256 in any::<Option<[u8; 32]>>(),
         ) -> ProcessRecord {
             ProcessRecord {
                 uid: ProcessUid::from_bytes(ids.0),
@@ -886,9 +849,9 @@ mod tests {
                     arguments_truncated: words.2,
                     effective_user: user.clone(),
                     user,
+                    file: sha256.map(|_| FileIdentity { device: 1, inode: 2, modified: started, size: 7 }),
+                    sha256: sha256.map(Sha256::from_bytes),
                 },
-                executable_size: sha256.as_ref().map(|_| 7),
-                sha256,
             }
         }
     }
@@ -899,7 +862,7 @@ mod tests {
             ends in (address(), address()),
             first in time(),
             span in 0..=RECORD_SPAN_MAX.as_nanos() as u64,
-            counts in proptest::option::of(any::<[u64; 4]>()),
+            counts in proptest::option::of(any::<[u64; 5]>()),
             state in prop_oneof![
                 Just(FlowState::Attempted),
                 Just(FlowState::Established),
@@ -925,14 +888,73 @@ mod tests {
                     bytes_received: counts[1],
                     packets_sent: counts[2],
                     packets_received: counts[3],
+                    packets_retransmitted: counts[4],
                 }),
                 state,
                 end_reason: FlowEndReason::LackOfResources,
                 record: ids.2,
+                round_trip: ids.4.map(Duration::from_nanos),
+                remote_name: interface.clone().map(|name| RemoteName { name, source: NameSource::Sni }),
                 interface,
                 network_namespace: ids.4,
             }
         }
+    }
+
+    fn sighting() -> impl Strategy<Value = EventKind> {
+        let parts = || (process(), address(), address(), ".*", any::<bool>());
+        prop_oneof![
+            parts().prop_map(|(process, remote, server, name, _)| {
+                EventKind::NameResolved(Box::new(NameResolution {
+                    at: process.started,
+                    aliases: vec![name.clone()],
+                    name,
+                    addresses: vec![remote.ip(), server.ip()],
+                    ttl_s: process.pid,
+                    server,
+                    process: Some(process.uid),
+                    network_namespace: Some(3),
+                }))
+            }),
+            parts().prop_map(|(process, remote, local, name, known)| {
+                let connection = ConnectionUid::from_bytes(*process.uid.as_bytes());
+                EventKind::ServerName(Box::new(ServerNameRecord {
+                    at: process.started,
+                    connection: known.then_some(connection),
+                    name: known.then_some(name),
+                    local,
+                    remote,
+                    network_namespace: None,
+                }))
+            }),
+            parts().prop_map(|(process, _, _, text, known)| {
+                let package = Package { name: text.clone(), version: text.clone(), source: "dpkg".into() };
+                EventKind::ExecutableSeen(Box::new(ExecutableRecord {
+                    at: process.started,
+                    path: text.clone(),
+                    file: process.image.file,
+                    sha256: process.image.sha256,
+                    first_on_host: known,
+                    package: known.then_some(package),
+                    sighting: ExecutableSighting::Written,
+                    process: process.parent,
+                    problem: process.image.sha256.is_none().then_some(text),
+                }))
+            }),
+            parts().prop_map(|(process, _, _, text, up)| {
+                EventKind::LinkChanged(Box::new(LinkRecord {
+                    at: process.started,
+                    interface: text.clone(),
+                    index: process.pid,
+                    present: true,
+                    up,
+                    running: !up,
+                    addresses: vec![text.clone()],
+                    default_gateways: vec![text],
+                    network_namespace: Some(1),
+                }))
+            }),
+        ]
     }
 
     fn kind() -> impl Strategy<Value = EventKind> {
@@ -941,6 +963,12 @@ mod tests {
             (any::<[u8; 16]>(), time(), any::<Option<i32>>()).prop_map(|(uid, exited, exit_code)| {
                 EventKind::ProcessExited(ProcessExit { uid: ProcessUid::from_bytes(uid), exited, exit_code })
             }),
+            process().prop_map(|process| EventKind::ProcessExecuted(Box::new(ProcessExecution {
+                uid: process.uid,
+                executed: process.started,
+                image: process.image,
+            }))),
+            sighting(),
             flow().prop_map(|flow| EventKind::Flow(Box::new(flow))),
             (any::<Option<[u8; 16]>>(), address(), time()).prop_map(|(process, local, since)| {
                 EventKind::Listen(ListenRecord {

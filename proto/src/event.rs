@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 
 use crate::{
     coverage::{CoverageChange, Hole},
+    executable::ExecutableRecord,
     flow::{Attribution, FlowRecord, Protocol},
     id::{Cursor, Epoch, ProcessUid, Seq},
-    process::{ProcessExit, ProcessRecord},
+    link::LinkRecord,
+    name::{NameResolution, ServerNameRecord},
+    process::{ProcessExecution, ProcessExit, ProcessRecord},
     time::{Moment, Timestamp},
 };
 
@@ -28,6 +31,11 @@ impl Event {
             EventKind::Flow(flow) => flow.first,
             EventKind::CoverageChanged(change) => change.from,
             EventKind::ProcessExited(exit) => exit.exited,
+            EventKind::ProcessExecuted(execution) => execution.executed,
+            EventKind::NameResolved(resolution) => resolution.at,
+            EventKind::ServerName(hello) => hello.at,
+            EventKind::ExecutableSeen(executable) => executable.at,
+            EventKind::LinkChanged(link) => link.at,
             EventKind::ProcessStarted(process) if !process.already_running => process.started,
             EventKind::ProcessStarted(_) | EventKind::Listen(_) | EventKind::Unrecognised => {
                 self.recorded.wall
@@ -44,6 +52,11 @@ impl Event {
             EventKind::CoverageChanged(change) => change.to.unwrap_or(change.from),
             EventKind::ProcessExited(exit) => exit.exited,
             EventKind::ProcessStarted(process) => process.started,
+            EventKind::ProcessExecuted(execution) => execution.executed,
+            EventKind::NameResolved(resolution) => resolution.at,
+            EventKind::ServerName(hello) => hello.at,
+            EventKind::ExecutableSeen(executable) => executable.at,
+            EventKind::LinkChanged(link) => link.at,
             EventKind::Listen(listen) => listen.since,
             EventKind::Unrecognised => self.recorded.wall,
         };
@@ -56,12 +69,22 @@ impl Event {
 pub enum EventKind {
     /// A process started, or was found running.
     ProcessStarted(Box<ProcessRecord>),
+    /// A process became another program.
+    ProcessExecuted(Box<ProcessExecution>),
     /// A process ended.
     ProcessExited(ProcessExit),
     /// A record of a connection.
     Flow(Box<FlowRecord>),
     /// A process listens.
     Listen(ListenRecord),
+    /// A DNS answer arrived.
+    NameResolved(Box<NameResolution>),
+    /// A TLS ClientHello was seen.
+    ServerName(Box<ServerNameRecord>),
+    /// An executable was run first, or written.
+    ExecutableSeen(Box<ExecutableRecord>),
+    /// A network interface changed.
+    LinkChanged(Box<LinkRecord>),
     /// Recording got better or worse.
     CoverageChanged(CoverageChange),
     /// From a newer agent, of a kind that this program does not know: counts as lost.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{ConnectionUid, ProcessUid},
+    name::RemoteName,
     time::Timestamp,
 };
 
@@ -50,6 +51,10 @@ pub struct FlowRecord {
     pub interface: Option<String>,
     /// Network namespace (Linux: its inode), where known.
     pub network_namespace: Option<u64>,
+    /// Smoothed round-trip time, as the system last had it (TCP).
+    pub round_trip: Option<Duration>,
+    /// The name by which the owner most likely knew the remote.
+    pub remote_name: Option<RemoteName>,
 }
 
 impl FlowRecord {
@@ -71,6 +76,9 @@ pub struct Traffic {
     pub packets_sent: u64,
     /// Packets from there.
     pub packets_received: u64,
+    /// Of the packets from here, those sent again (TCP).
+    #[serde(default)]
+    pub packets_retransmitted: u64,
 }
 
 impl Traffic {
@@ -95,6 +103,7 @@ impl Traffic {
             bytes_received: with(self.bytes_received, other.bytes_received),
             packets_sent: with(self.packets_sent, other.packets_sent),
             packets_received: with(self.packets_received, other.packets_received),
+            packets_retransmitted: with(self.packets_retransmitted, other.packets_retransmitted),
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Names that stay true: of hosts, of events, of processes, of connections.
 
-use std::{fmt, net::SocketAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
@@ -115,7 +119,7 @@ uid! {
 }
 
 uid! {
-    /// A connection, for ever: derived from host, boot, protocol, endpoints and the system's identity of its socket.
+    /// A connection, for ever: derived from host, boot, protocol, remote end and the system's identity of its socket.
     /// Printed as 32 hexadecimal digits.
     ConnectionUid
 }
@@ -139,20 +143,17 @@ impl HostBoot {
         ProcessUid(first_16(&hasher))
     }
 
-    /// The uid of a connection; `socket` is the system's identity of the socket (Linux: its inode or cookie).
-    pub fn connection(
-        &self,
-        protocol: Protocol,
-        local: SocketAddr,
-        remote: SocketAddr,
-        socket: u64,
-    ) -> ConnectionUid {
+    /// The uid of a connection; `socket` is the system's identity of the socket (Linux: its inode or cookie). The local
+    /// end is no part of it: a connection that is only asked for may have none yet.
+    pub fn connection(&self, protocol: Protocol, remote: SocketAddr, socket: u64) -> ConnectionUid {
         let mut hasher = self.hasher("connection");
+        let address = match remote.ip().to_canonical() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
         hasher.update(&[protocol as u8]);
-        for endpoint in [local, remote] {
-            hasher.update(endpoint.to_string().as_bytes());
-            hasher.update(&[0]);
-        }
+        hasher.update(&address.octets());
+        hasher.update(&remote.port().to_be_bytes());
         hasher.update(&socket.to_be_bytes());
         ConnectionUid(first_16(&hasher))
     }
@@ -196,9 +197,11 @@ mod tests {
 
         let (a, b): (SocketAddr, SocketAddr) =
             ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:9".parse().unwrap());
-        let connection = boot.connection(Protocol::Tcp, a, b, 5);
-        assert_ne!(connection, boot.connection(Protocol::Tcp, b, a, 5));
-        assert_ne!(connection, boot.connection(Protocol::Udp, a, b, 5));
-        assert_ne!(connection, boot.connection(Protocol::Tcp, a, b, 6));
+        let connection = boot.connection(Protocol::Tcp, b, 5);
+        assert_ne!(connection, boot.connection(Protocol::Tcp, a, 5));
+        assert_ne!(connection, boot.connection(Protocol::Udp, b, 5));
+        assert_ne!(connection, boot.connection(Protocol::Tcp, b, 6));
+        let mapped = "[::ffff:10.0.0.2]:9".parse().unwrap();
+        assert_eq!(connection, boot.connection(Protocol::Tcp, mapped, 5));
     }
 }

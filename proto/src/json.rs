@@ -89,6 +89,8 @@ pub struct FlowJson {
     local: String,
     remote: String,
     name: Option<String>,
+    /// dns or sni.
+    name_source: Option<&'static str>,
     first: Timestamp,
     last: Timestamp,
     state: &'static str,
@@ -176,8 +178,8 @@ impl From<&ProcessLife> for ProcessJson {
             exit_code: life.exit.and_then(|exit| exit.exit_code),
             parent: record.parent,
             parent_pid: record.parent_pid,
-            sha256: record.sha256.clone(),
-            executable_size: record.executable_size,
+            sha256: image.sha256.map(|sha256| sha256.to_string()),
+            executable_size: image.file.map(|file| file.size),
         }
     }
 }
@@ -197,7 +199,8 @@ impl From<&FlowRecord> for FlowJson {
             direction: flow.direction.word(),
             local: flow.local.to_string(),
             remote: flow.remote.to_string(),
-            name: None,
+            name: flow.remote_name.as_ref().map(|name| name.name.clone()),
+            name_source: flow.remote_name.as_ref().map(|name| name.source.word()),
             first: flow.opened,
             last: flow.last,
             state: flow.state.word(),

@@ -1,6 +1,7 @@
 //! The words of Alibi, shared by agent, collector and lab.
 //!
-//! The vocabulary (`id`, `time`, `window`, `target`, `flow`, `process`, `coverage`, `event`, `host`, `question`) is
+//! The vocabulary (`id`, `time`, `window`, `target`, `flow`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
+//! `question`) is
 //! pure: no files, no sockets, no clocks, no operating system; `now` is an argument. [`convert`] is the only place
 //! where wire types become words and back. [`transport`] and [`data_directory`] are the two rooms with I/O, here
 //! because both programs need the same.
@@ -10,10 +11,13 @@ pub mod convert;
 pub mod coverage;
 pub mod data_directory;
 pub mod event;
+pub mod executable;
 pub mod flow;
 pub mod host;
 pub mod id;
 pub mod json;
+pub mod link;
+pub mod name;
 pub mod process;
 pub mod question;
 pub mod report;

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::ProcessUid, time::Timestamp};
+use crate::{
+    executable::{FileIdentity, Sha256},
+    id::ProcessUid,
+    time::Timestamp,
+};
 
 /// A process as it was when it was first recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,19 +23,15 @@ pub struct ProcessRecord {
     pub started: Timestamp,
     /// It was running before recording began.
     pub already_running: bool,
-    /// What the system tells of it.
+    /// What it runs; as long as it is a fork without exec, what its parent runs.
     pub image: ProcessImage,
-    /// SHA-256 of the executable in lowercase hexadecimal, where taken.
-    pub sha256: Option<String>,
-    /// Size of the executable in bytes, where taken.
-    pub executable_size: Option<u64>,
 }
 
 /// What the system tells of a process; absent is what it did not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ProcessImage {
-    /// Executable file.
+    /// Executable file, with symbolic links resolved.
     pub path: Option<String>,
     /// Short name.
     pub name: String,
@@ -49,6 +49,10 @@ pub struct ProcessImage {
     pub terminal: Option<String>,
     /// Control group or container.
     pub cgroup: Option<String>,
+    /// Which file the executable is.
+    pub file: Option<FileIdentity>,
+    /// Content of the executable, where it was known at the time.
+    pub sha256: Option<Sha256>,
 }
 
 /// A user of the system.
@@ -74,6 +78,17 @@ impl User {
     }
 }
 
+/// A process that had been recorded became another program (execve), or was found to run another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessExecution {
+    /// Which process.
+    pub uid: ProcessUid,
+    /// When.
+    pub executed: Timestamp,
+    /// What it runs from then on.
+    pub image: ProcessImage,
+}
+
 /// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessExit {
@@ -81,7 +96,7 @@ pub struct ProcessExit {
     pub uid: ProcessUid,
     /// When it left, or was first found gone.
     pub exited: Timestamp,
-    /// Its exit code, where known.
+    /// Its exit code, where known; as a shell has it, 128 and the signal's number where a signal ended it.
     pub exit_code: Option<i32>,
 }
 

@@ -311,6 +311,8 @@ mod tests {
             record: 0,
             interface: None,
             network_namespace: None,
+            round_trip: None,
+            remote_name: None,
         }
     }
 

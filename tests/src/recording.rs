@@ -96,16 +96,22 @@ fn connection(number: u32) -> Fact {
     Fact::ConnectionOpened(Box::new(ObservedConnection {
         socket: SocketKey {
             protocol: Protocol::Tcp,
-            local: ([192, 0, 2, 1], 5000).into(),
             remote: Recording::remote(number),
             socket: number.into(),
         },
+        local: ([192, 0, 2, 1], 5000).into(),
         owner: Some(OWNER),
         attribution: Attribution::InKernel,
         direction: Direction::Outbound,
         state: FlowState::Closed,
         already_open: false,
-        traffic: Some(Traffic { bytes_sent: 1, bytes_received: 2, packets_sent: 3, packets_received: 4 }),
+        traffic: Some(Traffic {
+            bytes_sent: 1,
+            bytes_received: 2,
+            packets_sent: 3,
+            packets_received: 4,
+            packets_retransmitted: 0,
+        }),
         interface: None,
         network_namespace: None,
     }))

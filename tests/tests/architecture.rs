@@ -102,6 +102,9 @@ const RULES: &[Rule] = &[
             "proto/src/coverage.rs",
             "proto/src/flow.rs",
             "proto/src/process.rs",
+            "proto/src/executable.rs",
+            "proto/src/name.rs",
+            "proto/src/link.rs",
             "proto/src/target.rs",
             "proto/src/window.rs",
             "proto/src/time.rs",
@@ -132,7 +135,7 @@ const RULES: &[Rule] = &[
     Rule {
         paths: &["agent/src/capture"],
         except_paths: &[],
-        words: &["ring", "server", "tonic"],
+        words: &["crate::ring", "crate::recorder", "crate::server", "tonic"],
         except_words: &[],
         reason: "a source says what it saw, and knows neither where that is kept nor who is told",
     },

@@ -84,6 +84,8 @@ impl Connection {
                 record: u32::try_from(record).unwrap(),
                 interface: None,
                 network_namespace: None,
+                round_trip: None,
+                remote_name: None,
             });
             first = end;
         }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use alibi_agent::capture::{
-    Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report, SocketKey,
+    ConnectionChange, Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report, SocketKey,
 };
 use alibi_lab::{
     disk::Listing,
@@ -243,7 +243,6 @@ fn report(pids: impl Iterator<Item = u32>) -> String {
         let process = ProcessKey { pid, start: 1 };
         let socket = SocketKey {
             protocol: Protocol::Tcp,
-            local: ([192, 0, 2, 1], u16::try_from(pid).unwrap()).into(),
             remote: format!("{TARGET}:443").parse().unwrap(),
             socket: u64::from(pid),
         };
@@ -257,6 +256,7 @@ fn report(pids: impl Iterator<Item = u32>) -> String {
         };
         let opened = ObservedConnection {
             socket,
+            local: ([192, 0, 2, 1], u16::try_from(pid).unwrap()).into(),
             owner: Some(process),
             attribution: Attribution::InKernel,
             direction: Direction::Outbound,
@@ -269,7 +269,11 @@ fn report(pids: impl Iterator<Item = u32>) -> String {
         [
             observation(Fact::ProcessStarted(Box::new(started))),
             observation(Fact::ConnectionOpened(Box::new(opened))),
-            observation(Fact::ConnectionClosed { socket, state: FlowState::Closed, traffic: None }),
+            observation(Fact::ConnectionClosed {
+                socket,
+                state: FlowState::Closed,
+                change: ConnectionChange::default(),
+            }),
         ]
     });
     let report = Report { observations: observations.collect(), seen_until: at };

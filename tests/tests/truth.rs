@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use alibi_agent::{
-    capture::{Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
+    capture::{ConnectionChange, Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
     ledger::PreviousRun,
     pipeline::{Limits, Pipeline},
     recorder::{Acknowledged, Progress, Recorder},
@@ -149,13 +149,21 @@ impl World {
                     self.truth.connections.push(since..self.now);
                 }
                 let socket = socket(port, target);
-                self.report(vec![Fact::ConnectionClosed { socket, state: FlowState::Closed, traffic: None }]);
+                self.report(vec![Fact::ConnectionClosed {
+                    socket,
+                    state: FlowState::Closed,
+                    change: ConnectionChange::default(),
+                }]);
             }
             Step::Short => {
                 let (port, target) = (self.next_port, false);
                 self.next_port += 1;
                 let socket = socket(port, target);
-                let closed = Fact::ConnectionClosed { socket, state: FlowState::Closed, traffic: None };
+                let closed = Fact::ConnectionClosed {
+                    socket,
+                    state: FlowState::Closed,
+                    change: ConnectionChange::default(),
+                };
                 self.report(vec![opened(port, target, false), closed]);
             }
             Step::Move => {
@@ -163,7 +171,10 @@ impl World {
                 let Some((&port, &(target, _))) = self.open.last_key_value() else { return };
                 let traffic = Some(Traffic { bytes_sent: self.now, ..Traffic::default() });
                 let socket = socket(port, target);
-                self.report(vec![Fact::ConnectionChanged { socket, state: None, owner: None, traffic }]);
+                self.report(vec![Fact::ConnectionChanged {
+                    socket,
+                    change: ConnectionChange { traffic, ..ConnectionChange::default() },
+                }]);
             }
             Step::Sync => {
                 if let Some(agent) = &mut self.agent {
@@ -343,7 +354,6 @@ fn source() -> SourceDescription {
 fn socket(port: u16, target: bool) -> SocketKey {
     SocketKey {
         protocol: Protocol::Tcp,
-        local: ([192, 0, 2, 1], port).into(),
         remote: (if target { TARGET } else { OTHER }, 443).into(),
         socket: port.into(),
     }
@@ -352,6 +362,7 @@ fn socket(port: u16, target: bool) -> SocketKey {
 fn opened(port: u16, target: bool, already_open: bool) -> Fact {
     Fact::ConnectionOpened(Box::new(ObservedConnection {
         socket: socket(port, target),
+        local: ([192, 0, 2, 1], port).into(),
         owner: Some(ProcessKey { pid: 7, start: 1 }),
         attribution: Attribution::SocketTable,
         direction: Direction::Outbound,

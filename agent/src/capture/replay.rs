@@ -88,14 +88,17 @@ mod tests {
 
     use alibi_proto::{
         coverage::CoverageChange,
+        executable::{ExecutableSighting, FileIdentity, Package, Sha256},
         flow::{Attribution, Direction, FlowState, Protocol, Traffic},
+        link::LinkRecord,
         process::{ProcessImage, User},
         time::{Moment, Timestamp},
     };
 
     use super::*;
     use crate::capture::{
-        Choice, Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, SocketKey, open,
+        Choice, ConnectionChange, Fact, Observation, ObservedConnection, ObservedExecutable, ObservedProcess,
+        ObservedResolution, ObservedServerName, ProcessKey, SocketKey, open,
     };
 
     fn replayed(content: &[u8]) -> (Vec<Report>, Result<(), CaptureError>) {
@@ -114,15 +117,22 @@ mod tests {
     fn reports_of_every_kind() -> Vec<Report> {
         let at = |secs| Moment { wall: Timestamp::from_secs(secs), boot_ns: secs * 7 };
         let process = ProcessKey { pid: 7, start: u64::MAX };
-        let socket = SocketKey {
-            protocol: Protocol::Tcp,
-            local: "[fe80::1]:1".parse().unwrap(),
-            remote: "192.0.2.1:443".parse().unwrap(),
-            socket: 99,
+        let socket =
+            SocketKey { protocol: Protocol::Tcp, remote: "192.0.2.1:443".parse().unwrap(), socket: 99 };
+        let local = "[fe80::1]:1".parse().unwrap();
+        let traffic = Some(Traffic { bytes_sent: 1, bytes_received: 2, ..Traffic::default() });
+        let change = ConnectionChange {
+            state: Some(FlowState::Established),
+            owner: Some((process, Attribution::InKernel)),
+            local: Some(local),
+            traffic,
+            round_trip: Some(Duration::from_micros(7)),
         };
-        let traffic =
-            Some(Traffic { bytes_sent: 1, bytes_received: 2, packets_sent: 3, packets_received: 4 });
+        let file = FileIdentity { device: 1, inode: 2, modified: Timestamp::from_secs(3), size: 4 };
+        let sha256 = Some(Sha256::from_bytes([0xab; 32]));
         let image = ProcessImage {
+            file: Some(file),
+            sha256,
             path: Some("/bin/ü \"x\"".into()),
             name: "x".into(),
             arguments: vec!["x".into(), "\n\u{0}".into()],
@@ -136,10 +146,49 @@ mod tests {
                 parent_pid: Some(1),
                 started: Timestamp::from_secs(5),
                 already_running: true,
-                image,
+                image: image.clone(),
+            })),
+            Fact::ProcessExecuted { process, image: Box::new(image.clone()) },
+            Fact::NameResolved(Box::new(ObservedResolution {
+                name: "cloud.example.com".into(),
+                aliases: vec!["edge.example.net".into()],
+                addresses: vec![socket.remote.ip()],
+                ttl_s: 60,
+                server: local,
+                local,
+                network_namespace: Some(4),
+            })),
+            Fact::ServerName(Box::new(ObservedServerName {
+                name: Some("cloud.example.com".into()),
+                direction: Direction::Outbound,
+                local,
+                remote: socket.remote,
+                network_namespace: None,
+            })),
+            Fact::ExecutableSeen(Box::new(ObservedExecutable {
+                path: "/bin/x".into(),
+                file: Some(file),
+                sha256,
+                first_on_host: true,
+                package: Some(Package { name: "x".into(), version: "1".into(), source: "dpkg".into() }),
+                sighting: ExecutableSighting::Run,
+                process: Some(process),
+                problem: None,
+            })),
+            Fact::LinkChanged(Box::new(LinkRecord {
+                at: Timestamp::from_secs(9),
+                interface: "eth0".into(),
+                index: 2,
+                present: true,
+                up: true,
+                running: false,
+                addresses: vec!["192.0.2.7/24".into()],
+                default_gateways: vec!["192.0.2.1".into()],
+                network_namespace: Some(4),
             })),
             Fact::ConnectionOpened(Box::new(ObservedConnection {
                 socket,
+                local,
                 owner: Some(process),
                 attribution: Attribution::SocketTable,
                 direction: Direction::Outbound,
@@ -149,13 +198,17 @@ mod tests {
                 interface: Some("eth0".into()),
                 network_namespace: Some(4),
             })),
-            Fact::ConnectionChanged { socket, state: Some(FlowState::Established), owner: None, traffic },
-            Fact::ConnectionClosed { socket, state: FlowState::Failed(111), traffic: None },
+            Fact::ConnectionChanged { socket, change },
+            Fact::ConnectionClosed {
+                socket,
+                state: FlowState::Failed(111),
+                change: ConnectionChange::default(),
+            },
             Fact::Listening {
                 owner: None,
                 attribution: Attribution::Unknown,
                 protocol: Protocol::Udp,
-                local: socket.local,
+                local,
             },
             Fact::ProcessExited { process, exit_code: Some(-1) },
             Fact::Coverage(CoverageChange {

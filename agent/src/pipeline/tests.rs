@@ -31,17 +31,13 @@ fn pipeline(limits: Limits) -> Pipeline {
 }
 
 fn socket(port: u16) -> SocketKey {
-    SocketKey {
-        protocol: Protocol::Tcp,
-        local: ([192, 0, 2, 1], port).into(),
-        remote: ([198, 51, 100, 7], 443).into(),
-        socket: port.into(),
-    }
+    SocketKey { protocol: Protocol::Tcp, remote: ([198, 51, 100, 7], 443).into(), socket: port.into() }
 }
 
 fn opened(port: u16) -> Fact {
     Fact::ConnectionOpened(Box::new(ObservedConnection {
         socket: socket(port),
+        local: ([192, 0, 2, 1], port).into(),
         owner: Some(ProcessKey { pid: 7, start: 1 }),
         attribution: Attribution::SocketTable,
         direction: Direction::Outbound,
@@ -55,11 +51,16 @@ fn opened(port: u16) -> Fact {
 
 fn moved(port: u16, bytes_sent: u64) -> Fact {
     let traffic = Some(Traffic { bytes_sent, ..Traffic::default() });
-    Fact::ConnectionChanged { socket: socket(port), state: None, owner: None, traffic }
+    let change = ConnectionChange { traffic, ..ConnectionChange::default() };
+    Fact::ConnectionChanged { socket: socket(port), change }
 }
 
 fn closed(port: u16) -> Fact {
-    Fact::ConnectionClosed { socket: socket(port), state: FlowState::Closed, traffic: None }
+    Fact::ConnectionClosed {
+        socket: socket(port),
+        state: FlowState::Closed,
+        change: ConnectionChange::default(),
+    }
 }
 
 /// Feeds `(second, fact)` one report each, up to `until`, a report each second.

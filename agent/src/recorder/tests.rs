@@ -12,7 +12,7 @@ use alibi_proto::{
 
 use super::*;
 use crate::{
-    capture::{Fact, Observation, ObservedConnection, SocketKey},
+    capture::{ConnectionChange, Fact, Observation, ObservedConnection, SocketKey},
     ledger::PreviousRun,
     pipeline::Limits,
     query,
@@ -66,12 +66,8 @@ impl Recording {
 
 fn opened(port: u16, remote: [u8; 4]) -> Fact {
     Fact::ConnectionOpened(Box::new(ObservedConnection {
-        socket: SocketKey {
-            protocol: Protocol::Tcp,
-            local: ([192, 0, 2, 1], port).into(),
-            remote: (remote, 443).into(),
-            socket: port.into(),
-        },
+        socket: SocketKey { protocol: Protocol::Tcp, remote: (remote, 443).into(), socket: port.into() },
+        local: ([192, 0, 2, 1], port).into(),
         owner: None,
         attribution: Attribution::Unknown,
         direction: Direction::Outbound,
@@ -137,8 +133,11 @@ fn an_answer_kept_within_its_bound_leaves_out_no_end_of_a_connection_that_it_lis
     let temporary = tempfile::tempdir().unwrap();
     let mut recording = Recording::begin(&temporary.path().join("ring"));
     let Fact::ConnectionOpened(connection) = opened(1, TARGET) else { unreachable!() };
-    let closed =
-        Fact::ConnectionClosed { socket: connection.socket, state: FlowState::Closed, traffic: None };
+    let closed = Fact::ConnectionClosed {
+        socket: connection.socket,
+        state: FlowState::Closed,
+        change: ConnectionChange::default(),
+    };
     recording.take(1, 0, vec![opened(1, TARGET)]);
     recording.take(2, 0, vec![]);
     recording.take(3, 0, (0..10).map(|port| over(port + 10, TARGET)).collect());

@@ -12,7 +12,7 @@ pub struct Event {
     #[prost(fixed64, tag = "3")]
     pub boot_time_ns: u64,
     /// A reader that finds none of the kinds it knows must count the event as lost, never as nothing.
-    #[prost(oneof = "event::Kind", tags = "10, 11, 12, 13, 14")]
+    #[prost(oneof = "event::Kind", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub kind: ::core::option::Option<event::Kind>,
 }
 /// Nested message and enum types in `Event`.
@@ -30,6 +30,16 @@ pub mod event {
         Listen(super::Listen),
         #[prost(message, tag = "14")]
         CoverageChanged(super::CoverageChanged),
+        #[prost(message, tag = "15")]
+        ProcessExecuted(super::ProcessExecuted),
+        #[prost(message, tag = "16")]
+        NameResolved(super::NameResolved),
+        #[prost(message, tag = "17")]
+        ServerName(super::ServerName),
+        #[prost(message, tag = "18")]
+        ExecutableSeen(super::ExecutableSeen),
+        #[prost(message, tag = "19")]
+        LinkChanged(super::LinkChanged),
     }
 }
 /// A process was started, or was already running when recording began.
@@ -50,32 +60,66 @@ pub struct ProcessStarted {
     /// The process was found running when recording began; `started_ns` is what the system said of it.
     #[prost(bool, tag = "6")]
     pub already_running: bool,
-    /// Absent where the system did not tell (kernel threads, processes of other users, processes already gone).
-    #[prost(string, optional, tag = "7")]
+    /// What it runs: as a fork without exec, what its parent runs.
+    #[prost(message, optional, tag = "7")]
+    pub image: ::core::option::Option<ProcessImage>,
+}
+/// A process that had been recorded became another program (execve), or was found to run another.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProcessExecuted {
+    #[prost(bytes = "vec", tag = "1")]
+    pub uid: ::prost::alloc::vec::Vec<u8>,
+    #[prost(fixed64, tag = "2")]
+    pub executed_ns: u64,
+    #[prost(message, optional, tag = "3")]
+    pub image: ::core::option::Option<ProcessImage>,
+}
+/// What the system tells of a process. Absent is what it did not tell (kernel threads, processes of other users,
+/// processes already gone).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProcessImage {
+    /// The executable file, with symbolic links resolved.
+    #[prost(string, optional, tag = "1")]
     pub path: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(string, tag = "8")]
+    #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
     /// Redacted before they are written.
-    #[prost(string, repeated, tag = "9")]
+    #[prost(string, repeated, tag = "3")]
     pub arguments: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Arguments were cut to the recorder's limit.
-    #[prost(bool, tag = "10")]
+    #[prost(bool, tag = "4")]
     pub arguments_truncated: bool,
-    #[prost(string, optional, tag = "11")]
+    #[prost(string, optional, tag = "5")]
     pub working_directory: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(message, optional, tag = "12")]
+    #[prost(message, optional, tag = "6")]
     pub user: ::core::option::Option<User>,
-    #[prost(message, optional, tag = "13")]
+    #[prost(message, optional, tag = "7")]
     pub effective_user: ::core::option::Option<User>,
-    #[prost(string, optional, tag = "14")]
+    #[prost(string, optional, tag = "8")]
     pub terminal: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(string, optional, tag = "15")]
+    #[prost(string, optional, tag = "9")]
     pub cgroup: ::core::option::Option<::prost::alloc::string::String>,
-    /// Of the executable file: lowercase hexadecimal, and bytes.
-    #[prost(string, optional, tag = "16")]
-    pub sha256: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(uint64, optional, tag = "17")]
-    pub executable_size: ::core::option::Option<u64>,
+    /// Which file the executable is. `ExecutableSeen` says more of it, before or after this.
+    #[prost(message, optional, tag = "10")]
+    pub file: ::core::option::Option<FileIdentity>,
+    /// SHA-256 of the executable, 32 bytes, where it was known when this was recorded.
+    #[prost(bytes = "vec", optional, tag = "11")]
+    pub sha256: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+/// A file as it was at one time: one that is written to, or replaced, has another identity.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileIdentity {
+    /// Device (Windows: volume serial number) and inode (Windows: file index).
+    #[prost(uint64, tag = "1")]
+    pub device: u64,
+    #[prost(uint64, tag = "2")]
+    pub inode: u64,
+    /// When its content was last changed, since the Unix epoch.
+    #[prost(fixed64, tag = "3")]
+    pub modified_ns: u64,
+    /// In bytes.
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct User {
@@ -93,6 +137,7 @@ pub struct ProcessExited {
     /// When it left, or when it was first found gone.
     #[prost(fixed64, tag = "2")]
     pub exited_ns: u64,
+    /// As a shell has it: 128 and the signal's number where a signal ended it.
     #[prost(int32, optional, tag = "3")]
     pub exit_code: ::core::option::Option<i32>,
 }
@@ -144,6 +189,20 @@ pub struct Flow {
     /// The connection was found open when recording began: `opened_ns` is when it was found.
     #[prost(bool, tag = "18")]
     pub already_open: bool,
+    /// Smoothed round-trip time, as the system last had it (TCP).
+    #[prost(uint64, optional, tag = "19")]
+    pub round_trip_ns: ::core::option::Option<u64>,
+    /// The name by which the owner most likely knew the remote address.
+    #[prost(message, optional, tag = "20")]
+    pub remote_name: ::core::option::Option<RemoteName>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoteName {
+    /// Lowercase, without the final dot.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "NameSource", tag = "2")]
+    pub source: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Endpoint {
@@ -164,6 +223,9 @@ pub struct Traffic {
     pub packets_sent: u64,
     #[prost(uint64, tag = "4")]
     pub packets_received: u64,
+    /// Of those sent, the ones sent again (TCP).
+    #[prost(uint64, tag = "5")]
+    pub packets_retransmitted: u64,
 }
 /// A process listens for connections on a local endpoint.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -178,6 +240,117 @@ pub struct Listen {
     pub attribution: i32,
     #[prost(fixed64, tag = "5")]
     pub since_ns: u64,
+}
+/// A DNS answer that this host received.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameResolved {
+    /// When it arrived.
+    #[prost(fixed64, tag = "1")]
+    pub time_ns: u64,
+    /// What was asked for: lowercase, without the final dot.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// The names that it turned out to be an alias of (CNAME), in order.
+    #[prost(string, repeated, tag = "3")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 4 or 16 bytes each, network order.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The shortest time to live in the answer.
+    #[prost(uint32, tag = "5")]
+    pub ttl_s: u32,
+    /// Who gave the answer.
+    #[prost(message, optional, tag = "6")]
+    pub server: ::core::option::Option<Endpoint>,
+    /// The process that asked, where known.
+    #[prost(bytes = "vec", optional, tag = "7")]
+    pub process_uid: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(uint64, optional, tag = "8")]
+    pub network_namespace: ::core::option::Option<u64>,
+}
+/// A name that was asked for on a connection, in its TLS ClientHello (server_name, RFC 6066).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServerName {
+    #[prost(fixed64, tag = "1")]
+    pub time_ns: u64,
+    /// Absent where the connection is not known.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub connection_uid: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// Lowercase, without the final dot. Absent where the ClientHello has none, or hides it (Encrypted Client Hello).
+    #[prost(string, optional, tag = "3")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "4")]
+    pub local: ::core::option::Option<Endpoint>,
+    #[prost(message, optional, tag = "5")]
+    pub remote: ::core::option::Option<Endpoint>,
+    #[prost(uint64, optional, tag = "6")]
+    pub network_namespace: ::core::option::Option<u64>,
+}
+/// An executable file was run for the first time since recording began, or was written.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecutableSeen {
+    #[prost(fixed64, tag = "1")]
+    pub time_ns: u64,
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    /// Absent where the file had gone before it could be looked at.
+    #[prost(message, optional, tag = "3")]
+    pub file: ::core::option::Option<FileIdentity>,
+    /// SHA-256, 32 bytes. Absent where `problem` says why.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub sha256: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// No file with this content has been seen on this host before, in this run of the recorder or an earlier one.
+    #[prost(bool, tag = "5")]
+    pub first_on_host: bool,
+    /// The package that the file belongs to, where a package database names one.
+    #[prost(message, optional, tag = "6")]
+    pub package: ::core::option::Option<Package>,
+    #[prost(enumeration = "ExecutableSighting", tag = "7")]
+    pub sighting: i32,
+    /// Who ran it first, or wrote it; where known.
+    #[prost(bytes = "vec", optional, tag = "8")]
+    pub process_uid: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// Why there is no hash: the file vanished, changed while it was read, could not be read, or is too large.
+    #[prost(string, optional, tag = "9")]
+    pub problem: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Package {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// dpkg, rpm.
+    #[prost(string, tag = "3")]
+    pub source: ::prost::alloc::string::String,
+}
+/// A network interface came, went, or changed; or was found when recording began.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinkChanged {
+    #[prost(fixed64, tag = "1")]
+    pub time_ns: u64,
+    /// Name and index of the interface.
+    #[prost(string, tag = "2")]
+    pub interface: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub index: u32,
+    /// It exists: false for one that is gone.
+    #[prost(bool, tag = "4")]
+    pub present: bool,
+    /// An administrator has set it up.
+    #[prost(bool, tag = "5")]
+    pub up: bool,
+    /// It can carry traffic: there is a cable with somebody at its other end.
+    #[prost(bool, tag = "6")]
+    pub running: bool,
+    /// The interface's addresses with their prefix lengths, as text (192.0.2.7/24).
+    #[prost(string, repeated, tag = "7")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The gateways of default routes through the interface, as text; `on-link` for one without a gateway.
+    #[prost(string, repeated, tag = "8")]
+    pub default_gateways: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, optional, tag = "9")]
+    pub network_namespace: ::core::option::Option<u64>,
 }
 /// How well a facet is recorded. Coverage is computed from these alone.
 ///
@@ -253,6 +426,37 @@ pub struct Scope {
     pub covers: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub cannot_see: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NameSource {
+    Unspecified = 0,
+    /// The latest DNS answer with the address that this host had received in the same network namespace.
+    Dns = 1,
+    /// What the owner asked for in its TLS ClientHello on this connection.
+    Sni = 2,
+}
+impl NameSource {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NAME_SOURCE_UNSPECIFIED",
+            Self::Dns => "NAME_SOURCE_DNS",
+            Self::Sni => "NAME_SOURCE_SNI",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NAME_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "NAME_SOURCE_DNS" => Some(Self::Dns),
+            "NAME_SOURCE_SNI" => Some(Self::Sni),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -427,6 +631,35 @@ impl Attribution {
             "ATTRIBUTION_SOCKET_TABLE" => Some(Self::SocketTable),
             "ATTRIBUTION_GUESSED" => Some(Self::Guessed),
             "ATTRIBUTION_UNKNOWN" => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ExecutableSighting {
+    Unspecified = 0,
+    Run = 1,
+    Written = 2,
+}
+impl ExecutableSighting {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EXECUTABLE_SIGHTING_UNSPECIFIED",
+            Self::Run => "EXECUTABLE_SIGHTING_RUN",
+            Self::Written => "EXECUTABLE_SIGHTING_WRITTEN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EXECUTABLE_SIGHTING_UNSPECIFIED" => Some(Self::Unspecified),
+            "EXECUTABLE_SIGHTING_RUN" => Some(Self::Run),
+            "EXECUTABLE_SIGHTING_WRITTEN" => Some(Self::Written),
             _ => None,
         }
     }

@@ -19,7 +19,10 @@ use netstat2::TcpState;
 
 use super::tables::{ProcessRow, Snapshot};
 use crate::{
-    capture::{Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report, SocketKey},
+    capture::{
+        ConnectionChange, Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report,
+        SocketKey,
+    },
     sys::TcpSocket,
 };
 
@@ -43,6 +46,8 @@ pub(super) struct Differ {
     connections: BTreeMap<Ends, Tracked>,
     /// Connections that were over when they were first seen, as long as the table still has them.
     lingering: BTreeSet<Ends>,
+    /// The last name that was given to a socket without an identity.
+    unnamed: u64,
 }
 
 /// How it goes with reading one table.
@@ -74,6 +79,7 @@ impl Differ {
             listeners: BTreeSet::new(),
             connections: BTreeMap::new(),
             lingering: BTreeSet::new(),
+            unnamed: 0,
         }
     }
 
@@ -190,9 +196,11 @@ impl Differ {
                 None => self.note_opening(*ends, row, &table, facts),
             }
         }
-        for ends in table.lingering.difference(&self.lingering) {
-            if !table.is_inventory && !self.connections.contains_key(ends) {
-                facts.push(self.over_when_first_seen(*ends, &table, facts.at));
+        let new: Vec<Ends> = table.lingering.difference(&self.lingering).copied().collect();
+        for ends in new {
+            if !table.is_inventory && !self.connections.contains_key(&ends) {
+                let fact = self.over_when_first_seen(ends, &table, facts.at);
+                facts.push(fact);
             }
         }
         self.connections.retain(|ends, _| table.live.contains_key(ends));
@@ -210,7 +218,8 @@ impl Differ {
             let failed = tracked.state == FlowState::Attempted && !table.lingering.contains(ends);
             // Errno 0: not known.
             let state = if failed { FlowState::Failed(0) } else { FlowState::Closed };
-            facts.push_at(last_seen, Fact::ConnectionClosed { socket: tracked.socket, state, traffic: None });
+            let change = ConnectionChange::default();
+            facts.push_at(last_seen, Fact::ConnectionClosed { socket: tracked.socket, state, change });
             tracked.state = state;
         }
         // Those whose ends are in use again are forgotten here, so that they are opened below; the others later, so
@@ -237,7 +246,7 @@ impl Differ {
 
     fn note_opening(&mut self, ends: Ends, row: &TcpSocket, table: &Table, facts: &mut Facts) {
         let (owner, attribution) = owner(&self.sharers(row));
-        let socket = socket_key(ends, row.identity, facts.at);
+        let socket = self.socket_key(ends, row.identity, facts.at);
         let state = state_of(row.state).unwrap_or(FlowState::Established);
         let direction = match row.state {
             TcpState::SynSent => Direction::Outbound,
@@ -246,6 +255,7 @@ impl Differ {
         };
         facts.push(Fact::ConnectionOpened(Box::new(ObservedConnection {
             socket,
+            local: ends.0,
             owner,
             attribution,
             direction,
@@ -273,13 +283,16 @@ impl Differ {
         }
         tracked.state = state.unwrap_or(tracked.state);
         tracked.owner = owner.or(tracked.owner);
-        facts.push(Fact::ConnectionChanged { socket: tracked.socket, state, owner, traffic: None });
+        let owner = owner.map(|owner| (owner, Attribution::SocketTable));
+        let change = ConnectionChange { state, owner, ..ConnectionChange::default() };
+        facts.push(Fact::ConnectionChanged { socket: tracked.socket, change });
     }
 
     /// A short connection between two looks that this end closed first: only its trace is left, without an owner.
-    fn over_when_first_seen(&self, ends: Ends, table: &Table, at: Moment) -> Fact {
+    fn over_when_first_seen(&mut self, ends: Ends, table: &Table, at: Moment) -> Fact {
         Fact::ConnectionOpened(Box::new(ObservedConnection {
-            socket: socket_key(ends, 0, at),
+            socket: self.socket_key(ends, 0, at),
+            local: ends.0,
             owner: None,
             attribution: Attribution::Unknown,
             direction: table.direction(ends.0),
@@ -289,6 +302,18 @@ impl Differ {
             interface: None,
             network_namespace: self.network_namespace,
         }))
+    }
+
+    /// A socket that has no identity when it is first seen is named by that instant, which no identity can equal (they
+    /// have 32 bits): the same two ends may be used again in this boot.
+    fn socket_key(&mut self, (_, remote): Ends, identity: u64, at: Moment) -> SocketKey {
+        let socket = if identity == 0 {
+            self.unnamed = at.boot_ns.max(self.unnamed + 1);
+            self.unnamed
+        } else {
+            identity
+        };
+        SocketKey { protocol: Protocol::Tcp, remote, socket }
     }
 
     /// The processes that hold the socket, as far as they are known.
@@ -407,13 +432,6 @@ fn owner(sharers: &[ProcessKey]) -> (Option<ProcessKey>, Attribution) {
         _ => Attribution::Guessed,
     };
     (first, attribution)
-}
-
-/// A socket that has no identity when it is first seen is named by that instant, which no identity can equal (they
-/// have 32 bits): the same two ends may be used again in this boot.
-fn socket_key((local, remote): Ends, identity: u64, at: Moment) -> SocketKey {
-    let socket = if identity == 0 { at.boot_ns } else { identity };
-    SocketKey { protocol: Protocol::Tcp, local, remote, socket }
 }
 
 /// How many ancestors a process has in the table. A circle, which a torn table can show, ends somewhere.

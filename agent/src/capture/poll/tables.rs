@@ -144,6 +144,8 @@ impl Tables {
             effective_user: effective.map(|id| self.people.user(id)),
             terminal: None,
             cgroup: None,
+            file: None,
+            sha256: None,
         }
     }
 }

@@ -75,9 +75,7 @@ fn a_real_connection_has_its_real_owner_and_ends() {
     let (far, _) = listener.accept().unwrap();
     let local = near.local_addr().unwrap();
     let opened: ObservedConnection = wait_for(&reports, |fact| match fact {
-        Fact::ConnectionOpened(connection) if connection.socket.local == local => {
-            Some((**connection).clone())
-        }
+        Fact::ConnectionOpened(connection) if connection.local == local => Some((**connection).clone()),
         _ => None,
     });
     assert_eq!((opened.owner, opened.attribution), (Some(this_process()), Attribution::SocketTable));

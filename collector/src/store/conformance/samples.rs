@@ -83,6 +83,8 @@ pub(super) fn flow(remote: &str, first: u64, last: u64) -> FlowRecord {
         record: 0,
         interface: Some("eth0".into()),
         network_namespace: Some(4_026_531_840),
+        round_trip: None,
+        remote_name: None,
     }
 }
 
@@ -137,8 +139,6 @@ pub(super) fn process(uid: u8, parent: Option<u8>, started: u64) -> ProcessRecor
         started: at(started),
         already_running: false,
         image: ProcessImage { name: format!("process {uid}"), ..ProcessImage::default() },
-        sha256: None,
-        executable_size: Some(4),
     }
 }
 

@@ -135,6 +135,11 @@ impl Stream<'_> {
             EventKind::ProcessExited(exit) => processes::store_exit(self.connection, self.host, exit)?,
             EventKind::Listen(listen) => flows::store_listen(self.connection, place, listen)?,
             EventKind::CoverageChanged(change) => coverage::store(self.connection, self.host, change)?,
+            EventKind::ProcessExecuted(_)
+            | EventKind::NameResolved(_)
+            | EventKind::ServerName(_)
+            | EventKind::ExecutableSeen(_)
+            | EventKind::LinkChanged(_) => {}
             EventKind::Unrecognised => self.lose(event.recorded.wall)?,
         }
         self.wanted = next;

@@ -114,20 +114,19 @@ fn words(observation: &Observation, secs: u64) -> String {
                 "{} {} {} {}{}{} ({})",
                 opened.direction,
                 opened.state.word(),
-                opened.socket.local.port(),
+                opened.local.port(),
                 opened.socket.socket,
                 mark(opened.already_open, "already"),
                 by(&opened.owner),
                 opened.attribution
             )
         }
-        Fact::ConnectionChanged { socket, state, owner, traffic: None } => {
-            let state = state.map_or(String::new(), |state| format!(" {}", state.word()));
-            format!("change {} {}{state}{}", socket.local.port(), socket.socket, by(owner))
+        Fact::ConnectionChanged { socket, change } => {
+            let owner = change.owner.map(|(owner, _)| owner);
+            let state = change.state.map_or(String::new(), |state| format!(" {}", state.word()));
+            format!("change {}{state}{}", socket.socket, by(&owner))
         }
-        Fact::ConnectionClosed { socket, state, traffic: None } => {
-            format!("{} {} {}", state.word(), socket.local.port(), socket.socket)
-        }
+        Fact::ConnectionClosed { socket, state, .. } => format!("{} {}", state.word(), socket.socket),
         Fact::Listening { owner, attribution, protocol: Protocol::Tcp, local } => {
             format!("listen {local}{} ({attribution})", by(owner))
         }
@@ -211,17 +210,17 @@ fn a_connection_opens_changes_and_ends_when_it_was_last_seen() {
             P,
             &[":102 :443 syn_sent 71 5", ":103 :443 syn_sent 72 6", ":104 :443 closed 73 6"],
             &[
-                "at 11: closed 100 70",
+                "at 11: closed 70",
                 "outbound attempted 102 71 by 5@1 (socket_table)",
                 "outbound attempted 103 72 by 6@2 (socket_table)",
             ],
         ),
         // One succeeds, one vanishes, which is all that is known of its failure.
-        look(13, P, &[":102 :443 established 71 5"], &["at 12: failed 103 72", "change 102 71 established"]),
+        look(13, P, &[":102 :443 established 71 5"], &["at 12: failed 72", "change 71 established"]),
         look(14, P, &[":102 :443 close_wait 71 5"], &[]),
         // Its owner lets go of it, and its trace is not a new connection.
         look(15, P, &[":102 :443 fin_wait 0"], &[]),
-        look(16, P, &[":102 :443 time_wait 0"], &["at 15: closed 102 71"]),
+        look(16, P, &[":102 :443 time_wait 0"], &["at 15: closed 71"]),
         look(17, P, &[":102 :443 time_wait 0"], &[]),
         look(18, P, &[], &[]),
     ]);
@@ -235,7 +234,7 @@ fn a_short_connection_leaves_a_trace_that_is_told_once() {
             11,
             &[],
             &["0.0.0.0:80 0.0.0.0:0 listen 60", ":100 :443 time_wait 0", ":80 :5000 time_wait 0"],
-            &["inbound closed 80 11000000000 (unknown)", "outbound closed 100 11000000000 (unknown)"],
+            &["inbound closed 80 11000000000 (unknown)", "outbound closed 100 11000000001 (unknown)"],
         ),
         look(12, &[], &["0.0.0.0:80 0.0.0.0:0 listen 60", ":100 :443 time_wait 0"], &[]),
         look(13, &[], &[], &[]),
@@ -248,7 +247,7 @@ fn a_short_connection_leaves_a_trace_that_is_told_once() {
 fn an_attempt_that_was_over_at_the_next_look_but_left_a_trace_had_succeeded() {
     check(&[
         look(10, &[], &[":100 :443 syn_sent 70"], &["outbound attempted 100 70 already (unknown)"]),
-        look(11, &[], &[":100 :443 time_wait 0"], &["at 10: closed 100 70"]),
+        look(11, &[], &[":100 :443 time_wait 0"], &["at 10: closed 70"]),
     ]);
 }
 
@@ -260,13 +259,13 @@ fn the_same_ends_with_another_socket_are_another_connection() {
             11,
             &[],
             &[":100 :443 established 71"],
-            &["at 10: closed 100 70", "outbound established 100 71 (unknown)"],
+            &["at 10: closed 70", "outbound established 100 71 (unknown)"],
         ),
         look(
             12,
             &[],
             &[":100 :443 syn_sent 71"],
-            &["at 11: closed 100 71", "outbound attempted 100 71 (unknown)"],
+            &["at 11: closed 71", "outbound attempted 100 71 (unknown)"],
         ),
     ]);
 }
@@ -283,15 +282,15 @@ fn a_connection_not_accepted_yet_gets_its_identity_and_owner_later() {
             &["start 5@1 already", "start 6@2 already", "listen [::]:80 by 5@1 (socket_table)"],
         ),
         look(11, P, &[LISTEN, ":80 :5000 syn_recv 0"], &["inbound attempted 80 11000000000 (unknown)"]),
-        look(12, P, &[LISTEN, ":80 :5000 established 0"], &["change 80 11000000000 established"]),
-        look(13, P, &[LISTEN, ":80 :5000 established 70 6"], &["change 80 11000000000 by 6@2"]),
+        look(12, P, &[LISTEN, ":80 :5000 established 0"], &["change 11000000000 established"]),
+        look(13, P, &[LISTEN, ":80 :5000 established 70 6"], &["change 11000000000 by 6@2"]),
         look(
             14,
             P,
             &[LISTEN, ":80 :5000 established 71 6"],
-            &["at 13: closed 80 11000000000", "inbound established 80 71 by 6@2 (socket_table)"],
+            &["at 13: closed 11000000000", "inbound established 80 71 by 6@2 (socket_table)"],
         ),
-        look(15, P, &[LISTEN], &["at 14: closed 80 71"]),
+        look(15, P, &[LISTEN], &["at 14: closed 71"]),
     ]);
 }
 
@@ -316,7 +315,7 @@ fn a_shared_socket_has_a_guessed_owner_until_that_one_lets_go() {
             12,
             P,
             &[":100 :443 established 70 7", ":101 :443 established 71 5"],
-            &["change 100 70 by 7@3", "change 101 71 by 5@1"],
+            &["change 70 by 7@3", "change 71 by 5@1"],
         ),
         // Not to be seen is not another owner.
         look(13, P, &[":100 :443 established 70", ":101 :443 established 71"], &[]),
@@ -381,7 +380,7 @@ fn a_table_that_cannot_be_read_is_told_from_the_last_look_that_worked() {
             BROKEN,
             &[":101 :443 established 71 5"],
             &[
-                "at 10: closed 100 70",
+                "at 10: closed 70",
                 "processes none(the table of processes cannot be read: no memory) from 12",
                 "connections sampled(1 s) from 13",
                 "outbound established 101 71 by 5@1 (socket_table)",

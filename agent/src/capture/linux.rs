@@ -1,0 +1,97 @@
+//! Linux: several [`Sensor`]s, each with an ear at one place in the kernel, made one [`Source`].
+//!
+//! One thread waits for all of them, takes what each has, and puts it in the order in which it happened. What happened
+//! before a turn began has reached some sensor by the time that the turn is over; what is younger waits for the next one,
+//! since an older fact could still come from a sensor that was asked before it. So reports are in order across sensors,
+//! and `seen_until` is the instant at which a turn began.
+
+use std::{os::fd::BorrowedFd, time::Duration};
+
+use alibi_proto::{
+    host::{FacetCoverage, SourceDescription},
+    time::Moment,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{CaptureError, Observation, Outlet, Report, Source};
+use crate::sys;
+
+/// A report comes at least so often, so that the watermark goes on.
+const TURN_MAX: Duration = Duration::from_millis(500);
+/// After something has been heard, more is let come, so that a burst is taken in few turns.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// An ear at one place in the kernel. All are called from one thread, and must not block.
+pub(super) trait Sensor: Send {
+    /// What it is worth, facet by facet; empty for one that only adds to what others see.
+    fn facets(&self) -> Vec<FacetCoverage> {
+        Vec::new()
+    }
+
+    /// Readable when there is something to take. One that watches several gives an epoll.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// Takes everything that has come until `now`, in bounded memory, in any order; the first time, also what is there
+    /// already. What was lost in between is a [`super::Fact::Coverage`] with its exact count.
+    ///
+    /// # Errors
+    /// When it can hear no longer.
+    fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError>;
+}
+
+/// The source made of sensors.
+pub(super) struct Linux {
+    name: &'static str,
+    sensors: Vec<Box<dyn Sensor>>,
+    /// Facts that are younger than the last turn.
+    held: Vec<Observation>,
+}
+
+impl Linux {
+    pub(super) fn new(name: &'static str, sensors: Vec<Box<dyn Sensor>>) -> Self {
+        Self { name, sensors, held: Vec::new() }
+    }
+
+    /// Waits until a sensor has something, or it is time for a report.
+    fn listen(&self) -> Result<(), CaptureError> {
+        let mut descriptors: Vec<PollFd<'_>> = self
+            .sensors
+            .iter()
+            .map(|sensor| PollFd::from_borrowed_fd(sensor.descriptor(), PollFlags::IN))
+            .collect();
+        let timeout = Timespec { tv_sec: 0, tv_nsec: TURN_MAX.subsec_nanos().into() };
+        match poll(&mut descriptors, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(problem) => Err(CaptureError::Wait(problem.into())),
+        }
+    }
+
+    fn turn(&mut self) -> Result<Report, CaptureError> {
+        let now = sys::now();
+        let mut facts = std::mem::take(&mut self.held);
+        for sensor in &mut self.sensors {
+            sensor.take(now, &mut facts)?;
+        }
+        facts.sort_by_key(|observation| observation.at.boot_ns);
+        let younger = facts.partition_point(|observation| observation.at.boot_ns <= now.boot_ns);
+        self.held = facts.split_off(younger);
+        Ok(Report { observations: facts, seen_until: now })
+    }
+}
+
+impl Source for Linux {
+    fn describe(&self) -> SourceDescription {
+        let facets = self.sensors.iter().flat_map(|sensor| sensor.facets()).collect();
+        SourceDescription { name: self.name.to_owned(), facets }
+    }
+
+    fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {
+        loop {
+            let report = self.turn()?;
+            if outlet.report(report).is_err() || outlet.wait(GATHER).is_err() {
+                return Ok(());
+            }
+            self.listen()?;
+        }
+    }
+}
