@@ -23,7 +23,6 @@ use alibi_proto::{
 use serde::{Deserialize, Serialize};
 
 #[cfg(target_os = "linux")]
-#[allow(dead_code, reason = "its sensors follow")]
 mod linux;
 mod poll;
 mod replay;
@@ -316,6 +315,20 @@ pub enum CaptureError {
     /// The system does not let the source wait for anything.
     #[error("cannot wait for what happens: {0}")]
     Wait(#[source] std::io::Error),
+    /// The kernel refuses a part of the BPF probe.
+    #[error(
+        "the kernel refuses {what} of the BPF probe: {problem} (it takes Linux 5.11 or later with BTF, and root or the \
+         capabilities CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)"
+    )]
+    Ebpf {
+        /// Which part.
+        what: String,
+        /// The kernel's words; of a program, the verifier's.
+        problem: String,
+    },
+    /// Another system's source.
+    #[error("the source {0} does not exist on this system: write auto or poll")]
+    NotHere(&'static str),
     /// It broke.
     #[error("the source panicked: this is a fault in the agent, please report it")]
     Panicked,
@@ -344,6 +357,8 @@ pub enum CaptureError {
 pub enum Choice {
     /// The best that this system and these privileges allow.
     Auto,
+    /// Events from the kernel by BPF (Linux).
+    Ebpf,
     /// The socket and process tables, each second.
     Poll,
     /// Reports from a file, one in a line, as fast as they are taken.
@@ -356,9 +371,10 @@ impl FromStr for Choice {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match (text, text.split_once(':')) {
             ("auto", _) => Ok(Self::Auto),
+            ("ebpf", _) => Ok(Self::Ebpf),
             ("poll", _) => Ok(Self::Poll),
             (_, Some(("replay", path))) if !path.is_empty() => Ok(Self::Replay(path.into())),
-            _ => Err(format!("`{text}` is not a source: write auto, poll or replay:FILE")),
+            _ => Err(format!("`{text}` is not a source: write auto, ebpf, poll or replay:FILE")),
         }
     }
 }
@@ -367,9 +383,39 @@ impl FromStr for Choice {
 ///
 /// # Errors
 /// When it cannot begin.
-pub fn open(choice: &Choice, period: Duration) -> Result<Box<dyn Source>, CaptureError> {
+pub fn open(choice: &Choice, options: &Options) -> Result<Box<dyn Source>, CaptureError> {
     match choice {
-        Choice::Auto | Choice::Poll => Ok(Box::new(poll::Poll::open(period)?)),
+        Choice::Auto => best(options),
+        Choice::Ebpf => ebpf(options),
+        Choice::Poll => Ok(Box::new(poll::Poll::open(options.period)?)),
         Choice::Replay(path) => Ok(Box::new(replay::Replay::open(path)?)),
     }
+}
+
+/// How a source works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Of a source that polls: the time between two looks.
+    pub period: Duration,
+    /// Of the BPF source: bytes of the buffer between kernel and agent, a power of two.
+    pub buffer_bytes: Option<u32>,
+}
+
+/// The best source that works here, and why none better does.
+fn best(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    match ebpf(options) {
+        Ok(source) => return Ok(source),
+        Err(problem) => tracing::warn!(%problem, "falling back from ebpf"),
+    }
+    Ok(Box::new(poll::Poll::open(options.period)?))
+}
+
+#[cfg(target_os = "linux")]
+fn ebpf(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    Ok(Box::new(linux::ebpf(options.buffer_bytes)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ebpf(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    Err(CaptureError::NotHere("ebpf"))
 }

@@ -36,12 +36,15 @@ struct RunArgs {
     /// Where to serve: a loopback address or unix:/path
     #[arg(long, env = "ALIBI_LISTEN", default_value = "127.0.0.1:8441")]
     listen: Address,
-    /// How to capture: auto, poll or replay:FILE
+    /// How to capture: auto, ebpf, poll or replay:FILE
     #[arg(long, env = "ALIBI_SOURCE", default_value = "auto")]
     source: Choice,
     /// Time between two looks of the poll source
     #[arg(long, env = "ALIBI_PERIOD", default_value = "1s", value_parser = parse_duration)]
     period: Duration,
+    /// Bytes of the buffer between kernel and agent: a power of two
+    #[arg(long, env = "ALIBI_BPF_BUFFER_BYTES", hide = true, value_parser = parse_buffer_bytes)]
+    bpf_buffer_bytes: Option<u32>,
     /// Bytes that the ring may take on disk
     #[arg(long, env = "ALIBI_RING_BYTES", default_value_t = crate::ring::Options::default().bytes_max)]
     ring_bytes: u64,
@@ -58,6 +61,11 @@ struct QueryArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+fn parse_buffer_bytes(text: &str) -> Result<u32, String> {
+    let bytes = text.parse().ok().filter(|bytes: &u32| bytes.is_power_of_two() && *bytes >= 4096);
+    bytes.ok_or_else(|| format!("`{text}` is no size for a buffer: write a power of two, from 4096"))
 }
 
 /// Runs the command; the exit status.

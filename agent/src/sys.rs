@@ -9,7 +9,7 @@ use alibi_proto::time::{Moment, Timestamp};
 use netstat2::{ProtocolSocketInfo, SocketInfo, TcpState};
 
 #[cfg(target_os = "linux")]
-mod linux;
+pub(crate) mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
 #[cfg(target_os = "windows")]

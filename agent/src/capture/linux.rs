@@ -16,10 +16,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{CaptureError, Observation, Outlet, Report, Source};
 use crate::sys;
 
+mod ebpf;
+
 /// A report comes at least so often, so that the watermark goes on.
 const TURN_MAX: Duration = Duration::from_millis(500);
 /// After something has been heard, more is let come, so that a burst is taken in few turns.
 const GATHER: Duration = Duration::from_millis(5);
+
+/// The source of first choice: events by BPF.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub(super) fn ebpf(buffer_bytes: Option<u32>) -> Result<Linux, CaptureError> {
+    let probe = ebpf::Ebpf::open(buffer_bytes.unwrap_or(ebpf::BUFFER_BYTES))?;
+    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]))
+}
 
 /// An ear at one place in the kernel. All are called from one thread, and must not block.
 pub(super) trait Sensor: Send {
@@ -34,9 +45,11 @@ pub(super) trait Sensor: Send {
     /// Takes everything that has come until `now`, in bounded memory, in any order; the first time, also what is there
     /// already. What was lost in between is a [`super::Fact::Coverage`] with its exact count.
     ///
+    /// False if something may have happened before `now` that could not be taken yet.
+    ///
     /// # Errors
     /// When it can hear no longer.
-    fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError>;
+    fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError>;
 }
 
 /// The source made of sensors.
@@ -45,11 +58,13 @@ pub(super) struct Linux {
     sensors: Vec<Box<dyn Sensor>>,
     /// Facts that are younger than the last turn.
     held: Vec<Observation>,
+    /// Everything before this has been reported.
+    seen_until: Option<Moment>,
 }
 
 impl Linux {
     pub(super) fn new(name: &'static str, sensors: Vec<Box<dyn Sensor>>) -> Self {
-        Self { name, sensors, held: Vec::new() }
+        Self { name, sensors, held: Vec::new(), seen_until: None }
     }
 
     /// Waits until a sensor has something, or it is time for a report.
@@ -69,13 +84,16 @@ impl Linux {
     fn turn(&mut self) -> Result<Report, CaptureError> {
         let now = sys::now();
         let mut facts = std::mem::take(&mut self.held);
+        let mut has_all = true;
         for sensor in &mut self.sensors {
-            sensor.take(now, &mut facts)?;
+            has_all &= sensor.take(now, &mut facts)?;
         }
+        let seen_until = if has_all { now } else { self.seen_until.unwrap_or(now) };
+        self.seen_until = Some(seen_until);
         facts.sort_by_key(|observation| observation.at.boot_ns);
-        let younger = facts.partition_point(|observation| observation.at.boot_ns <= now.boot_ns);
+        let younger = facts.partition_point(|observation| observation.at.boot_ns <= seen_until.boot_ns);
         self.held = facts.split_off(younger);
-        Ok(Report { observations: facts, seen_until: now })
+        Ok(Report { observations: facts, seen_until })
     }
 }
 

@@ -10,7 +10,7 @@ use alibi_proto::{
     host::{FacetCoverage, SourceDescription},
 };
 
-use super::{CaptureError, Outlet, Report, Source};
+use super::{CaptureError, Fact, Observation, Outlet, Report, Source};
 use crate::sys;
 
 mod differ;
@@ -59,6 +59,16 @@ impl Source for Poll {
             }
         }
     }
+}
+
+/// The processes that run now, with their images, as if they had just been found.
+///
+/// # Errors
+/// When the process table cannot be read.
+pub(super) fn running_processes() -> Result<Vec<Observation>, CaptureError> {
+    let report = look(&mut Tables::open()?, &mut Differ::new(PERIOD_MIN, None));
+    let is_process = |observation: &Observation| matches!(observation.fact, Fact::ProcessStarted(_));
+    Ok(report.observations.into_iter().filter(is_process).collect())
 }
 
 fn look(tables: &mut Tables, differ: &mut Differ) -> Report {

@@ -98,14 +98,16 @@ mod tests {
     use super::*;
     use crate::capture::{
         Choice, ConnectionChange, Fact, Observation, ObservedConnection, ObservedExecutable, ObservedProcess,
-        ObservedResolution, ObservedServerName, ProcessKey, SocketKey, open,
+        ObservedResolution, ObservedServerName, Options, ProcessKey, SocketKey, open,
     };
 
     fn replayed(content: &[u8]) -> (Vec<Report>, Result<(), CaptureError>) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("recording.jsonl");
         fs::write(&path, content).unwrap();
-        let source = open(&Choice::Replay(path), Duration::from_secs(1)).unwrap();
+        let source =
+            open(&Choice::Replay(path), &Options { period: Duration::from_secs(1), buffer_bytes: None })
+                .unwrap();
         let (reports, received) = mpsc::sync_channel(64);
         let (stop, stopped) = mpsc::channel();
         // Told to stop before it begins: it reports everything all the same, and does not wait at the end.

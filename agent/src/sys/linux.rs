@@ -24,8 +24,8 @@ use rustix::{
 
 use super::{HostFacts, RunningProcess, TcpSocket, boot_id_from, tcp_socket};
 
-// USER_HZ: a part of the kernel's interface, 100 wherever Rust runs.
-const TICK_NS: u64 = 10_000_000;
+/// A clock tick (USER_HZ), in nanoseconds: a part of the kernel's interface, 100 in a second wherever Rust runs.
+pub(crate) const TICK_NS: u64 = 10_000_000;
 
 /// A process may pass a socket on without anything new to be seen in the tables, so owners are looked up anew at least
 /// each so many reads.
@@ -199,11 +199,16 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
 
 /// The device number as the kernel packs it: minor in bits 31 to 20 and 7 to 0, major in bits 15 to 8.
 fn terminal_name(device: u32) -> Option<String> {
-    let (major, minor) = ((device >> 8) & 0xff, (device & 0xff) | ((device >> 12) & 0xf_ff00));
+    terminal((device >> 8) & 0xff, (device & 0xff) | ((device >> 12) & 0xf_ff00))
+}
+
+/// The usual name of the terminal with a device number.
+pub(crate) fn terminal(major: u32, minor: u32) -> Option<String> {
     match (major, minor) {
         (0, _) => None,
         (4, 0..64) => Some(format!("tty{minor}")),
         (4, _) => Some(format!("ttyS{}", minor - 64)),
+        (136, 256..) => Some(format!("pts/{minor}")),
         (136..=143, _) => Some(format!("pts/{}", (major - 136) * 256 + minor)),
         _ => Some(format!("{major}:{minor}")),
     }

@@ -1,0 +1,848 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//
+// Tells which process opens, accepts, uses and ends which connection, and which processes come and go.
+//
+// Only BTF tracepoints, BPF iterators and cgroup-v2 socket hooks: no kprobe, no fentry, no LSM, which many systems
+// refuse. What a hook knows and what it does not is at the hook. What cannot be told for want of room is counted in
+// `lost`, by facet.
+//
+// The owner of a socket is kept with the socket (SK_STORAGE): most changes of a TCP connection happen in an interrupt,
+// where the current process is somebody else.
+#include "kdefs.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+#include "events.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+// A UDP peer that was silent for longer is told anew when it speaks again.
+#define UDP_IDLE_NS 60000000000ULL
+// A socket that processes keep handing to and fro is followed so often.
+#define OWNER_CHANGES_MAX 64
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} events SEC(".maps");
+
+enum lost_facet { LOST_PROCESSES, LOST_CONNECTIONS, LOST_FACETS };
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LOST_FACETS);
+	__type(key, u32);
+	__type(value, u64);
+} lost SEC(".maps");
+
+// Kept with a socket, and freed with it. A socket that is accepted begins with what its listener had.
+struct socket_state {
+	u64 opened;
+	u64 start; /* of the owner */
+	u32 pid;
+	u32 thread; /* who called connect */
+	u64 sampled;
+	u8 direction;
+	u8 known;
+	u8 asked;  /* connect was called and nothing came of it yet */
+	u8 ended;
+	u8 peers; /* UDP: there are some */
+	u8 changes;
+	u16 port;
+	u8 remote[16];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct socket_state);
+} sockets SEC(".maps");
+
+struct peer_key {
+	u64 cookie;
+	u8 remote[16];
+	u32 port;
+	u32 padding;
+};
+struct peer {
+	u64 first, last;
+	u64 sent, received;
+	u32 packets_sent, packets_received;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct peer_key);
+	__type(value, struct peer);
+} peers SEC(".maps");
+
+// The last route that a thread was refused.
+struct refusal {
+	u64 at;
+	s32 error;
+	u32 padding;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u32);
+	__type(value, struct refusal);
+} refusals SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct exec_event);
+} scratch SEC(".maps");
+
+// A socket's address as a number, which the verifier does not give directly.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} address SEC(".maps");
+
+static __always_inline void count_lost(u32 facet)
+{
+	u64 *count = bpf_map_lookup_elem(&lost, &facet);
+	if (count)
+		*count += 1;
+}
+
+// The time of an event is taken after its place in the buffer: so what has no place yet is younger than any moment
+// before, and a reader that has emptied the buffer has everything up to when it began.
+static __always_inline void stamp(struct header *header, u32 kind)
+{
+	header->at = bpf_ktime_get_boot_ns();
+	header->kind = kind;
+}
+
+static __always_inline void copy16(u8 *to, const u8 *from)
+{
+	((u64 *)to)[0] = ((const u64 *)from)[0];
+	((u64 *)to)[1] = ((const u64 *)from)[1];
+}
+
+static __always_inline void map_ipv4(u8 *to, __be32 address)
+{
+	((u64 *)to)[0] = 0;
+	((u32 *)to)[2] = 0xffff0000; /* 00 00 ff ff */
+	((u32 *)to)[3] = address;
+}
+
+// ---- Processes ----
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (child->pid != child->tgid)
+		return 0; /* a thread */
+	struct process_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count_lost(LOST_PROCESSES);
+		return 0;
+	}
+	stamp(&event->header, KIND_FORK);
+	event->header.pid = child->tgid;
+	event->header.start = child->start_boottime;
+	event->parent_pid = child->real_parent->tgid;
+	event->parent_start = child->real_parent->group_leader->start_boottime;
+	event->status = 0;
+	event->user = child->cred->uid.val;
+	event->effective_user = child->cred->euid.val;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	if (task->signal->live.counter != 0)
+		return 0; /* other threads go on */
+	struct process_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count_lost(LOST_PROCESSES);
+		return 0;
+	}
+	stamp(&event->header, KIND_EXIT);
+	event->header.pid = task->tgid;
+	event->header.start = task->group_leader->start_boottime;
+	event->parent_pid = 0;
+	event->parent_start = 0;
+	event->status = task->exit_code;
+	event->user = event->effective_user = 0;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+// Writes the path's components into text at `at`, the last one first; gives their length, and sets `cut` if there were
+// more than fit.
+static __always_inline u32 write_path(struct exec_event *event, u32 at, struct vfsmount *vfsmount,
+				      struct dentry *dentry, u16 *flags, u16 cut)
+{
+	struct mount *mount = (void *)vfsmount - bpf_core_field_offset(struct mount, mnt);
+	struct dentry *root = BPF_CORE_READ(vfsmount, mnt_root);
+	u32 length = 0;
+
+	for (int i = 0; i < 48; i++) {
+		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
+		if (dentry == root || dentry == parent) {
+			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+			if (dentry != root || above == mount)
+				return length;
+			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			mount = above;
+			root = BPF_CORE_READ(mount, mnt.mnt_root);
+			continue;
+		}
+		if (length > PATH_BYTES - NAME_BYTES)
+			break;
+		u32 place = (at + length) & (TEXT_BYTES / 2 - 1);
+		long written = bpf_probe_read_kernel_str(&event->text[place], NAME_BYTES,
+							 BPF_CORE_READ(dentry, d_name.name));
+		if (written <= 1)
+			return length;
+		length += written & (2 * NAME_BYTES - 1);
+		dentry = parent;
+	}
+	*flags |= cut;
+	return length;
+}
+
+static __always_inline u64 modified(struct inode *inode)
+{
+	struct inode___split *split = (void *)inode;
+	struct inode___whole *whole = (void *)inode;
+	struct inode___prefixed *prefixed = (void *)inode;
+
+	if (bpf_core_field_exists(split->i_mtime_sec))
+		return (u64)BPF_CORE_READ(split, i_mtime_sec) * 1000000000 + BPF_CORE_READ(split, i_mtime_nsec);
+	if (bpf_core_field_exists(prefixed->__i_mtime))
+		return (u64)BPF_CORE_READ(prefixed, __i_mtime.tv_sec) * 1000000000 +
+		       BPF_CORE_READ(prefixed, __i_mtime.tv_nsec);
+	return (u64)BPF_CORE_READ(whole, i_mtime.tv_sec) * 1000000000 + BPF_CORE_READ(whole, i_mtime.tv_nsec);
+}
+
+// After execve: the arguments lie in the new memory, where nobody has touched them yet.
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *binprm)
+{
+	u32 zero = 0;
+	struct exec_event *event = bpf_map_lookup_elem(&scratch, &zero);
+	if (!event)
+		return 0;
+	event->header.pid = task->tgid;
+	event->header.start = task->group_leader->start_boottime;
+	event->parent_pid = task->real_parent->tgid;
+	event->parent_start = task->real_parent->group_leader->start_boottime;
+	event->user = task->cred->uid.val;
+	event->effective_user = task->cred->euid.val;
+	event->cgroup = bpf_get_current_cgroup_id();
+	struct tty_struct *tty = task->signal->tty;
+	event->tty_major = tty ? BPF_CORE_READ(tty, driver, major) : 0;
+	event->tty_minor = tty ? BPF_CORE_READ(tty, driver, minor_start) + BPF_CORE_READ(tty, index) : 0;
+
+	bpf_get_current_comm(event->name, sizeof(event->name));
+
+	struct file *file = binprm->file;
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	event->inode = BPF_CORE_READ(inode, i_ino);
+	event->size = BPF_CORE_READ(inode, i_size);
+	event->device = BPF_CORE_READ(inode, i_sb, s_dev);
+	event->modified = modified(inode);
+
+	u16 flags = 0;
+	u32 path = write_path(event, 0, BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry), &flags, 1);
+	path &= TEXT_BYTES / 4 - 1;
+	u32 directory = write_path(event, path, BPF_CORE_READ(task, fs, pwd.mnt), BPF_CORE_READ(task, fs, pwd.dentry),
+				   &flags, 2);
+	directory &= TEXT_BYTES / 4 - 1;
+
+	unsigned long from = BPF_CORE_READ(task, mm, arg_start);
+	u64 total = BPF_CORE_READ(task, mm, arg_end) - from;
+	u32 arguments = total > ARGUMENT_BYTES ? ARGUMENT_BYTES : total;
+	u32 place = (path + directory) & (TEXT_BYTES / 2 - 1);
+	if (arguments > ARGUMENT_BYTES - 1)
+		arguments = ARGUMENT_BYTES - 1;
+	if (bpf_probe_read_user(&event->text[place], arguments, (void *)from))
+		arguments = 0;
+	event->path_length = path;
+	event->directory_length = directory;
+	event->arguments_length = arguments;
+	event->arguments_total = total > 0xffffffff ? 0xffffffff : total;
+	event->flags = flags;
+
+	stamp(&event->header, KIND_EXEC);
+	u32 size = __builtin_offsetof(struct exec_event, text) + place + arguments;
+	if (size > sizeof(*event))
+		return 0;
+	if (bpf_ringbuf_output(&events, event, size, 0))
+		count_lost(LOST_PROCESSES);
+	return 0;
+}
+
+// ---- What is common to all sockets ----
+
+// Makes the current process the owner. For tracepoints, where the current task can be read directly.
+static __always_inline void take(struct socket_state *state)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	state->pid = task->tgid;
+	state->thread = task->pid;
+	state->start = task->group_leader->start_boottime;
+	state->known = KNOWN_CALL;
+}
+
+// The same for cgroup hooks.
+static __always_inline void take_slowly(struct socket_state *state)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	state->pid = BPF_CORE_READ(task, tgid);
+	state->thread = BPF_CORE_READ(task, pid);
+	state->start = BPF_CORE_READ(task, group_leader, start_boottime);
+	state->known = KNOWN_CALL;
+}
+
+static __always_inline void write_owner(struct connection_event *event, const struct socket_state *state)
+{
+	event->header.pid = state ? state->pid : 0;
+	event->header.start = state ? state->start : 0;
+	event->opened = state ? state->opened : 0;
+	event->direction = state ? state->direction : DIRECTION_NONE;
+	event->known = state ? state->known : KNOWN_NOT;
+}
+
+static __always_inline void write_nothing_moved(struct connection_event *event)
+{
+	event->sent = event->received = 0;
+	event->packets_sent = event->packets_received = event->retransmitted = event->round_trip_us = 0;
+}
+
+// ---- TCP ----
+
+static __always_inline void write_tcp(struct connection_event *event, struct sock *sk, const struct socket_state *state)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	write_owner(event, state);
+	event->cookie = bpf_get_socket_cookie(sk);
+	event->protocol = IPPROTO_TCP;
+	event->network_namespace = sk->__sk_common.skc_net.net->ns.inum;
+	event->remote_port = __builtin_bswap16(sk->__sk_common.skc_dport);
+	event->local_port = sk->__sk_common.skc_num;
+	if (sk->__sk_common.skc_family == AF_INET6) {
+		bpf_probe_read_kernel(event->local, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(event->remote, 16, &sk->__sk_common.skc_v6_daddr);
+	} else {
+		map_ipv4(event->local, sk->__sk_common.skc_rcv_saddr);
+		map_ipv4(event->remote, sk->__sk_common.skc_daddr);
+	}
+	if (!tcp) {
+		write_nothing_moved(event);
+		return;
+	}
+	if (!event->local_port) /* unhashed already */
+		event->local_port = __builtin_bswap16(tcp->inet_conn.icsk_inet.inet_sport);
+	event->sent = tcp->bytes_sent - tcp->bytes_retrans;
+	/* The FIN of the other side takes a place in the sequence, and is counted as a byte. */
+	event->received = tcp->bytes_received;
+	if (event->received && (sk->__sk_common.skc_flags & (1UL << SOCK_DONE)))
+		event->received -= 1;
+	event->packets_sent = tcp->segs_out;
+	event->packets_received = tcp->segs_in;
+	event->retransmitted = tcp->total_retrans;
+	event->round_trip_us = tcp->srtt_us >> 3;
+}
+
+static __always_inline void tell_tcp(struct sock *sk, u32 kind, const struct socket_state *state, u8 before, s32 error)
+{
+	struct connection_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count_lost(LOST_CONNECTIONS);
+		return;
+	}
+	stamp(&event->header, kind);
+	write_tcp(event, sk, state);
+	event->state = before;
+	event->error = error;
+	bpf_ringbuf_submit(event, 0);
+}
+
+// To SYN_SENT and LISTEN: in the caller's own context. To ESTABLISHED and CLOSE: anywhere.
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_state, struct sock *sk, int before, int now)
+{
+	struct socket_state *state;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	switch (now) {
+	case TCP_SYN_SENT:
+	case TCP_LISTEN:
+		state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!state) {
+			count_lost(LOST_CONNECTIONS);
+			return 0;
+		}
+		state->opened = bpf_ktime_get_boot_ns();
+		state->direction = now == TCP_LISTEN ? DIRECTION_LISTENING : DIRECTION_OUTBOUND;
+		state->asked = 0;
+		state->ended = 0;
+		take(state);
+		tell_tcp(sk, now == TCP_LISTEN ? KIND_LISTEN : KIND_ATTEMPT, state, before, 0);
+		return 0;
+	case TCP_ESTABLISHED:
+		if (before == TCP_SYN_SENT) {
+			tell_tcp(sk, KIND_ESTABLISHED, bpf_sk_storage_get(&sockets, sk, 0, 0), before, 0);
+		} else if (before == TCP_SYN_RECV) {
+			state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+			if (state) {
+				state->opened = bpf_ktime_get_boot_ns();
+				/* Both ends may ask at once (simultaneous open): then it is outbound already. */
+				if (state->direction != DIRECTION_OUTBOUND) {
+					state->direction = DIRECTION_INBOUND;
+					state->known = state->pid ? KNOWN_INHERITED : KNOWN_NOT;
+				}
+				state->changes = 0;
+				state->ended = 0;
+			} else {
+				count_lost(LOST_CONNECTIONS);
+			}
+			tell_tcp(sk, KIND_ACCEPTED, state, before, 0);
+		}
+		return 0;
+	case TCP_CLOSE:
+		if (before == TCP_CLOSE || before == TCP_LISTEN || before == TCP_NEW_SYN_RECV)
+			return 0;
+		state = bpf_sk_storage_get(&sockets, sk, 0, 0);
+		if (state) {
+			if (state->ended)
+				return 0;
+			state->ended = 1;
+		}
+		tell_tcp(sk, KIND_CLOSED, state, before, sk->sk_err);
+		return 0;
+	}
+	return 0;
+}
+
+// A process reads from or writes to a connection: it is the owner from now on. One that has no state was accepted
+// before the probe was there, and was in nobody's hands when the open files were looked through.
+static __always_inline int use(struct sock *sk)
+{
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	if (!state) {
+		state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!state)
+			return 0;
+	} else if (state->pid == task->tgid) {
+		state->known = KNOWN_CALL;
+		return 0;
+	}
+	if (task->flags & PF_KTHREAD || state->changes >= OWNER_CHANGES_MAX)
+		return 0;
+	state->changes += 1;
+	take(state);
+	tell_tcp(sk, KIND_OWNER, state, sk->__sk_common.skc_state, 0);
+	return 0;
+}
+
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(on_receive, struct sock *sk)
+{
+	return use(sk);
+}
+
+// Since kernel 6.3; without it, a server that only writes is known by its listener until it closes.
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(on_send, struct sock *sk, int length, int flags)
+{
+	u16 family = sk->__sk_common.skc_family;
+
+	if (length <= 0 || (family != AF_INET && family != AF_INET6) || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	return use(sk);
+}
+
+// The route that a connect was refused, by thread: such a connect never becomes an attempt. Without these two the
+// attempt is known all the same, and its error is not.
+static __always_inline void note_refusal(s32 error)
+{
+	u32 thread = (u32)bpf_get_current_pid_tgid();
+	struct refusal refusal = { .at = bpf_ktime_get_boot_ns(), .error = error };
+
+	bpf_map_update_elem(&refusals, &thread, &refusal, BPF_ANY);
+}
+
+SEC("tp_btf/fib_table_lookup")
+int BPF_PROG(on_route4, u32 table, struct flowi4 *flow, void *nexthop, int error)
+{
+	/* EAGAIN: not in this table. If it is in none, there is no route. */
+	if (error < 0)
+		note_refusal(error == -EAGAIN ? ENETUNREACH : -error);
+	return 0;
+}
+
+SEC("tp_btf/fib6_table_lookup")
+int BPF_PROG(on_route6, const struct net *net, const struct fib6_result *result)
+{
+	if (!(result->fib6_flags & RTF_REJECT))
+		return 0;
+	switch (result->fib6_type) {
+	case RTN_BLACKHOLE:
+		note_refusal(EINVAL);
+		break;
+	case RTN_UNREACHABLE:
+		note_refusal(EHOSTUNREACH);
+		break;
+	case RTN_PROHIBIT:
+		note_refusal(EACCES);
+		break;
+	default:
+		note_refusal(ENETUNREACH);
+	}
+	return 0;
+}
+
+static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 *remote)
+{
+	struct bpf_sock *sk = context->sk;
+	if (!sk)
+		return 1;
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state) {
+		count_lost(LOST_CONNECTIONS);
+		return 1;
+	}
+	take_slowly(state);
+	if (context->protocol != IPPROTO_TCP)
+		return 1;
+	state->opened = bpf_ktime_get_boot_ns();
+	state->direction = DIRECTION_OUTBOUND;
+	state->asked = 1;
+	state->port = __builtin_bswap16(context->user_port);
+	copy16(state->remote, remote);
+	return 1;
+}
+
+SEC("cgroup/connect4")
+int on_connect4(struct bpf_sock_addr *context)
+{
+	u8 remote[16] __attribute__((aligned(8)));
+
+	map_ipv4(remote, context->user_ip4);
+	return note_connect(context, remote);
+}
+
+SEC("cgroup/connect6")
+int on_connect6(struct bpf_sock_addr *context)
+{
+	u8 remote[16] __attribute__((aligned(8)));
+
+	((u32 *)remote)[0] = context->user_ip6[0];
+	((u32 *)remote)[1] = context->user_ip6[1];
+	((u32 *)remote)[2] = context->user_ip6[2];
+	((u32 *)remote)[3] = context->user_ip6[3];
+	return note_connect(context, remote);
+}
+
+// The kernel's `struct sock` behind a hook's view of it, for reading.
+static __always_inline struct sock *kernel_sock(struct bpf_sock *sk)
+{
+	u32 zero = 0;
+	u64 *number = bpf_map_lookup_elem(&address, &zero);
+
+	if (!number)
+		return 0;
+	*number = (u64)sk;
+	return (struct sock *)*(volatile u64 *)number;
+}
+
+// The last reference of a process to a socket is gone. In the caller's own context.
+SEC("cgroup/sock_release")
+int on_release(struct bpf_sock *sk)
+{
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!state)
+		return 1;
+	bool never_sent = sk->protocol == IPPROTO_TCP && state->asked;
+	bool had_peers = sk->protocol == IPPROTO_UDP && state->peers;
+	if (!never_sent && !had_peers) {
+		/* Accepted and closed unused. */
+		if (state->direction == DIRECTION_INBOUND && state->known == KNOWN_INHERITED)
+			take_slowly(state);
+		return 1;
+	}
+	struct connection_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count_lost(LOST_CONNECTIONS);
+		return 1;
+	}
+	stamp(&event->header, never_sent ? KIND_CLOSED : KIND_RELEASED);
+	write_owner(event, state);
+	write_nothing_moved(event);
+	event->cookie = bpf_get_socket_cookie(sk);
+	event->protocol = sk->protocol;
+	struct sock *kernel = kernel_sock(sk);
+	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
+	event->local_port = BPF_CORE_READ(kernel, __sk_common.skc_num);
+	map_ipv4(event->local, 0);
+	event->remote_port = state->port;
+	copy16(event->remote, state->remote);
+	event->state = TCP_SYN_SENT;
+	event->error = 0;
+	if (never_sent) {
+		struct refusal *refusal = bpf_map_lookup_elem(&refusals, &state->thread);
+		if (refusal && refusal->at >= state->opened)
+			event->error = refusal->error;
+		/* The attempt ended when it was refused, not when its socket was closed. */
+		event->header.at = state->opened;
+		state->asked = 0;
+	}
+	bpf_ringbuf_submit(event, 0);
+	return 1;
+}
+
+// ---- UDP ----
+
+// To and from whom: each datagram as it leaves or reaches the socket, whichever call it is sent or received by. A
+// datagram that leaves does so in its sender's context; one that arrives does not.
+static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct {
+		u8 bytes[40];
+	} ip __attribute__((aligned(8)));
+	struct {
+		__be16 from, to;
+	} ports;
+	struct peer_key key = {};
+	u8 local[16] __attribute__((aligned(8)));
+	u32 offset;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->protocol != IPPROTO_UDP)
+		return 1;
+	if (bpf_skb_load_bytes(skb, 0, ip.bytes, 20))
+		return 1;
+	if (ip.bytes[0] >> 4 == 4) {
+		if (ip.bytes[9] != IPPROTO_UDP)
+			return 1;
+		offset = (ip.bytes[0] & 15) * 4;
+		map_ipv4(local, *(u32 *)&ip.bytes[leaving ? 12 : 16]);
+		map_ipv4(key.remote, *(u32 *)&ip.bytes[leaving ? 16 : 12]);
+	} else {
+		if (bpf_skb_load_bytes(skb, 20, &ip.bytes[20], 20))
+			return 1;
+		copy16(local, &ip.bytes[leaving ? 8 : 24]);
+		copy16(key.remote, &ip.bytes[leaving ? 24 : 8]);
+		u8 next = ip.bytes[6];
+		offset = 40;
+		for (int i = 0; i < 6 && next != IPPROTO_UDP; i++) {
+			struct {
+				u8 next, length;
+			} extension;
+			if (bpf_skb_load_bytes(skb, offset, &extension, 2))
+				return 1;
+			offset += next == IPPROTO_FRAGMENT ? 8 : (extension.length + 1) * 8;
+			next = extension.next;
+		}
+		if (next != IPPROTO_UDP)
+			return 1;
+	}
+	if (bpf_skb_load_bytes(skb, offset, &ports, 4))
+		return 1;
+	u64 now = bpf_ktime_get_boot_ns();
+	u64 bytes = skb->len - offset - 8;
+	u32 packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	key.cookie = bpf_get_socket_cookie(skb);
+	key.port = __builtin_bswap16(leaving ? ports.to : ports.from);
+
+	struct peer *peer = bpf_map_lookup_elem(&peers, &key);
+	bool is_new = !peer || now - peer->last > UDP_IDLE_NS;
+	if (!peer) {
+		struct peer fresh = { .first = now, .last = now };
+		if (bpf_map_update_elem(&peers, &key, &fresh, BPF_ANY)) {
+			count_lost(LOST_CONNECTIONS);
+			return 1;
+		}
+		peer = bpf_map_lookup_elem(&peers, &key);
+		if (!peer)
+			return 1;
+	}
+	u64 sent = peer->sent, received = peer->received;
+	u32 packets_sent = peer->packets_sent, packets_received = peer->packets_received;
+	peer->last = now;
+	if (leaving) {
+		__sync_fetch_and_add(&peer->sent, bytes);
+		__sync_fetch_and_add(&peer->packets_sent, packets);
+	} else {
+		__sync_fetch_and_add(&peer->received, bytes);
+		__sync_fetch_and_add(&peer->packets_received, packets);
+	}
+	if (!is_new)
+		return 1;
+
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (state) {
+		state->peers = 1;
+		if (leaving)
+			take_slowly(state);
+	}
+	struct connection_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		/* Tell it with the next datagram, which is lost no less. */
+		peer->last = 0;
+		count_lost(LOST_CONNECTIONS);
+		return 1;
+	}
+	stamp(&event->header, KIND_PEER);
+	write_owner(event, state);
+	event->direction = leaving ? DIRECTION_OUTBOUND : DIRECTION_INBOUND;
+	event->opened = now;
+	event->cookie = key.cookie;
+	event->protocol = IPPROTO_UDP;
+	struct sock *kernel = kernel_sock(sk);
+	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
+	event->local_port = __builtin_bswap16(leaving ? ports.from : ports.to);
+	event->remote_port = key.port;
+	copy16(event->local, local);
+	copy16(event->remote, key.remote);
+	/* What it had moved before, when it was told last. */
+	event->sent = sent;
+	event->received = received;
+	event->packets_sent = packets_sent;
+	event->packets_received = packets_received;
+	event->retransmitted = event->round_trip_us = 0;
+	event->state = 0;
+	event->error = 0;
+	bpf_ringbuf_submit(event, 0);
+	return 1;
+}
+
+SEC("cgroup_skb/egress")
+int on_leaving(struct __sk_buff *skb)
+{
+	return datagram(skb, true);
+}
+
+SEC("cgroup_skb/ingress")
+int on_arriving(struct __sk_buff *skb)
+{
+	return datagram(skb, false);
+}
+
+// Who binds is the owner of what arrives before anything was sent.
+static __always_inline int note_bind(struct bpf_sock *sk)
+{
+	if (sk->protocol != IPPROTO_UDP)
+		return 1;
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (state)
+		take_slowly(state);
+	return 1;
+}
+
+SEC("cgroup/post_bind4")
+int on_bind4(struct bpf_sock *sk)
+{
+	return note_bind(sk);
+}
+
+SEC("cgroup/post_bind6")
+int on_bind6(struct bpf_sock *sk)
+{
+	return note_bind(sk);
+}
+
+// ---- Looking, instead of waiting ----
+
+static __always_inline void write_seq(struct seq_file *seq, struct sock *sk, u32 kind, struct socket_state *state)
+{
+	struct connection_event event = {};
+
+	stamp(&event.header, kind);
+	write_tcp(&event, sk, state);
+	event.protocol = sk->sk_protocol;
+	event.state = sk->__sk_common.skc_state;
+	bpf_seq_write(seq, &event, sizeof(event));
+}
+
+static __always_inline int look(struct bpf_iter__bpf_sk_storage_map *context, bool all)
+{
+	struct sock *sk = context->sk;
+	struct socket_state *state = context->value;
+
+	if (!sk || !state || sk->sk_protocol != IPPROTO_TCP || state->direction == DIRECTION_LISTENING || state->ended ||
+	    sk->__sk_common.skc_state == TCP_CLOSE || sk->__sk_common.skc_state == TCP_LISTEN)
+		return 0;
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return 0;
+	u64 moved = 1 + (u64)tcp->segs_in + tcp->segs_out;
+	if (!all && moved == state->sampled)
+		return 0;
+	state->sampled = moved;
+	write_seq(context->meta->seq, sk, KIND_SAMPLE, state);
+	return 0;
+}
+
+// Every TCP connection that has moved something since it was looked at last.
+SEC("iter/bpf_sk_storage_map")
+int sample(struct bpf_iter__bpf_sk_storage_map *context)
+{
+	return look(context, false);
+}
+
+// Every TCP connection.
+SEC("iter/bpf_sk_storage_map")
+int list(struct bpf_iter__bpf_sk_storage_map *context)
+{
+	return look(context, true);
+}
+
+// Every socket that was open before the probe was there, by the open files of each process.
+SEC("iter/task_file")
+int find(struct bpf_iter__task_file *context)
+{
+	struct task_struct *task = context->task;
+	struct file *file = context->file;
+
+	if (!task || !file)
+		return 0;
+	struct socket *socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	struct sock *sk = socket->sk;
+	if (!sk)
+		return 0;
+	u16 family = sk->__sk_common.skc_family;
+	if ((family != AF_INET && family != AF_INET6) ||
+	    (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_UDP))
+		return 0;
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state)
+		return 0;
+	if (state->known == KNOWN_NOT) {
+		state->pid = task->tgid;
+		state->start = task->group_leader->start_boottime;
+		state->known = KNOWN_TABLE;
+		if (sk->__sk_common.skc_state == TCP_LISTEN)
+			state->direction = DIRECTION_LISTENING;
+	} else if (state->known != KNOWN_TABLE) {
+		return 0; /* a hook saw it */
+	}
+	struct socket_state holder = *state;
+	holder.pid = task->tgid;
+	holder.start = task->group_leader->start_boottime;
+	write_seq(context->meta->seq, sk, KIND_FOUND, &holder);
+	return 0;
+}

@@ -1,0 +1,195 @@
+//! Events from the kernel by BPF: every connection and every process, at the call, with its owner.
+//!
+//! [`probe`] loads and reads the program in `bpf/`, [`event`] understands its words; [`processes`] and [`connections`]
+//! turn them into facts.
+
+use std::{os::fd::BorrowedFd, time::Duration};
+
+use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade, Scope},
+    host::FacetCoverage,
+    time::Moment,
+};
+
+use super::Sensor;
+use crate::capture::{CaptureError, Fact, Observation, poll};
+
+mod connections;
+mod event;
+mod probe;
+mod processes;
+
+use connections::Connections;
+use event::Event;
+use probe::{Lost, Probe};
+use processes::Processes;
+
+pub(super) const NAME: &str = "ebpf";
+
+/// Of the buffer between kernel and agent: some 30,000 events on connections.
+pub(super) const BUFFER_BYTES: u32 = 4 << 20;
+
+/// What moves in a connection that has just been opened is looked at so soon.
+const FRESH_LOOK_AFTER: Duration = Duration::from_millis(900);
+/// What moves in open connections is looked at so often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The sensor.
+pub(super) struct Ebpf {
+    probe: Probe,
+    processes: Processes,
+    connections: Connections,
+    /// When connections were looked at last.
+    looked: Option<Moment>,
+    /// When the kernel's count of what was lost was read last, and what it was.
+    counted: Option<(Moment, Lost)>,
+    has_begun: bool,
+}
+
+impl Ebpf {
+    /// Loads the probe.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub(super) fn open(buffer_bytes: u32) -> Result<Self, CaptureError> {
+        Ok(Self {
+            probe: Probe::load(buffer_bytes)?,
+            processes: Processes::default(),
+            connections: Connections::default(),
+            looked: None,
+            counted: None,
+            has_begun: false,
+        })
+    }
+
+    /// What runs and what is open. The probe is in place already: what happens meanwhile waits in its buffer.
+    fn begin(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
+        for observation in poll::running_processes()? {
+            if let Fact::ProcessStarted(process) = &observation.fact {
+                self.processes.found(process);
+            }
+            facts.push(Observation { at: now, ..observation });
+        }
+        let found = self.probe.find()?;
+        facts.extend(self.connections.find(now, &found));
+        Ok(())
+    }
+
+    fn take_event(&mut self, bytes: &[u8], now: Moment, facts: &mut Vec<Observation>) {
+        match Event::parse(bytes) {
+            Some(Event::Fork(header, fork)) => self.processes.fork(header, fork, now),
+            Some(Event::Exec(header, exec)) => self.processes.exec(header, &exec, now, facts),
+            Some(Event::Exit(header, status)) => self.processes.exit(header, status, now, facts),
+            Some(Event::Connection(header, kind, connection)) => {
+                let event = (header, kind, connection);
+                self.connections.take(event, now, &mut self.probe, &mut self.processes, facts);
+            }
+            None => {
+                tracing::error!(bytes = bytes.len(), "the probe wrote what is no event: please report it")
+            }
+        }
+    }
+
+    /// The kernel's count of what it could not tell, as coverage.
+    fn count_losses(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
+        let lost = self.probe.lost();
+        let counted_at = crate::sys::now();
+        let (since, before) = self.counted.replace((counted_at, lost)).unwrap_or((now, Lost::default()));
+        let counts = [
+            (Facet::Processes, lost.processes - before.processes),
+            (Facet::Connections, lost.connections - before.connections),
+        ];
+        for (facet, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            let reason = "the buffer between kernel and agent was full".to_owned();
+            let change = CoverageChange {
+                facet,
+                grade: Grade::Lost { count, reason },
+                from: since.wall,
+                to: Some(counted_at.wall),
+                scope: None,
+                announced_from: None,
+            };
+            facts.push(Observation { at: now, fact: Fact::Coverage(change) });
+        }
+        if lost.connections > before.connections {
+            self.connections.reconcile(now, &mut self.probe, &mut self.processes, facts)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
+        let (is_fresh, is_any) = self.connections.wants_look();
+        let since =
+            self.looked.map(|looked| Duration::from_nanos(now.boot_ns.saturating_sub(looked.boot_ns)));
+        let interval = if is_fresh { FRESH_LOOK_AFTER } else { LOOK_INTERVAL };
+        if is_any && since.is_none_or(|since| since >= interval) {
+            self.looked = Some(now);
+            self.connections.look(now, &mut self.probe, &mut self.processes, facts)?;
+        }
+        Ok(())
+    }
+}
+
+impl Sensor for Ebpf {
+    fn facets(&self) -> Vec<FacetCoverage> {
+        let lacks = &self.probe.lacks;
+        let connections = if lacks.connections.is_empty() {
+            Grade::Complete
+        } else {
+            Grade::Lost {
+                count: 0,
+                reason: format!("this kernel does not show {}", lacks.connections.join("; ")),
+            }
+        };
+        let cannot_see = |words: &str, lacks: &[String]| {
+            lacks.iter().fold(words.to_owned(), |text, lack| format!("{text}; {lack}"))
+        };
+        let scope = |covers: &str, cannot_see| Scope {
+            source: NAME.to_owned(),
+            covers: covers.to_owned(),
+            cannot_see,
+        };
+        vec![
+            FacetCoverage {
+                facet: Facet::Processes,
+                grade: Grade::Complete,
+                scope: scope(
+                    "every fork, exec and exit, by eBPF, in all containers",
+                    "a change of user or directory after the exec".to_owned(),
+                ),
+            },
+            FacetCoverage {
+                facet: Facet::Connections,
+                grade: connections,
+                scope: scope(
+                    "TCP and UDP over IPv4 and IPv6 by eBPF, in all network namespaces",
+                    cannot_see(
+                        "other protocols; raw and packet sockets; the own traffic of virtual machines; tunnels made by \
+                         the kernel; what a program sends past the kernel",
+                        &lacks.words,
+                    ),
+                ),
+            },
+        ]
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.probe.descriptor()
+    }
+
+    fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            self.begin(now, facts)?;
+        }
+        // The events lie in the probe's buffer, and what they mean can make the probe be asked.
+        let mut events = Vec::new();
+        let has_all = self.probe.drain(|event| events.push(event.to_vec()));
+        for event in events {
+            self.take_event(&event, now, facts);
+        }
+        self.count_losses(now, facts)?;
+        self.look(now, facts)?;
+        self.processes.tell_waiting(now, facts);
+        Ok(has_all)
+    }
+}

@@ -1,0 +1,420 @@
+//! Connections, from what happens to sockets.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use alibi_proto::{
+    flow::{Attribution, Direction as FlowDirection, FlowState, Protocol, Traffic},
+    time::Moment,
+};
+
+use super::{
+    event::{Connection, ConnectionKind, Direction, Event, Header, Known, tcp_state},
+    probe::{Peer, PeerKey, Probe},
+    processes::{Processes, key, moment},
+};
+use crate::capture::{
+    CaptureError, ConnectionChange, Fact, Observation, ObservedConnection, ProcessKey, SocketKey,
+};
+
+/// A UDP peer that has been silent for so long is done. The kernel tells it anew if it speaks after 60 s, so this one
+/// must be longer.
+const UDP_IDLE: Duration = Duration::from_secs(65);
+/// UDP peers that are followed; as many as the kernel's map holds.
+const PEERS_MAX: usize = 65_536;
+
+/// The program gave an attempt up before it was answered. No system call returns this for a connect.
+const ECANCELED: i32 = 125;
+
+/// What is open.
+#[derive(Default)]
+pub(super) struct Connections {
+    /// TCP connections that have been told and not ended, by cookie.
+    open: HashMap<u64, SocketAddr>,
+    peers: HashMap<(u64, SocketAddr), OpenPeer>,
+    /// The peers of each UDP socket.
+    peers_of: HashMap<u64, HashSet<SocketAddr>>,
+    /// Something was opened since connections were looked at.
+    has_fresh: bool,
+}
+
+struct OpenPeer {
+    /// What the kernel had counted when this flow began.
+    before: Peer,
+    last: u64,
+    moved: Traffic,
+}
+
+impl Connections {
+    /// Takes in one event.
+    pub(super) fn take(
+        &mut self,
+        (header, kind, connection): (Header, ConnectionKind, Connection),
+        now: Moment,
+        probe: &mut Probe,
+        processes: &mut Processes,
+        facts: &mut Vec<Observation>,
+    ) {
+        let at = moment(header.at, now);
+        if header.pid != 0 {
+            processes.acts(key(header.pid, header.start), at, facts);
+        }
+        let mut push = |fact| facts.push(Observation { at, fact });
+        match kind {
+            ConnectionKind::Listen => push(listening(header, &connection)),
+            ConnectionKind::Attempt => push(self.opened(header, &connection, FlowState::Attempted)),
+            ConnectionKind::Accepted => push(self.opened(header, &connection, FlowState::Established)),
+            ConnectionKind::Established => {
+                if self.open.contains_key(&connection.cookie) {
+                    let change = ConnectionChange {
+                        state: Some(FlowState::Established),
+                        local: Some(connection.local),
+                        ..ConnectionChange::default()
+                    };
+                    push(Fact::ConnectionChanged { socket: socket(&connection), change });
+                } else {
+                    push(self.opened(header, &connection, FlowState::Established));
+                }
+            }
+            ConnectionKind::Owner | ConnectionKind::Sample => push(self.changed(header, &connection)),
+            ConnectionKind::Closed => {
+                let state = outcome(&connection);
+                if self.open.remove(&connection.cookie).is_some() {
+                    let change = change(header, &connection);
+                    push(Fact::ConnectionClosed { socket: socket(&connection), state, change });
+                } else {
+                    // An attempt that never got a route, or something older than the probe that nobody held any more.
+                    push(opened(header, &connection, state));
+                }
+            }
+            ConnectionKind::Peer => self.peer(header, &connection, at, facts),
+            ConnectionKind::Released => {
+                for remote in self.peers_of.remove(&connection.cookie).unwrap_or_default() {
+                    self.end_peer(connection.cookie, remote, at, probe, facts);
+                }
+            }
+            ConnectionKind::Found => {}
+        }
+    }
+
+    fn opened(&mut self, header: Header, connection: &Connection, state: FlowState) -> Fact {
+        self.open.insert(connection.cookie, connection.remote);
+        self.has_fresh = true;
+        opened(header, connection, state)
+    }
+
+    fn changed(&mut self, header: Header, connection: &Connection) -> Fact {
+        if !self.open.contains_key(&connection.cookie) {
+            let state = open_state(connection.state);
+            let Fact::ConnectionOpened(mut observed) = self.opened(header, connection, state) else {
+                unreachable!("opened gives nothing else")
+            };
+            observed.already_open = true;
+            if connection.direction == Direction::Unknown {
+                // It waited to be accepted when the open files were looked through.
+                observed.direction = FlowDirection::Inbound;
+            }
+            return Fact::ConnectionOpened(observed);
+        }
+        Fact::ConnectionChanged { socket: socket(connection), change: change(header, connection) }
+    }
+
+    /// A UDP peer that is new, or was silent for long.
+    fn peer(&mut self, header: Header, connection: &Connection, at: Moment, facts: &mut Vec<Observation>) {
+        let place = (connection.cookie, connection.remote);
+        if let Some(silent) = self.peers.remove(&place) {
+            // It was about to be closed.
+            let at = moment(silent.last, at);
+            facts.push(Observation { at, fact: peer_closed(place, silent.moved) });
+        }
+        if self.peers.len() < PEERS_MAX {
+            let before = Peer {
+                last: header.at,
+                sent: connection.sent,
+                received: connection.received,
+                packets_sent: connection.packets_sent,
+                packets_received: connection.packets_received,
+            };
+            self.peers.insert(place, OpenPeer { before, last: header.at, moved: Traffic::default() });
+            self.peers_of.entry(connection.cookie).or_default().insert(connection.remote);
+            self.has_fresh = true;
+        }
+        let nothing_yet =
+            Connection { sent: 0, received: 0, packets_sent: 0, packets_received: 0, ..*connection };
+        facts.push(Observation { at, fact: opened(header, &nothing_yet, FlowState::Established) });
+    }
+
+    fn end_peer(
+        &mut self,
+        cookie: u64,
+        remote: SocketAddr,
+        at: Moment,
+        probe: &mut Probe,
+        facts: &mut Vec<Observation>,
+    ) {
+        let Some(open) = self.peers.remove(&(cookie, remote)) else { return };
+        let kernel_key = peer_key(cookie, remote);
+        let moved = probe.peer(&kernel_key).map_or(open.moved, |peer| since(&peer, &open.before));
+        probe.forget_peer(&kernel_key);
+        facts.push(Observation { at, fact: peer_closed((cookie, remote), moved) });
+    }
+
+    /// How it stands with what is open; ends the UDP peers that are silent.
+    pub(super) fn look(
+        &mut self,
+        now: Moment,
+        probe: &mut Probe,
+        processes: &mut Processes,
+        facts: &mut Vec<Observation>,
+    ) -> Result<(), CaptureError> {
+        self.has_fresh = false;
+        if !self.open.is_empty() {
+            let bytes = probe.sample(false)?;
+            for event in Event::parse_all(&bytes) {
+                // One that closed since is told by its own event.
+                if let Event::Connection(header, kind, connection) = event
+                    && self.open.contains_key(&connection.cookie)
+                {
+                    self.take((header, kind, connection), now, probe, processes, facts);
+                }
+            }
+        }
+        self.look_at_peers(now, probe, facts);
+        self.has_fresh = false;
+        Ok(())
+    }
+
+    fn look_at_peers(&mut self, now: Moment, probe: &mut Probe, facts: &mut Vec<Observation>) {
+        let idle_ns = u64::try_from(UDP_IDLE.as_nanos()).unwrap_or(u64::MAX);
+        let mut silent = Vec::new();
+        for (place, open) in &mut self.peers {
+            let Some(peer) = probe.peer(&peer_key(place.0, place.1)) else { continue };
+            let moved = since(&peer, &open.before);
+            open.last = peer.last.max(open.last);
+            if now.boot_ns.saturating_sub(open.last) > idle_ns {
+                silent.push(*place);
+            } else if moved != open.moved {
+                let change = ConnectionChange { traffic: Some(moved), ..ConnectionChange::default() };
+                facts.push(Observation {
+                    at: now,
+                    fact: Fact::ConnectionChanged { socket: peer_socket(*place), change },
+                });
+            }
+            open.moved = moved;
+        }
+        for (cookie, remote) in silent {
+            if let Some(peers) = self.peers_of.get_mut(&cookie) {
+                peers.remove(&remote);
+                if peers.is_empty() {
+                    self.peers_of.remove(&cookie);
+                }
+            }
+            self.end_peer(cookie, remote, now, probe, facts);
+        }
+    }
+
+    /// Whether a look soon would show what moves in a connection that has just been opened; or any, for a look at times.
+    pub(super) fn wants_look(&self) -> (bool, bool) {
+        (self.has_fresh, !self.open.is_empty() || !self.peers.is_empty())
+    }
+
+    /// The sockets that were open before the probe was there.
+    pub(super) fn find(&mut self, now: Moment, bytes: &[u8]) -> Vec<Observation> {
+        let mut found: BTreeMap<u64, (Header, Connection, HashSet<ProcessKey>)> = BTreeMap::new();
+        for event in Event::parse_all(bytes) {
+            let Event::Connection(header, ConnectionKind::Found, connection) = event else { continue };
+            let holder = key(header.pid, header.start);
+            let entry =
+                found.entry(connection.cookie).or_insert_with(|| (header, connection, HashSet::new()));
+            entry.2.insert(holder);
+            // The one that started first: the others most likely inherited the socket from it.
+            if (header.start, header.pid) < (entry.0.start, entry.0.pid) {
+                entry.0 = header;
+            }
+        }
+        let is_listening =
+            |connection: &Connection| !connection.is_udp && connection.state == tcp_state::LISTEN;
+        let listeners: HashSet<(u32, u16)> = found
+            .values()
+            .filter(|(_, connection, _)| is_listening(connection))
+            .map(|(_, connection, _)| (connection.network_namespace, connection.local.port()))
+            .collect();
+        let mut facts = Vec::new();
+        for (header, connection, holders) in found.into_values() {
+            let shared = holders.len() > 1;
+            let attribution = if shared { Attribution::Guessed } else { Attribution::SocketTable };
+            if is_listening(&connection) {
+                facts.extend(holders.into_iter().map(|holder| Fact::Listening {
+                    owner: Some(holder),
+                    attribution: Attribution::SocketTable,
+                    protocol: Protocol::Tcp,
+                    local: connection.local,
+                }));
+            } else if !connection.is_udp
+                && !matches!(connection.state, tcp_state::CLOSE | tcp_state::TIME_WAIT)
+            {
+                let state = open_state(connection.state);
+                let Fact::ConnectionOpened(mut observed) = self.opened(header, &connection, state) else {
+                    continue;
+                };
+                observed.already_open = true;
+                observed.attribution = attribution;
+                let accepted = listeners.contains(&(connection.network_namespace, connection.local.port()));
+                observed.direction = if accepted { FlowDirection::Inbound } else { FlowDirection::Outbound };
+                facts.push(Fact::ConnectionOpened(observed));
+            }
+        }
+        facts.into_iter().map(|fact| Observation { at: now, fact }).collect()
+    }
+
+    /// After events were lost: ends what is no longer open, and begins what is.
+    pub(super) fn reconcile(
+        &mut self,
+        now: Moment,
+        probe: &mut Probe,
+        processes: &mut Processes,
+        facts: &mut Vec<Observation>,
+    ) -> Result<(), CaptureError> {
+        let bytes = probe.sample(true)?;
+        let mut alive = HashSet::new();
+        for event in Event::parse_all(&bytes) {
+            if let Event::Connection(header, kind, connection) = event {
+                alive.insert(connection.cookie);
+                self.take((header, kind, connection), now, probe, processes, facts);
+            }
+        }
+        let ended: Vec<(u64, SocketAddr)> = self
+            .open
+            .iter()
+            .filter(|(cookie, _)| !alive.contains(cookie))
+            .map(|(cookie, remote)| (*cookie, *remote))
+            .collect();
+        for (cookie, remote) in ended {
+            self.open.remove(&cookie);
+            let socket = SocketKey { protocol: Protocol::Tcp, remote, socket: cookie };
+            let change = ConnectionChange::default();
+            facts.push(Observation {
+                at: now,
+                fact: Fact::ConnectionClosed { socket, state: FlowState::Closed, change },
+            });
+        }
+        Ok(())
+    }
+}
+
+fn socket(connection: &Connection) -> SocketKey {
+    let protocol = if connection.is_udp { Protocol::Udp } else { Protocol::Tcp };
+    SocketKey { protocol, remote: connection.remote, socket: connection.cookie }
+}
+
+fn peer_socket((cookie, remote): (u64, SocketAddr)) -> SocketKey {
+    SocketKey { protocol: Protocol::Udp, remote, socket: cookie }
+}
+
+fn peer_closed(place: (u64, SocketAddr), moved: Traffic) -> Fact {
+    let change = ConnectionChange { traffic: Some(moved), ..ConnectionChange::default() };
+    Fact::ConnectionClosed { socket: peer_socket(place), state: FlowState::Closed, change }
+}
+
+/// `struct peer_key`.
+fn peer_key(cookie: u64, remote: SocketAddr) -> PeerKey {
+    let address = match remote.ip() {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&cookie.to_ne_bytes());
+    key[8..24].copy_from_slice(&address.octets());
+    key[24..28].copy_from_slice(&u32::from(remote.port()).to_ne_bytes());
+    key
+}
+
+fn since(peer: &Peer, before: &Peer) -> Traffic {
+    Traffic {
+        bytes_sent: peer.sent.saturating_sub(before.sent),
+        bytes_received: peer.received.saturating_sub(before.received),
+        packets_sent: peer.packets_sent.wrapping_sub(before.packets_sent).into(),
+        packets_received: peer.packets_received.wrapping_sub(before.packets_received).into(),
+        packets_retransmitted: 0,
+    }
+}
+
+fn owner(header: Header, known: Known) -> Option<(ProcessKey, Attribution)> {
+    let attribution = match known {
+        Known::Not => return None,
+        Known::Inherited => Attribution::Guessed,
+        Known::Table => Attribution::SocketTable,
+        Known::Call => Attribution::InKernel,
+    };
+    (header.pid != 0).then(|| (key(header.pid, header.start), attribution))
+}
+
+fn traffic(connection: &Connection) -> Traffic {
+    Traffic {
+        bytes_sent: connection.sent,
+        bytes_received: connection.received,
+        packets_sent: connection.packets_sent.into(),
+        packets_received: connection.packets_received.into(),
+        packets_retransmitted: connection.retransmitted.into(),
+    }
+}
+
+fn listening(header: Header, connection: &Connection) -> Fact {
+    let owner = owner(header, connection.known);
+    Fact::Listening {
+        owner: owner.map(|(process, _)| process),
+        attribution: owner.map_or(Attribution::Unknown, |(_, attribution)| attribution),
+        protocol: if connection.is_udp { Protocol::Udp } else { Protocol::Tcp },
+        local: connection.local,
+    }
+}
+
+fn opened(header: Header, connection: &Connection, state: FlowState) -> Fact {
+    let owner = owner(header, connection.known);
+    Fact::ConnectionOpened(Box::new(ObservedConnection {
+        socket: socket(connection),
+        local: connection.local,
+        owner: owner.map(|(process, _)| process),
+        attribution: owner.map_or(Attribution::Unknown, |(_, attribution)| attribution),
+        direction: match connection.direction {
+            Direction::Inbound => FlowDirection::Inbound,
+            Direction::Outbound | Direction::Listening | Direction::Unknown => FlowDirection::Outbound,
+        },
+        state,
+        already_open: false,
+        traffic: Some(traffic(connection)),
+        interface: None,
+        network_namespace: Some(connection.network_namespace.into()),
+    }))
+}
+
+fn change(header: Header, connection: &Connection) -> ConnectionChange {
+    ConnectionChange {
+        state: None,
+        owner: owner(header, connection.known),
+        local: Some(connection.local).filter(|local| local.port() != 0),
+        traffic: Some(traffic(connection)),
+        round_trip: (connection.round_trip_us != 0)
+            .then(|| Duration::from_micros(connection.round_trip_us.into())),
+    }
+}
+
+fn open_state(state: u8) -> FlowState {
+    match state {
+        tcp_state::SYN_SENT | tcp_state::SYN_RECEIVED => FlowState::Attempted,
+        _ => FlowState::Established,
+    }
+}
+
+/// How a connection ended. Errno 0 is one that is not known.
+fn outcome(connection: &Connection) -> FlowState {
+    let was_attempt = connection.state == tcp_state::SYN_SENT;
+    match connection.error {
+        0 if !was_attempt => FlowState::Closed,
+        0 if connection.packets_sent > 0 => FlowState::Failed(ECANCELED),
+        error => FlowState::Failed(error),
+    }
+}

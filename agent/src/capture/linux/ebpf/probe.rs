@@ -1,0 +1,374 @@
+//! The probe in the kernel: loading, attaching, reading.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    Btf, EbpfLoader, include_bytes_aligned,
+    maps::{HashMap as KernelMap, Map, MapData, PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter,
+    },
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::capture::CaptureError;
+
+static PROBE: &[u8] =
+    include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/prebuilt/probe.bpf.o"));
+
+/// Program, tracepoint, and what is missing without it; nothing for one that the source cannot do without.
+const TRACEPOINTS: [(&str, &str, &str); 8] = [
+    ("on_fork", "sched_process_fork", ""),
+    ("on_exec", "sched_process_exec", ""),
+    ("on_exit", "sched_process_exit", ""),
+    ("on_state", "inet_sock_set_state", ""),
+    (
+        "on_receive",
+        "tcp_rcv_space_adjust",
+        "which process reads from a connection that another accepted or opened",
+    ),
+    ("on_send", "sock_send_length", "which process writes to a connection that another accepted or opened"),
+    ("on_route4", "fib_table_lookup", "why a connect over IPv4 found no route"),
+    ("on_route6", "fib6_table_lookup", "why a connect over IPv6 found no route"),
+];
+
+/// Programs on the root of the control groups, and what is missing without them.
+const CGROUP_HOOKS: [(&str, Missing); 7] = [
+    ("on_connect4", Missing::Attempts),
+    ("on_connect6", Missing::Attempts),
+    ("on_release", Missing::Attempts),
+    ("on_bind4", Missing::Words("the owner of UDP sockets that only receive")),
+    ("on_bind6", Missing::Words("the owner of UDP sockets that only receive")),
+    ("on_leaving", Missing::Udp),
+    ("on_arriving", Missing::Udp),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    /// Attempts that find no route.
+    Attempts,
+    /// All of UDP.
+    Udp,
+    Words(&'static str),
+}
+
+/// What this kernel does not offer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lacks {
+    /// What cannot be seen, in words for the scope.
+    pub(super) words: Vec<String>,
+    /// Connections of which nothing is seen, so that nothing can be ruled out.
+    pub(super) connections: Vec<String>,
+}
+
+impl Lacks {
+    fn note(&mut self, missing: Missing, why: &str) {
+        let (list, what) = match missing {
+            Missing::Attempts => (&mut self.connections, "attempts that find no route"),
+            Missing::Udp => (&mut self.connections, "UDP"),
+            Missing::Words(words) => (&mut self.words, words),
+        };
+        let line = format!("{what} ({why})");
+        if !list.iter().any(|known| known.starts_with(what)) {
+            list.push(line);
+        }
+    }
+}
+
+/// Counters that the kernel keeps of a UDP peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Peer {
+    /// Nanoseconds since boot.
+    pub(super) last: u64,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) packets_sent: u32,
+    pub(super) packets_received: u32,
+}
+
+/// As it lies in the kernel's map: `struct peer_key`.
+pub(super) type PeerKey = [u8; 32];
+type PeerValue = [u8; 40];
+
+/// What the probe could not tell for want of room, since it was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lost {
+    pub(super) processes: u64,
+    pub(super) connections: u64,
+}
+
+/// The loaded probe. It is gone from the kernel when this is dropped.
+pub(super) struct Probe {
+    events: RingBuf<MapData>,
+    lost: PerCpuArray<MapData, u64>,
+    peers: KernelMap<MapData, PeerKey, PeerValue>,
+    sockets: MapData,
+    /// Keeps the programs attached.
+    programs: aya::Ebpf,
+    pub(super) lacks: Lacks,
+}
+
+impl Probe {
+    /// Loads and attaches. `buffer_bytes` is a power of two, and a multiple of the page.
+    ///
+    /// # Errors
+    /// When the kernel refuses what the source cannot do without, in the kernel's words.
+    pub(super) fn load(buffer_bytes: u32) -> Result<Self, CaptureError> {
+        let btf = Btf::from_sys_fs().map_err(|problem| refused("the kernel's types (BTF)", problem))?;
+        let mut programs = EbpfLoader::new()
+            .btf(Some(&btf))
+            .map_max_entries("events", buffer_bytes)
+            .load(PROBE)
+            .map_err(|problem| refused("the maps", problem))?;
+        let mut lacks = Lacks::default();
+        attach_cgroup_hooks(&mut programs, &mut lacks)?;
+        for (name, tracepoint, missing) in TRACEPOINTS {
+            let attached = attach_tracepoint(&mut programs, name, tracepoint, &btf);
+            match attached {
+                Ok(()) => {}
+                Err(problem) if missing.is_empty() => return Err(refused(name, problem)),
+                Err(problem) => {
+                    tracing::info!(program = name, %problem, "the kernel lacks an optional hook");
+                    lacks.note(Missing::Words(missing), &format!("the kernel refuses {tracepoint}"));
+                }
+            }
+        }
+        for (name, iterator) in
+            [("sample", "bpf_sk_storage_map"), ("list", "bpf_sk_storage_map"), ("find", "task_file")]
+        {
+            let iter: &mut Iter = program(&mut programs, name)?;
+            iter.load(iterator, &btf).map_err(|problem| refused(name, problem))?;
+        }
+        let mut map = |name| programs.take_map(name).ok_or_else(|| refused(name, "it is not in the object"));
+        let events = RingBuf::try_from(map("events")?).map_err(|problem| refused("events", problem))?;
+        let lost = PerCpuArray::try_from(map("lost")?).map_err(|problem| refused("lost", problem))?;
+        let peers = KernelMap::try_from(map("peers")?).map_err(|problem| refused("peers", problem))?;
+        let Map::SkStorage(sockets) = map("sockets")? else {
+            return Err(refused("sockets", "it is of another type"));
+        };
+        Ok(Self { events, lost, peers, sockets, programs, lacks })
+    }
+
+    /// Readable when there are events.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Hands every event in the buffer to `take`. False if there is more, that has been begun and not yet been written.
+    pub(super) fn drain(&mut self, mut take: impl FnMut(&[u8])) -> bool {
+        // An event that is being written on another processor hides all that follow. The kernel calls the buffer
+        // readable as long as there is any such.
+        for _ in 0..ROUNDS_MAX {
+            while let Some(event) = self.events.next() {
+                take(&event);
+            }
+            let mut descriptor = [PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN)];
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            if let Ok(0) = poll(&mut descriptor, Some(&at_once)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What could not be told so far.
+    pub(super) fn lost(&self) -> Lost {
+        let sum = |index| self.lost.get(&index, 0).map_or(0, |counts| counts.iter().sum());
+        Lost { processes: sum(0), connections: sum(1) }
+    }
+
+    /// What a UDP peer has moved in all; none if the kernel does not have it.
+    pub(super) fn peer(&self, key: &PeerKey) -> Option<Peer> {
+        let value = self.peers.get(key, 0).ok()?;
+        let long =
+            |at: usize| value[at..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).unwrap_or_default();
+        let short =
+            |at: usize| value[at..].first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)).unwrap_or_default();
+        Some(Peer {
+            last: long(8),
+            sent: long(16),
+            received: long(24),
+            packets_sent: short(32),
+            packets_received: short(36),
+        })
+    }
+
+    /// Forgets a UDP peer.
+    pub(super) fn forget_peer(&mut self, key: &PeerKey) {
+        // One that is gone is forgotten already.
+        let _ = self.peers.remove(key);
+    }
+
+    /// The TCP connections that have moved something since they were looked at last, as events; or all of them.
+    pub(super) fn sample(&mut self, all: bool) -> Result<Vec<u8>, CaptureError> {
+        let name = if all { "list" } else { "sample" };
+        let iter: &mut Iter = program(&mut self.programs, name)?;
+        let run = |iter: &mut Iter| {
+            let program = iter.fd().map_err(io::Error::other)?.as_fd();
+            read_all(iterate(program, self.sockets.fd().as_fd())?)
+        };
+        run(iter).map_err(|problem| refused(name, problem))
+    }
+
+    /// The sockets that were open before the probe was there, as events.
+    pub(super) fn find(&mut self) -> Result<Vec<u8>, CaptureError> {
+        let iter: &mut Iter = program(&mut self.programs, "find")?;
+        let run = |iter: &mut Iter| {
+            let link = iter.attach().map_err(io::Error::other)?;
+            let link = iter.take_link(link).map_err(io::Error::other)?;
+            read_all(link.into_file().map_err(io::Error::other)?)
+        };
+        run(iter).map_err(|problem| refused("find", problem))
+    }
+}
+
+/// So often the buffer is looked at again for an event that is being written.
+const ROUNDS_MAX: u32 = 1_000;
+
+fn refused(what: &str, problem: impl std::fmt::Display) -> CaptureError {
+    CaptureError::Ebpf { what: what.to_owned(), problem: problem.to_string() }
+}
+
+fn program<'a, T>(programs: &'a mut aya::Ebpf, name: &str) -> Result<&'a mut T, CaptureError>
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program = programs.program_mut(name).ok_or_else(|| refused(name, "it is not in the object"))?;
+    program.try_into().map_err(|problem| refused(name, problem))
+}
+
+fn attach_tracepoint(
+    programs: &mut aya::Ebpf,
+    name: &str,
+    tracepoint: &str,
+    btf: &Btf,
+) -> Result<(), CaptureError> {
+    let program: &mut BtfTracePoint = program(programs, name)?;
+    program
+        .load(tracepoint, btf)
+        .and_then(|()| program.attach())
+        .map(drop)
+        .map_err(|problem| refused(name, with_causes(&problem)))
+}
+
+fn attach_cgroup_hooks(programs: &mut aya::Ebpf, lacks: &mut Lacks) -> Result<(), CaptureError> {
+    // Where both hierarchies are mounted, the unified one is below.
+    let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .iter()
+        .find(|directory| Path::new(directory).join("cgroup.controllers").exists())
+        .and_then(|directory| File::open(directory).ok());
+    for (name, missing) in CGROUP_HOOKS {
+        let Some(root) = &root else {
+            lacks.note(missing, "no unified control groups (cgroup v2) are mounted");
+            continue;
+        };
+        if let Err(problem) = attach_cgroup_hook(programs, name, root) {
+            tracing::warn!(program = name, %problem, "the kernel refuses a hook");
+            lacks.note(missing, &format!("the kernel refuses {name}"));
+        }
+    }
+    Ok(())
+}
+
+fn attach_cgroup_hook(programs: &mut aya::Ebpf, name: &str, root: &File) -> Result<(), CaptureError> {
+    // As a link, which every kernel with this flag of old attaches beside others.
+    let mode = CgroupAttachMode::Single;
+    let attached = match name {
+        "on_leaving" | "on_arriving" => {
+            let program: &mut CgroupSkb = program(programs, name)?;
+            let way =
+                if name == "on_leaving" { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
+            program.load().and_then(|()| program.attach(root, way, mode)).map(drop)
+        }
+        "on_connect4" | "on_connect6" => {
+            let program: &mut CgroupSockAddr = program(programs, name)?;
+            program.load().and_then(|()| program.attach(root, mode)).map(drop)
+        }
+        _ => {
+            let program: &mut CgroupSock = program(programs, name)?;
+            program.load().and_then(|()| program.attach(root, mode)).map(drop)
+        }
+    };
+    attached.map_err(|problem| refused(name, with_causes(&problem)))
+}
+
+/// An error and what caused it, in one line.
+fn with_causes(problem: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(problem.source(), |cause| cause.source());
+    causes.fold(problem.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}
+
+fn read_all(mut file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Runs an iterator over the sockets that have something stored in `map`; aya cannot name a map to an iterator.
+#[expect(unsafe_code, reason = "bpf(2) has no safe form for a link of an iterator with a map")]
+fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    const BPF_ITER_CREATE: libc::c_int = 33;
+    const BPF_TRACE_ITER: u32 = 28;
+
+    /// `union bpf_iter_link_info`, of which a map's descriptor is the first field.
+    #[repr(C, align(8))]
+    struct LinkInfo {
+        map: u32,
+        rest: [u32; 3],
+    }
+    /// The fields of `union bpf_attr` for BPF_LINK_CREATE.
+    #[repr(C, align(8))]
+    struct LinkCreate {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+        info: u64,
+        info_length: u32,
+        padding: u32,
+    }
+    /// The same for BPF_ITER_CREATE.
+    #[repr(C, align(8))]
+    struct IterCreate {
+        link: u32,
+        flags: u32,
+    }
+
+    fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+        // SAFETY: the kernel reads `size_of::<T>()` bytes from `attributes`, which lives until it returns.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+        let descriptor = libc::c_int::try_from(result).map_err(io::Error::other)?;
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    }
+
+    let number = |descriptor: BorrowedFd<'_>| descriptor.as_raw_fd().cast_unsigned();
+    let info = LinkInfo { map: number(map), rest: [0; 3] };
+    let link = bpf(
+        BPF_LINK_CREATE,
+        &LinkCreate {
+            program: number(program),
+            target: 0,
+            attach_type: BPF_TRACE_ITER,
+            flags: 0,
+            info: std::ptr::from_ref(&info) as u64,
+            info_length: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
+            padding: 0,
+        },
+    )?;
+    let iterator = bpf(BPF_ITER_CREATE, &IterCreate { link: number(link.as_fd()), flags: 0 })?;
+    Ok(File::from(iterator))
+}

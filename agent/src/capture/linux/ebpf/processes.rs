@@ -1,0 +1,277 @@
+//! Processes, from fork, exec and exit.
+//!
+//! Most forks are followed by an exec at once. So that these two make one record, a fork waits for a moment for its exec,
+//! unless the process does something before.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use alibi_proto::{
+    executable::FileIdentity,
+    process::{ProcessImage, User},
+    time::{Moment, Timestamp},
+};
+use rustix::fs::makedev;
+
+use super::event::{Exec, Fork, Header, Parent};
+use crate::{
+    capture::{Fact, Observation, ObservedProcess, ProcessKey},
+    sys::linux::{TICK_NS, terminal},
+};
+
+/// A fork that has not become another program by then stays what it is.
+const FORK_WAITS: Duration = Duration::from_millis(100);
+/// Programs take more arguments than anybody reads.
+const ARGUMENTS_MAX: usize = 1024;
+/// Processes that are remembered; as many as Linux runs by default.
+const RUNNING_MAX: usize = 32_768;
+const CGROUPS_MAX: usize = 4_096;
+/// The list of users is read again for an unknown id, but not more often.
+const USERS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What runs.
+#[derive(Default)]
+pub(super) struct Processes {
+    running: HashMap<u32, Running>,
+    /// Forks that wait, by the boot time at which they were seen.
+    waiting: VecDeque<(u64, ProcessKey)>,
+    users: Users,
+    cgroups: HashMap<u64, Option<String>>,
+}
+
+struct Running {
+    key: ProcessKey,
+    parent: Parent,
+    started: Timestamp,
+    image: Arc<ProcessImage>,
+    announced: bool,
+}
+
+impl Processes {
+    /// What ran already.
+    pub(super) fn found(&mut self, observed: &ObservedProcess) {
+        let parent = observed.parent.map_or(Parent { pid: 0, start: 0 }, |parent| Parent {
+            pid: parent.pid,
+            start: parent.start.saturating_mul(TICK_NS),
+        });
+        let running = Running {
+            key: observed.process,
+            parent,
+            started: observed.started,
+            image: Arc::new(observed.image.clone()),
+            announced: true,
+        };
+        self.running.insert(observed.process.pid, running);
+    }
+
+    pub(super) fn knows(&self, process: ProcessKey) -> bool {
+        self.running.get(&process.pid).is_some_and(|running| running.key == process)
+    }
+
+    pub(super) fn fork(&mut self, header: Header, fork: Fork, now: Moment) {
+        let process = key(header.pid, header.start);
+        if self.knows(process) {
+            return;
+        }
+        let inherited = self
+            .running
+            .get(&fork.parent.pid)
+            .filter(|parent| parent.key == key(fork.parent.pid, fork.parent.start))
+            .map(|parent| Arc::clone(&parent.image));
+        let (user, effective_user) = self.people(fork.user, fork.effective_user);
+        let mut image = inherited.unwrap_or_default();
+        if image.user != user || image.effective_user != effective_user || image.working_directory.is_some() {
+            // Where the parent was when it started is not where its child begins.
+            let changed = ProcessImage { user, effective_user, working_directory: None, ..(*image).clone() };
+            image = Arc::new(changed);
+        }
+        self.insert(Running {
+            key: process,
+            parent: fork.parent,
+            started: since_boot(header.start, now),
+            image,
+            announced: false,
+        });
+        self.waiting.push_back((header.at, process));
+    }
+
+    pub(super) fn exec(
+        &mut self,
+        header: Header,
+        exec: &Exec<'_>,
+        now: Moment,
+        facts: &mut Vec<Observation>,
+    ) {
+        let process = key(header.pid, header.start);
+        let image = Arc::new(self.image(header.pid, exec));
+        let at = moment(header.at, now);
+        match self.running.get_mut(&header.pid).filter(|running| running.key == process) {
+            Some(running) if running.announced => {
+                if *running.image == *image {
+                    return;
+                }
+                running.image = Arc::clone(&image);
+                let image = Box::new((*image).clone());
+                facts.push(Observation { at, fact: Fact::ProcessExecuted { process, image } });
+            }
+            Some(running) => {
+                running.image = image;
+                running.announce(at, facts);
+            }
+            None => {
+                let mut running = Running {
+                    key: process,
+                    parent: exec.parent,
+                    started: since_boot(header.start, now),
+                    image,
+                    announced: false,
+                };
+                running.announce(at, facts);
+                self.insert(running);
+            }
+        }
+    }
+
+    pub(super) fn exit(&mut self, header: Header, status: i32, now: Moment, facts: &mut Vec<Observation>) {
+        let process = key(header.pid, header.start);
+        let at = moment(header.at, now);
+        self.acts(process, at, facts);
+        if self.knows(process) {
+            self.running.remove(&process.pid);
+        }
+        // As wait(2) has it: the signal in the lower seven bits, or else the code in the second byte.
+        let exit_code = if status & 0x7f == 0 { (status >> 8) & 0xff } else { 128 + (status & 0x7f) };
+        facts.push(Observation { at, fact: Fact::ProcessExited { process, exit_code: Some(exit_code) } });
+    }
+
+    /// The process does something: who it is must be said before.
+    pub(super) fn acts(&mut self, process: ProcessKey, at: Moment, facts: &mut Vec<Observation>) {
+        if let Some(running) = self.running.get_mut(&process.pid)
+            && running.key == process
+            && !running.announced
+        {
+            running.announce(at, facts);
+        }
+    }
+
+    /// Forks that have waited long enough.
+    pub(super) fn tell_waiting(&mut self, now: Moment, facts: &mut Vec<Observation>) {
+        let until = now.boot_ns.saturating_sub(u64::try_from(FORK_WAITS.as_nanos()).unwrap_or(u64::MAX));
+        while let Some((_, process)) = self.waiting.pop_front_if(|(seen, _)| *seen <= until) {
+            self.acts(process, now, facts);
+        }
+    }
+
+    fn insert(&mut self, running: Running) {
+        if self.running.len() >= RUNNING_MAX {
+            // Ends have been lost, or the system runs more than usual.
+            self.running.retain(|pid, _| fs::exists(format!("/proc/{pid}")).unwrap_or(false));
+        }
+        if self.running.len() < RUNNING_MAX {
+            self.running.insert(running.key.pid, running);
+        }
+    }
+
+    fn image(&mut self, pid: u32, exec: &Exec<'_>) -> ProcessImage {
+        let (user, effective_user) = self.people(exec.user, exec.effective_user);
+        let arguments = exec.arguments.strip_suffix(b"\0").unwrap_or(exec.arguments);
+        let mut words =
+            arguments.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        let kept =
+            if exec.arguments.is_empty() { Vec::new() } else { words.by_ref().take(ARGUMENTS_MAX).collect() };
+        ProcessImage {
+            path: Some(exec.path.clone()),
+            name: exec.name.clone(),
+            arguments_truncated: exec.arguments_cut || words.next().is_some() && !exec.arguments.is_empty(),
+            arguments: kept,
+            working_directory: Some(exec.directory.clone()),
+            user,
+            effective_user,
+            terminal: terminal(exec.terminal.0, exec.terminal.1),
+            cgroup: self.cgroup(exec.cgroup, pid),
+            file: Some(FileIdentity {
+                device: makedev(exec.device.0, exec.device.1),
+                inode: exec.inode,
+                modified: Timestamp::from_nanos(exec.modified),
+                size: exec.size,
+            }),
+            sha256: None,
+        }
+    }
+
+    fn people(&mut self, user: u32, effective: u32) -> (Option<User>, Option<User>) {
+        (Some(self.users.user(user)), (effective != user).then(|| self.users.user(effective)))
+    }
+
+    fn cgroup(&mut self, id: u64, pid: u32) -> Option<String> {
+        if let Some(known) = self.cgroups.get(&id) {
+            return known.clone();
+        }
+        // It may be gone already; then the next process in the group tells.
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+        let group = Some(path.to_owned()).filter(|path| path != "/");
+        if self.cgroups.len() >= CGROUPS_MAX {
+            self.cgroups.clear();
+        }
+        self.cgroups.insert(id, group.clone());
+        group
+    }
+}
+
+impl Running {
+    fn announce(&mut self, at: Moment, facts: &mut Vec<Observation>) {
+        self.announced = true;
+        let has_parent = self.parent.pid != 0;
+        let observed = ObservedProcess {
+            process: self.key,
+            parent: has_parent.then(|| key(self.parent.pid, self.parent.start)),
+            parent_pid: has_parent.then_some(self.parent.pid),
+            started: self.started,
+            already_running: false,
+            image: (*self.image).clone(),
+        };
+        facts.push(Observation { at, fact: Fact::ProcessStarted(Box::new(observed)) });
+    }
+}
+
+/// The process with a pid and a start in nanoseconds since boot.
+pub(super) fn key(pid: u32, start: u64) -> ProcessKey {
+    ProcessKey { pid, start: start / TICK_NS }
+}
+
+/// An instant of the boot clock on both clocks, given what both say now.
+pub(super) fn moment(boot_ns: u64, now: Moment) -> Moment {
+    Moment { wall: since_boot(boot_ns, now), boot_ns }
+}
+
+fn since_boot(boot_ns: u64, now: Moment) -> Timestamp {
+    let wall = now.wall.as_nanos();
+    Timestamp::from_nanos(match now.boot_ns.checked_sub(boot_ns) {
+        Some(ago) => wall.saturating_sub(ago),
+        None => wall.saturating_add(boot_ns - now.boot_ns),
+    })
+}
+
+/// Names of users by their ids.
+#[derive(Default)]
+struct Users {
+    names: HashMap<u32, String>,
+    read: Option<Instant>,
+}
+
+impl Users {
+    fn user(&mut self, id: u32) -> User {
+        if !self.names.contains_key(&id) && self.read.is_none_or(|read| read.elapsed() >= USERS_INTERVAL) {
+            self.read = Some(Instant::now());
+            if let Ok(users) = sysinfo::Users::new_with_refreshed_list() {
+                self.names = users.iter().map(|user| (**user.id(), user.name().to_owned())).collect();
+            }
+        }
+        User { id: id.to_string(), name: self.names.get(&id).cloned() }
+    }
+}
