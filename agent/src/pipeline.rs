@@ -35,6 +35,10 @@ use crate::{
     ledger::{Ledger, PreviousRun},
 };
 
+mod names;
+
+use names::Names;
+
 /// A connection that lives longer is reported while it lives.
 const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
 /// A wall clock that moved so much more or less than the boot clock was set; less is its being steered.
@@ -82,6 +86,7 @@ pub struct Pipeline {
     /// Open connections that there was no room for.
     unfollowed: u64,
     users: HashMap<ProcessKey, User>,
+    names: Names,
     /// Coverage of the connections has changed in this report.
     interrupted: bool,
     /// The end of the losses of connections that were said. A reader believes no life past a loss, so what is open is
@@ -138,6 +143,7 @@ impl Pipeline {
             unreported: BTreeSet::new(),
             unfollowed: 0,
             users: HashMap::new(),
+            names: Names::default(),
             interrupted: false,
             doubted_until: None,
             leap: None,
@@ -360,6 +366,9 @@ impl Pipeline {
     }
 
     fn name_resolved(&mut self, observed: ObservedResolution, at: Timestamp, now: Moment) {
+        for address in &observed.addresses {
+            self.names.resolved(observed.network_namespace, *address, &observed.name);
+        }
         let resolution = NameResolution {
             at,
             name: observed.name,
@@ -374,6 +383,9 @@ impl Pipeline {
     }
 
     fn server_name(&mut self, observed: ObservedServerName, at: Timestamp, now: Moment) {
+        if let (Some(name), Direction::Outbound) = (&observed.name, observed.direction) {
+            self.names.asked(observed.local, observed.remote, name);
+        }
         let hello = ServerNameRecord {
             at,
             connection: None,
@@ -416,6 +428,11 @@ impl Pipeline {
         let SocketKey { protocol, remote, socket: identity } = socket;
         // One that was open already is known at once; there is nothing to wait for.
         let due = if observed.already_open { at } else { at.saturating_add(FIRST_REPORT_AFTER) };
+        // Who comes in is not known by a name that was looked up here.
+        let remote_name = match observed.direction {
+            Direction::Outbound => self.names.of_address(observed.network_namespace, remote.ip()),
+            Direction::Inbound => None,
+        };
         let flow = OpenFlow {
             connection: self.boot.connection(protocol, remote, identity),
             local: observed.local,
@@ -433,7 +450,7 @@ impl Pipeline {
             interface: observed.interface,
             network_namespace: observed.network_namespace,
             round_trip: None,
-            remote_name: None,
+            remote_name,
         };
         if matches!(flow.state, FlowState::Closed | FlowState::Failed(_)) {
             self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
@@ -570,6 +587,9 @@ impl Pipeline {
         now: Moment,
     ) -> OpenFlow {
         let at = at.max(flow.first);
+        if let Some(name) = self.names.take_asked(flow.local, socket.remote) {
+            flow.remote_name = Some(name);
+        }
         if let Some((from, to)) = self.leap.filter(|(from, to)| flow.first <= *from && at >= *to) {
             self.push_idle(&mut flow, socket, from, now);
             flow.first = to;

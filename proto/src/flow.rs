@@ -92,9 +92,9 @@ impl Traffic {
         self.combine(other, u64::saturating_add)
     }
 
-    /// Whether anything moved.
+    /// Whether a byte of payload moved. Packets without any, as those that open and end a connection, do not count.
     pub fn any(&self) -> bool {
-        *self != Self::default()
+        self.bytes_sent > 0 || self.bytes_received > 0
     }
 
     fn combine(&self, other: &Self, with: fn(u64, u64) -> u64) -> Self {
