@@ -8,6 +8,7 @@
 use std::{os::fd::BorrowedFd, time::Duration};
 
 use alibi_proto::{
+    coverage::Facet,
     host::{FacetCoverage, SourceDescription},
     time::Moment,
 };
@@ -16,7 +17,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{CaptureError, Observation, Outlet, Report, Source};
 use crate::sys;
 
+mod canary;
 mod ebpf;
+
+use canary::Canary;
 
 /// A report comes at least so often, so that the watermark goes on.
 const TURN_MAX: Duration = Duration::from_millis(500);
@@ -29,7 +33,7 @@ const GATHER: Duration = Duration::from_millis(5);
 /// When the kernel refuses it.
 pub(super) fn ebpf(buffer_bytes: Option<u32>) -> Result<Linux, CaptureError> {
     let probe = ebpf::Ebpf::open(buffer_bytes.unwrap_or(ebpf::BUFFER_BYTES))?;
-    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]))
+    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_canary())
 }
 
 /// An ear at one place in the kernel. All are called from one thread, and must not block.
@@ -60,11 +64,19 @@ pub(super) struct Linux {
     held: Vec<Observation>,
     /// Everything before this has been reported.
     seen_until: Option<Moment>,
+    canary: Option<Canary>,
 }
 
 impl Linux {
     pub(super) fn new(name: &'static str, sensors: Vec<Box<dyn Sensor>>) -> Self {
-        Self { name, sensors, held: Vec::new(), seen_until: None }
+        Self { name, sensors, held: Vec::new(), seen_until: None, canary: None }
+    }
+
+    /// With a canary, for a source that claims to see every connection.
+    fn with_canary(mut self) -> Self {
+        let connections = self.describe().facets.into_iter().find(|facet| facet.facet == Facet::Connections);
+        self.canary = connections.and_then(|facet| Canary::open(facet.grade, facet.scope));
+        self
     }
 
     /// Waits until a sensor has something, or it is time for a report.
@@ -93,6 +105,9 @@ impl Linux {
         facts.sort_by_key(|observation| observation.at.boot_ns);
         let younger = facts.partition_point(|observation| observation.at.boot_ns <= seen_until.boot_ns);
         self.held = facts.split_off(younger);
+        if let Some(canary) = &mut self.canary {
+            canary.turn(now, &mut facts);
+        }
         Ok(Report { observations: facts, seen_until })
     }
 }
