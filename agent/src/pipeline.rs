@@ -225,12 +225,12 @@ impl Pipeline {
         }
     }
 
-    /// Events from `next_seq` on could not be kept: their numbers are given again, and the loss is said.
-    pub fn lose(&mut self, lost: &[Event], next_seq: Seq, reason: &str, now: Moment) {
+    /// `count` events, from `next_seq` on, that spoke of instants since `from` could not be kept: their numbers are given
+    /// again, and the loss is said.
+    pub fn lose(&mut self, count: u64, from: Timestamp, next_seq: Seq, reason: &str, now: Moment) {
         self.next_seq = next_seq;
         self.events.clear();
-        let from = lost.iter().map(Event::speaks_from).min().unwrap_or(now.wall);
-        let losses = self.ledger.lose(lost.len() as u64, reason, from, now.wall);
+        let losses = self.ledger.lose(count, reason, from, now.wall);
         self.push_all(now, losses);
         self.restate(now);
     }

@@ -71,8 +71,8 @@ impl Acknowledged {
 pub struct Recorder {
     pipeline: Pipeline,
     ring: Ring,
-    /// Events that are not in the ring yet, each with the time up to which had been seen when it was made.
-    pending: Vec<(Event, Timestamp)>,
+    /// Events that are not in the ring yet.
+    pending: Vec<Record>,
     acknowledged: Acknowledged,
     progress: watch::Sender<Progress>,
     trouble: Option<String>,
@@ -206,10 +206,7 @@ impl Recorder {
         let count = events.len();
         self.since_restated += count;
         let seen_until = self.pipeline.seen_until().unwrap_or_default();
-        self.pending.extend(events.into_iter().map(|event| {
-            let speaks_until = event.speaks_until().max(seen_until);
-            (event, speaks_until)
-        }));
+        self.pending.extend(events.into_iter().map(|event| encode(event, seen_until)));
         count
     }
 
@@ -224,20 +221,18 @@ impl Recorder {
     fn append_counting(&mut self, written: &mut usize) -> Result<(), RingError> {
         let piece_bytes_max = self.ring.append_bytes_max();
         while *written < self.pending.len() {
+            let waiting = &self.pending[*written..];
             let mut bytes = 0;
-            let piece: Vec<Record> = self.pending[*written..]
-                .iter()
-                .map(encode)
-                .take_while(|record| {
-                    let first = bytes == 0;
-                    bytes += record.bytes.len();
-                    first || bytes <= piece_bytes_max
-                })
-                .collect();
+            let fits = |record: &&Record| {
+                let first = bytes == 0;
+                bytes += record.bytes.len();
+                first || bytes <= piece_bytes_max
+            };
+            let piece = &waiting[..waiting.iter().take_while(fits).count()];
             // What is acknowledged may be overwritten without loss, so the ring must know before it makes room.
             let recorded = Seq(self.ring.next_seq().0 - 1);
             self.ring.acknowledge(self.acknowledged.seq().min(recorded))?;
-            let appended = self.ring.append(&piece)?;
+            let appended = self.ring.append(piece)?;
             *written += piece.len();
             self.segment_started |= appended.started_segment;
             if appended.evicted_unacknowledged > 0 {
@@ -276,10 +271,10 @@ impl Recorder {
     /// Lets go of what waits if it is too much, and says so.
     fn keep_within_bound(&mut self, error: &RingError, now: Moment) {
         if self.pending.len() > PENDING_EVENTS_MAX {
-            let lost: Vec<Event> =
-                std::mem::take(&mut self.pending).into_iter().map(|(event, _)| event).collect();
+            let lost = std::mem::take(&mut self.pending);
+            let from = lost.iter().map(|record| record.speaks_from).min().unwrap_or(now.wall);
             let reason = format!("the ring could not be written: {error}");
-            self.pipeline.lose(&lost, self.ring.next_seq(), &reason, now);
+            self.pipeline.lose(lost.len() as u64, from, self.ring.next_seq(), &reason, now);
             // Until their loss is in the ring, nothing that comes after them may be vouched for.
             self.collect();
             tracing::error!(events = lost.len(), "events were lost");
@@ -300,12 +295,13 @@ impl Recorder {
     }
 }
 
-fn encode((event, speaks_until): &(Event, Timestamp)) -> Record {
+/// `event` as the ring keeps it; what was seen when it was made reached until `seen_until`.
+fn encode(event: Event, seen_until: Timestamp) -> Record {
     Record {
         seq: event.seq,
         speaks_from: event.speaks_from(),
-        recorded: *speaks_until,
-        bytes: wire::Event::from(event.clone()).encode_to_vec(),
+        recorded: event.speaks_until().max(seen_until),
+        bytes: wire::Event::from(event).encode_to_vec(),
     }
 }
 

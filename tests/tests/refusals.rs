@@ -196,7 +196,7 @@ fn an_option_that_makes_no_sense_is_refused() {
         (&["--ring-bytes", "1"][..], &["ring", "1 bytes", "--ring-bytes"][..]),
         (&["--ring-bytes", "many"], &["--ring-bytes", "many"]),
         (&["--period", "0s"], &["--period", "`0s`", "10m"]),
-        (&["--source", "magic"], &["`magic`", "auto, poll or replay:FILE"]),
+        (&["--source", "magic"], &["`magic`", "poll or replay:FILE"]),
         (&["--source", "replay:/nonexistent/file"], &["/nonexistent/file"]),
     ] {
         let mut command = agent(&["run", "--listen", "127.0.0.1:0", "--data", data]);

@@ -24,8 +24,8 @@ use canary::Canary;
 
 /// A report comes at least so often, so that the watermark goes on.
 const TURN_MAX: Duration = Duration::from_millis(500);
-/// After something has been heard, more is let come, so that a burst is taken in few turns.
-const GATHER: Duration = Duration::from_millis(5);
+/// After something has been heard, more is let come, so that a burst is taken in few turns: each costs a write to the disk.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The source of first choice: events by BPF.
 ///

@@ -76,6 +76,10 @@ fn feed(pipeline: &mut Pipeline, facts: Vec<(u64, Fact)>, until: u64) -> Vec<Eve
     pipeline.events()
 }
 
+fn speaks_from(events: &[Event]) -> Timestamp {
+    events.iter().map(Event::speaks_from).min().unwrap_or(at(9).wall)
+}
+
 /// The flow records as `first..last state reason bytes`.
 fn records(events: &[Event]) -> Vec<String> {
     let seconds = |time: Timestamp| time.as_nanos() / SECOND;
@@ -232,7 +236,7 @@ fn what_could_not_be_kept_is_numbered_anew_and_said() {
     let close = Report { observations: vec![Observation { at: at(4), fact: closed(1) }], seen_until: at(4) };
     pipeline.take(close, at(4));
     let lost = pipeline.events();
-    pipeline.lose(&lost, next, "the disk is full", at(9));
+    pipeline.lose(lost.len() as u64, speaks_from(&lost), next, "the disk is full", at(9));
     let events = pipeline.events();
     assert_eq!(events[0].seq, next);
     let EventKind::CoverageChanged(change) = &events[0].kind else { panic!() };
@@ -334,7 +338,8 @@ fn what_is_open_is_believed_past_a_loss_that_ends_later_than_the_source_has_seen
     let mut events = feed(&mut pipeline, vec![(2, opened(1))], 4);
     pipeline.take(Report { observations: vec![], seen_until: at(5) }, at(5));
     let lost = pipeline.events();
-    pipeline.lose(&lost, events.last().unwrap().seq.next(), "the disk is full", at(9));
+    let next = events.last().unwrap().seq.next();
+    pipeline.lose(lost.len() as u64, speaks_from(&lost), next, "the disk is full", at(9));
     go_on(&mut pipeline, 6, 100, 6);
     events.extend(pipeline.events());
     assert_eq!(verdict(&events, 50, 60, 100), Verdict::Talked);
