@@ -73,7 +73,18 @@ fn parse_buffer_bytes(text: &str) -> Result<u32, String> {
 /// # Errors
 /// What a person should read, in one line.
 pub fn run(arguments: Arguments) -> Result<u8> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    sys::keep_needed_privileges()?;
+    // Whoever speaks to the agent speaks to a thread without rights.
+    let without_rights = || {
+        if let Err(problem) = sys::give_up_privileges() {
+            tracing::warn!(%problem, "a thread that serves keeps the agent's rights");
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(without_rights)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match arguments.command {
             Command::Run(arguments) => run::run(arguments).await,

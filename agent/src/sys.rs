@@ -62,6 +62,22 @@ pub fn is_privileged() -> bool {
     os::is_privileged()
 }
 
+/// Gives up every right that recording does not take, for this thread and those that it starts.
+///
+/// # Errors
+/// When the system refuses.
+pub fn keep_needed_privileges() -> io::Result<()> {
+    os::keep_needed_privileges()
+}
+
+/// Gives up every right above those of an ordinary program of the same user, for this thread and those that it starts.
+///
+/// # Errors
+/// When the system refuses.
+pub fn give_up_privileges() -> io::Result<()> {
+    os::give_up_privileges()
+}
+
 /// Where the agent keeps its data unless told otherwise.
 pub fn default_data_directory() -> PathBuf {
     os::default_data_directory()

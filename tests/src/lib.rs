@@ -6,6 +6,7 @@ pub mod programs;
 pub mod recording;
 pub mod reference;
 pub mod requirements;
+pub mod ring;
 pub mod system;
 pub mod traffic;
 pub mod up;

@@ -26,6 +26,8 @@ pub enum Requirement {
     NetworkNamespaces,
     /// Linux with the rights of root: a small file system of its own.
     Mounts,
+    /// Linux with BPF, and the rights of root.
+    Bpf,
     /// The rights of root: becoming another user.
     Root,
 }
@@ -38,6 +40,9 @@ impl Requirement {
         match self {
             Self::NetworkNamespaces if !(root && ip) => {
                 Some("root and the `ip` command, for network namespaces")
+            }
+            Self::Bpf if !(root && std::path::Path::new("/sys/kernel/btf/vmlinux").exists()) => {
+                Some("root and a kernel with BPF type information")
             }
             Self::Mounts if !root => Some("root, to mount a small file system"),
             Self::Root if !root => Some("root, to become another user"),

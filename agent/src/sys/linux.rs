@@ -19,6 +19,7 @@ use alibi_proto::time::{Moment, Timestamp};
 use netstat2::{AddressFamilyFlags, ProtocolFlags, SocketInfo};
 use rustix::{
     fs::{Dir, Mode, OFlags},
+    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
     time::{ClockId, Timespec, clock_gettime},
 };
 
@@ -78,6 +79,36 @@ fn line_of(path: &str) -> Option<String> {
 
 pub(super) fn is_privileged() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// What recording takes: BPF (BPF, PERFMON, NET_ADMIN), packets (NET_RAW), other processes' files and namespaces
+/// (SYS_PTRACE, DAC_READ_SEARCH, SYS_ADMIN).
+const NEEDED: CapabilitySet = CapabilitySet::BPF
+    .union(CapabilitySet::PERFMON)
+    .union(CapabilitySet::NET_ADMIN)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::SYS_ADMIN);
+
+pub(super) fn keep_needed_privileges() -> io::Result<()> {
+    // None of its children needs more either: it has none.
+    rustix::thread::set_no_new_privs(true)?;
+    limit_capabilities(NEEDED)
+}
+
+pub(super) fn give_up_privileges() -> io::Result<()> {
+    limit_capabilities(CapabilitySet::empty())
+}
+
+fn limit_capabilities(to: CapabilitySet) -> io::Result<()> {
+    let held = capabilities(None)?;
+    let sets = CapabilitySets {
+        effective: held.effective & to,
+        permitted: held.permitted & to,
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(set_capabilities(None, sets)?)
 }
 
 pub(super) fn default_data_directory() -> PathBuf {
@@ -323,6 +354,21 @@ mod tests {
         let stat = |threads: u32| format!("42 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 5 0 0");
         assert!(parse_stat(stat(1).as_bytes()).unwrap().ended);
         assert!(!parse_stat(stat(3).as_bytes()).unwrap().ended);
+    }
+
+    #[test]
+    fn a_thread_gives_up_what_it_does_not_need_and_then_everything() {
+        // Capabilities belong to a thread: the others of this test keep theirs.
+        std::thread::spawn(|| {
+            keep_needed_privileges().unwrap();
+            let held = capabilities(None).unwrap();
+            assert!(NEEDED.contains(held.permitted) && NEEDED.contains(held.effective), "{held:?}");
+            give_up_privileges().unwrap();
+            let held = capabilities(None).unwrap();
+            assert!(held.permitted.is_empty() && held.effective.is_empty(), "{held:?}");
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

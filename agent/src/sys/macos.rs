@@ -1,6 +1,6 @@
 //! macOS.
 
-use std::{env, path::PathBuf};
+use std::{env, io, path::PathBuf};
 
 use alibi_proto::time::{Moment, Timestamp};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -36,6 +36,16 @@ pub(super) fn host_facts() -> HostFacts {
 
 pub(super) fn is_privileged() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// Rights are not held one by one here.
+pub(super) fn keep_needed_privileges() -> io::Result<()> {
+    Ok(())
+}
+
+/// Rights are not held one by one here.
+pub(super) fn give_up_privileges() -> io::Result<()> {
+    Ok(())
 }
 
 pub(super) fn default_data_directory() -> PathBuf {

@@ -1,7 +1,7 @@
 //! Windows.
 
 use std::{
-    env, fs,
+    env, fs, io,
     path::PathBuf,
     sync::LazyLock,
     time::{Duration, Instant, SystemTime},
@@ -43,6 +43,16 @@ pub(super) fn host_facts() -> HostFacts {
 pub(super) fn is_privileged() -> bool {
     let root = env::var_os("SystemRoot").map_or_else(|| PathBuf::from(r"C:\Windows"), PathBuf::from);
     fs::read_dir(root.join(r"System32\config")).is_ok()
+}
+
+/// Rights are not held one by one here.
+pub(super) fn keep_needed_privileges() -> io::Result<()> {
+    Ok(())
+}
+
+/// Rights are not held one by one here.
+pub(super) fn give_up_privileges() -> io::Result<()> {
+    Ok(())
 }
 
 pub(super) fn default_data_directory() -> PathBuf {
