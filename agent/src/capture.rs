@@ -399,6 +399,8 @@ pub struct Options {
     pub period: Duration,
     /// Of the BPF source: bytes of the buffer between kernel and agent, a power of two.
     pub buffer_bytes: Option<u32>,
+    /// Of the BPF source: connections of the agent's own network namespace only.
+    pub own_network_namespace: bool,
 }
 
 /// The best source that works here, and why none better does.
@@ -412,7 +414,7 @@ fn best(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
 
 #[cfg(target_os = "linux")]
 fn ebpf(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
-    Ok(Box::new(linux::ebpf(options.buffer_bytes)?))
+    Ok(Box::new(linux::ebpf(options)?))
 }
 
 #[cfg(not(target_os = "linux"))]

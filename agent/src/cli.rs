@@ -45,6 +45,9 @@ struct RunArgs {
     /// Bytes of the buffer between kernel and agent: a power of two
     #[arg(long, env = "ALIBI_BPF_BUFFER_BYTES", hide = true, value_parser = parse_buffer_bytes)]
     bpf_buffer_bytes: Option<u32>,
+    /// Record connections of the agent's own network namespace only, for several agents on one kernel
+    #[arg(long, env = "ALIBI_OWN_NETWORK_NAMESPACE", hide = true)]
+    own_network_namespace: bool,
     /// Bytes that the ring may take on disk
     #[arg(long, env = "ALIBI_RING_BYTES", default_value_t = crate::ring::Options::default().bytes_max)]
     ring_bytes: u64,

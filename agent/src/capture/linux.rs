@@ -14,7 +14,7 @@ use alibi_proto::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{CaptureError, Observation, Outlet, Report, Source};
+use super::{CaptureError, Observation, Options, Outlet, Report, Source};
 use crate::sys;
 
 mod canary;
@@ -31,8 +31,9 @@ const GATHER: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// When the kernel refuses it.
-pub(super) fn ebpf(buffer_bytes: Option<u32>) -> Result<Linux, CaptureError> {
-    let probe = ebpf::Ebpf::open(buffer_bytes.unwrap_or(ebpf::BUFFER_BYTES))?;
+pub(super) fn ebpf(options: &Options) -> Result<Linux, CaptureError> {
+    let only = options.own_network_namespace.then(sys::network_namespace).flatten();
+    let probe = ebpf::Ebpf::open(options.buffer_bytes.unwrap_or(ebpf::BUFFER_BYTES), only)?;
     Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_canary())
 }
 

@@ -105,9 +105,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("recording.jsonl");
         fs::write(&path, content).unwrap();
-        let source =
-            open(&Choice::Replay(path), &Options { period: Duration::from_secs(1), buffer_bytes: None })
-                .unwrap();
+        let source = open(
+            &Choice::Replay(path),
+            &Options { period: Duration::from_secs(1), buffer_bytes: None, own_network_namespace: false },
+        )
+        .unwrap();
         let (reports, received) = mpsc::sync_channel(64);
         let (stop, stopped) = mpsc::channel();
         // Told to stop before it begins: it reports everything all the same, and does not wait at the end.

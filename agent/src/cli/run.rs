@@ -34,7 +34,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     // Everything that can be refused is asked first, so that a refusal leaves nothing behind.
-    let how = capture::Options { period: arguments.period, buffer_bytes: arguments.bpf_buffer_bytes };
+    let how = capture::Options {
+        period: arguments.period,
+        buffer_bytes: arguments.bpf_buffer_bytes,
+        own_network_namespace: arguments.own_network_namespace,
+    };
     let source = capture::open(&arguments.source, &how)?;
     let stop = transport::stop_signal();
     let options = Options::within(arguments.ring_bytes);

@@ -48,15 +48,15 @@ pub(super) struct Ebpf {
 }
 
 impl Ebpf {
-    /// Loads the probe.
+    /// Loads the probe. With `only`, connections of other network namespaces are left out.
     ///
     /// # Errors
-    /// When the kernel refuses it.
-    pub(super) fn open(buffer_bytes: u32) -> Result<Self, CaptureError> {
+    /// When the kernel refuses the probe.
+    pub(super) fn open(buffer_bytes: u32, only: Option<u64>) -> Result<Self, CaptureError> {
         Ok(Self {
             probe: Probe::load(buffer_bytes)?,
             processes: Processes::default(),
-            connections: Connections::default(),
+            connections: Connections::of(only),
             looked: None,
             counted: None,
             has_begun: false,
@@ -163,7 +163,7 @@ impl Sensor for Ebpf {
                 facet: Facet::Connections,
                 grade: connections,
                 scope: scope(
-                    "TCP and UDP over IPv4 and IPv6 by eBPF, in all network namespaces",
+                    self.connections.covers(),
                     cannot_see(
                         "other protocols; raw and packet sockets; the own traffic of virtual machines; tunnels made by \
                          the kernel; what a program sends past the kernel",

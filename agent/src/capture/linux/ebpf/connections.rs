@@ -37,6 +37,8 @@ pub(super) struct Connections {
     peers: HashMap<(u64, SocketAddr), OpenPeer>,
     /// The peers of each UDP socket.
     peers_of: HashMap<u64, HashSet<SocketAddr>>,
+    /// Those of other network namespaces are left out.
+    only: Option<u64>,
     /// Something was opened since connections were looked at.
     has_fresh: bool,
 }
@@ -49,6 +51,23 @@ struct OpenPeer {
 }
 
 impl Connections {
+    /// Those of one network namespace, or all.
+    pub(super) fn of(only: Option<u64>) -> Self {
+        Self { only, ..Self::default() }
+    }
+
+    /// What is covered, in words for the scope.
+    pub(super) fn covers(&self) -> &'static str {
+        match self.only {
+            None => "TCP and UDP over IPv4 and IPv6 by eBPF, in all network namespaces",
+            Some(_) => "TCP and UDP over IPv4 and IPv6 by eBPF, in the agent's own network namespace",
+        }
+    }
+
+    fn leaves_out(&self, connection: &Connection) -> bool {
+        self.only.is_some_and(|only| only != u64::from(connection.network_namespace))
+    }
+
     /// Takes in one event.
     pub(super) fn take(
         &mut self,
@@ -58,6 +77,9 @@ impl Connections {
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
     ) {
+        if self.leaves_out(&connection) {
+            return;
+        }
         let at = moment(header.at, now);
         if header.pid != 0 {
             processes.acts(key(header.pid, header.start), at, facts);
@@ -226,6 +248,9 @@ impl Connections {
         let mut found: BTreeMap<u64, (Header, Connection, HashSet<ProcessKey>)> = BTreeMap::new();
         for event in Event::parse_all(bytes) {
             let Event::Connection(header, ConnectionKind::Found, connection) = event else { continue };
+            if self.leaves_out(&connection) {
+                continue;
+            }
             let holder = key(header.pid, header.start);
             let entry =
                 found.entry(connection.cookie).or_insert_with(|| (header, connection, HashSet::new()));

@@ -14,7 +14,11 @@ use aya::{
         BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter,
     },
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Mode, OFlags},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
+};
 
 use crate::capture::CaptureError;
 
@@ -259,14 +263,13 @@ fn attach_tracepoint(
 }
 
 fn attach_cgroup_hooks(programs: &mut aya::Ebpf, lacks: &mut Lacks) -> Result<(), CaptureError> {
-    // Where both hierarchies are mounted, the unified one is below.
-    let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        .iter()
-        .find(|directory| Path::new(directory).join("cgroup.controllers").exists())
-        .and_then(|directory| File::open(directory).ok());
+    let root = control_groups();
+    if let Err(problem) = &root {
+        tracing::warn!(%problem, "there are no unified control groups");
+    }
     for (name, missing) in CGROUP_HOOKS {
-        let Some(root) = &root else {
-            lacks.note(missing, "no unified control groups (cgroup v2) are mounted");
+        let Ok(root) = &root else {
+            lacks.note(missing, "there are no unified control groups (cgroup v2)");
             continue;
         };
         if let Err(problem) = attach_cgroup_hook(programs, name, root) {
@@ -275,6 +278,27 @@ fn attach_cgroup_hooks(programs: &mut aya::Ebpf, lacks: &mut Lacks) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The root of the unified control groups.
+fn control_groups() -> io::Result<File> {
+    // Where both hierarchies are mounted, the unified one is below.
+    for directory in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        if Path::new(directory).join("cgroup.controllers").exists() {
+            return File::open(directory);
+        }
+    }
+    // Not mounted here, as in many containers: it need not be anywhere to be opened.
+    let hierarchy = rustix::mount::fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(hierarchy.as_fd())?;
+    let root =
+        rustix::mount::fsmount(hierarchy.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    Ok(File::from(rustix::fs::openat(
+        root,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?))
 }
 
 fn attach_cgroup_hook(programs: &mut aya::Ebpf, name: &str, root: &File) -> Result<(), CaptureError> {
