@@ -10,6 +10,7 @@ use crate::{capture::Choice, sys};
 
 mod query;
 mod run;
+mod selftest;
 
 /// Records process starts and network connections on this host, and proves what it recorded.
 #[derive(Debug, Parser)]
@@ -25,6 +26,8 @@ enum Command {
     Run(RunArgs),
     /// Who on this host talked to TARGET? Answered from the ring; exit status 0 talked, 1 clear, 3 unknown, 2 error
     Query(QueryArgs),
+    /// Do what the source claims to see, and look whether it is seen; exit status 0 all of it, 1 not all, 2 error
+    Selftest(SelftestArgs),
 }
 
 /// `alibi-agent run`.
@@ -51,6 +54,23 @@ struct RunArgs {
     /// Bytes that the ring may take on disk
     #[arg(long, env = "ALIBI_RING_BYTES", default_value_t = crate::ring::Options::default().bytes_max)]
     ring_bytes: u64,
+}
+
+/// `alibi-agent selftest`.
+#[derive(Debug, clap::Args)]
+struct SelftestArgs {
+    /// How to capture: auto, ebpf or poll
+    #[arg(long, env = "ALIBI_SOURCE", default_value = "auto")]
+    source: Choice,
+    /// Time between two looks of the poll source
+    #[arg(long, env = "ALIBI_PERIOD", default_value = "1s", value_parser = parse_duration)]
+    period: Duration,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Be one of the processes that the test starts
+    #[arg(long, hide = true)]
+    child: bool,
 }
 
 /// `alibi-agent query`.
@@ -92,6 +112,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
         match arguments.command {
             Command::Run(arguments) => run::run(arguments).await,
             Command::Query(arguments) => query::query(arguments).await,
+            Command::Selftest(arguments) => selftest::selftest(&arguments),
         }
     })
 }

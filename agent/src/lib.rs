@@ -12,5 +12,6 @@ pub mod pipeline;
 pub mod query;
 pub mod recorder;
 pub mod ring;
+pub mod selftest;
 pub mod server;
 pub mod sys;
