@@ -18,6 +18,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 // A UDP peer that was silent for longer is told anew when it speaks again.
 #define UDP_IDLE_NS 60000000000ULL
+// A connect that has sent nothing by then has failed.
+#define ASKING_NS 10000000ULL
 // A socket that processes keep handing to and fro is followed so often.
 #define OWNER_CHANGES_MAX 64
 
@@ -388,6 +390,10 @@ int BPF_PROG(on_state, struct sock *sk, int before, int now)
 			count_lost(LOST_CONNECTIONS);
 			return 0;
 		}
+		if (now == TCP_SYN_SENT && state->asked) {
+			state->asked = 0; /* told when connect was called */
+			return 0;
+		}
 		state->opened = bpf_ktime_get_boot_ns();
 		state->direction = now == TCP_LISTEN ? DIRECTION_LISTENING : DIRECTION_OUTBOUND;
 		state->asked = 0;
@@ -510,6 +516,20 @@ int BPF_PROG(on_route6, const struct net *net, const struct fib6_result *result)
 	return 0;
 }
 
+// The kernel's `struct sock` behind a hook's view of it, for reading.
+static __always_inline struct sock *kernel_sock(struct bpf_sock *sk)
+{
+	u32 zero = 0;
+	u64 *number = bpf_map_lookup_elem(&address, &zero);
+
+	if (!number)
+		return 0;
+	*number = (u64)sk;
+	return (struct sock *)*(volatile u64 *)number;
+}
+
+// A process asks for a connection. Whether anything comes of it is told by the states that follow; if none does, by the
+// next look at open connections, or when the socket is closed.
 static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 *remote)
 {
 	struct bpf_sock *sk = context->sk;
@@ -523,12 +543,42 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 	take_slowly(state);
 	if (context->protocol != IPPROTO_TCP)
 		return 1;
-	state->opened = bpf_ktime_get_boot_ns();
 	state->direction = DIRECTION_OUTBOUND;
-	state->asked = 1;
 	state->port = __builtin_bswap16(context->user_port);
 	copy16(state->remote, remote);
+	struct connection_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		state->asked = 0; /* told again when the first packet is sent */
+		count_lost(LOST_CONNECTIONS);
+		return 1;
+	}
+	stamp(&event->header, KIND_ATTEMPT);
+	state->opened = event->header.at;
+	state->asked = 1;
+	state->ended = 0;
+	state->changes = 0;
+	write_owner(event, state);
+	write_nothing_moved(event);
+	event->cookie = bpf_get_socket_cookie(context);
+	event->protocol = IPPROTO_TCP;
+	struct sock *kernel = kernel_sock(sk);
+	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
+	event->local_port = BPF_CORE_READ(kernel, __sk_common.skc_num);
+	map_ipv4(event->local, 0);
+	event->remote_port = state->port;
+	copy16(event->remote, remote);
+	event->state = TCP_CLOSE;
+	event->error = 0;
+	bpf_ringbuf_submit(event, 0);
 	return 1;
+}
+
+// Why a connect of which nothing came failed, as far as that is known.
+static __always_inline s32 refusal_of(const struct socket_state *state)
+{
+	struct refusal *refusal = bpf_map_lookup_elem(&refusals, &state->thread);
+
+	return refusal && refusal->at >= state->opened ? refusal->error : 0;
 }
 
 SEC("cgroup/connect4")
@@ -550,18 +600,6 @@ int on_connect6(struct bpf_sock_addr *context)
 	((u32 *)remote)[2] = context->user_ip6[2];
 	((u32 *)remote)[3] = context->user_ip6[3];
 	return note_connect(context, remote);
-}
-
-// The kernel's `struct sock` behind a hook's view of it, for reading.
-static __always_inline struct sock *kernel_sock(struct bpf_sock *sk)
-{
-	u32 zero = 0;
-	u64 *number = bpf_map_lookup_elem(&address, &zero);
-
-	if (!number)
-		return 0;
-	*number = (u64)sk;
-	return (struct sock *)*(volatile u64 *)number;
 }
 
 // The last reference of a process to a socket is gone. In the caller's own context.
@@ -598,9 +636,7 @@ int on_release(struct bpf_sock *sk)
 	event->state = TCP_SYN_SENT;
 	event->error = 0;
 	if (never_sent) {
-		struct refusal *refusal = bpf_map_lookup_elem(&refusals, &state->thread);
-		if (refusal && refusal->at >= state->opened)
-			event->error = refusal->error;
+		event->error = refusal_of(state);
 		/* The attempt ended when it was refused, not when its socket was closed. */
 		event->header.at = state->opened;
 		state->asked = 0;
@@ -776,13 +812,40 @@ static __always_inline void write_seq(struct seq_file *seq, struct sock *sk, u32
 	bpf_seq_write(seq, &event, sizeof(event));
 }
 
+static __always_inline void tell_refused(struct seq_file *seq, struct sock *sk, struct socket_state *state)
+{
+	struct connection_event event = {};
+
+	stamp(&event.header, KIND_CLOSED);
+	event.header.at = state->opened;
+	write_owner(&event, state);
+	event.cookie = bpf_get_socket_cookie(sk);
+	event.protocol = IPPROTO_TCP;
+	event.network_namespace = sk->__sk_common.skc_net.net->ns.inum;
+	event.local_port = sk->__sk_common.skc_num;
+	map_ipv4(event.local, 0);
+	event.remote_port = state->port;
+	copy16(event.remote, state->remote);
+	event.state = TCP_SYN_SENT;
+	event.error = refusal_of(state);
+	state->asked = 0;
+	bpf_seq_write(seq, &event, sizeof(event));
+}
+
 static __always_inline int look(struct bpf_iter__bpf_sk_storage_map *context, bool all)
 {
 	struct sock *sk = context->sk;
 	struct socket_state *state = context->value;
 
-	if (!sk || !state || sk->sk_protocol != IPPROTO_TCP || state->direction == DIRECTION_LISTENING || state->ended ||
-	    sk->__sk_common.skc_state == TCP_CLOSE || sk->__sk_common.skc_state == TCP_LISTEN)
+	if (!sk || !state || sk->sk_protocol != IPPROTO_TCP || state->direction == DIRECTION_LISTENING || state->ended)
+		return 0;
+	if (sk->__sk_common.skc_state == TCP_CLOSE) {
+		/* Asked for, and the call is over: it came to nothing. */
+		if (state->asked && bpf_ktime_get_boot_ns() - state->opened > ASKING_NS)
+			tell_refused(context->meta->seq, sk, state);
+		return 0;
+	}
+	if (sk->__sk_common.skc_state == TCP_LISTEN)
 		return 0;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)

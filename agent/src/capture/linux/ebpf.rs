@@ -112,6 +112,9 @@ impl Ebpf {
             };
             facts.push(Observation { at: now, fact: Fact::Coverage(change) });
         }
+        if lost.processes > before.processes {
+            self.processes.reconcile(now, facts)?;
+        }
         if lost.connections > before.connections {
             self.connections.reconcile(now, &mut self.probe, &mut self.processes, facts)?;
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade},
     flow::{Attribution, Direction as FlowDirection, FlowState, Protocol, Traffic},
     time::Moment,
 };
@@ -147,25 +148,31 @@ impl Connections {
     /// A UDP peer that is new, or was silent for long.
     fn peer(&mut self, header: Header, connection: &Connection, at: Moment, facts: &mut Vec<Observation>) {
         let place = (connection.cookie, connection.remote);
+        let before = Peer {
+            last: header.at,
+            sent: connection.sent,
+            received: connection.received,
+            packets_sent: connection.packets_sent,
+            packets_received: connection.packets_received,
+        };
         if let Some(silent) = self.peers.remove(&place) {
-            // It was about to be closed.
-            let at = moment(silent.last, at);
-            facts.push(Observation { at, fact: peer_closed(place, silent.moved) });
-        }
-        if self.peers.len() < PEERS_MAX {
-            let before = Peer {
-                last: header.at,
-                sent: connection.sent,
-                received: connection.received,
-                packets_sent: connection.packets_sent,
-                packets_received: connection.packets_received,
-            };
-            self.peers.insert(place, OpenPeer { before, last: header.at, moved: Traffic::default() });
-            self.peers_of.entry(connection.cookie).or_default().insert(connection.remote);
-            self.has_fresh = true;
+            // It was about to be ended.
+            let moved = since(&before, &silent.before);
+            facts.push(Observation { at: moment(silent.last, at), fact: peer_closed(place, moved) });
         }
         let nothing_yet =
             Connection { sent: 0, received: 0, packets_sent: 0, packets_received: 0, ..*connection };
+        if self.peers.len() >= PEERS_MAX {
+            facts.push(Observation { at, fact: opened(header, &nothing_yet, FlowState::Closed) });
+            let reason = format!(
+                "more than {PEERS_MAX} UDP peers at once: those beyond were recorded at a datagram only"
+            );
+            facts.push(Observation { at, fact: lost(at, reason) });
+            return;
+        }
+        self.peers.insert(place, OpenPeer { before, last: header.at, moved: Traffic::default() });
+        self.peers_of.entry(connection.cookie).or_default().insert(connection.remote);
+        self.has_fresh = true;
         facts.push(Observation { at, fact: opened(header, &nothing_yet, FlowState::Established) });
     }
 
@@ -234,7 +241,8 @@ impl Connections {
                     self.peers_of.remove(&cookie);
                 }
             }
-            self.end_peer(cookie, remote, now, probe, facts);
+            let last = self.peers.get(&(cookie, remote)).map_or(now, |open| moment(open.last, now));
+            self.end_peer(cookie, remote, last, probe, facts);
         }
     }
 
@@ -367,6 +375,18 @@ fn since(peer: &Peer, before: &Peer) -> Traffic {
     }
 }
 
+/// A connection that cannot be followed.
+fn lost(at: Moment, reason: String) -> Fact {
+    Fact::Coverage(CoverageChange {
+        facet: Facet::Connections,
+        grade: Grade::Lost { count: 1, reason },
+        from: at.wall,
+        to: Some(at.wall),
+        scope: None,
+        announced_from: None,
+    })
+}
+
 fn owner(header: Header, known: Known) -> Option<(ProcessKey, Attribution)> {
     let attribution = match known {
         Known::Not => return None,
@@ -405,8 +425,9 @@ fn opened(header: Header, connection: &Connection, state: FlowState) -> Fact {
         owner: owner.map(|(process, _)| process),
         attribution: owner.map_or(Attribution::Unknown, |(_, attribution)| attribution),
         direction: match connection.direction {
-            Direction::Inbound => FlowDirection::Inbound,
-            Direction::Outbound | Direction::Listening | Direction::Unknown => FlowDirection::Outbound,
+            // One that ended before it was established still has what its listener had.
+            Direction::Inbound | Direction::Listening => FlowDirection::Inbound,
+            Direction::Outbound | Direction::Unknown => FlowDirection::Outbound,
         },
         state,
         already_open: false,

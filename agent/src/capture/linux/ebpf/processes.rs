@@ -4,7 +4,7 @@
 //! unless the process does something before.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,8 +19,9 @@ use rustix::fs::makedev;
 
 use super::event::{Exec, Fork, Header, Parent};
 use crate::{
-    capture::{Fact, Observation, ObservedProcess, ProcessKey},
+    capture::{CaptureError, Fact, Observation, ObservedProcess, ProcessKey, poll},
     sys::linux::{TICK_NS, terminal},
+    sys::process_start,
 };
 
 /// A fork that has not become another program by then stays what it is.
@@ -164,6 +165,38 @@ impl Processes {
         while let Some((_, process)) = self.waiting.pop_front_if(|(seen, _)| *seen <= until) {
             self.acts(process, now, facts);
         }
+    }
+
+    /// After events were lost: ends those that are gone, and begins those that came.
+    pub(super) fn reconcile(
+        &mut self,
+        now: Moment,
+        facts: &mut Vec<Observation>,
+    ) -> Result<(), CaptureError> {
+        let present = poll::running_processes()?;
+        let mut alive = HashSet::new();
+        for observation in present {
+            let Fact::ProcessStarted(mut found) = observation.fact else { continue };
+            alive.insert(found.process);
+            if !self.knows(found.process) {
+                self.found(&found);
+                found.already_running = true;
+                facts.push(Observation { at: now, fact: Fact::ProcessStarted(found) });
+            }
+        }
+        let is_gone = |running: &Running| !alive.contains(&running.key);
+        let gone: Vec<ProcessKey> =
+            self.running.values().filter(|running| is_gone(running)).map(|running| running.key).collect();
+        for process in gone {
+            // One that started since is not among those present, and is not gone.
+            if process_start(process.pid) == Some(process.start) {
+                continue;
+            }
+            self.acts(process, now, facts);
+            self.running.remove(&process.pid);
+            facts.push(Observation { at: now, fact: Fact::ProcessExited { process, exit_code: None } });
+        }
+        Ok(())
     }
 
     fn insert(&mut self, running: Running) {
