@@ -105,7 +105,9 @@ struct task_struct {
 };
 
 struct ns_common { unsigned int inum; };
-struct net { struct ns_common ns; };
+struct fib6_info;
+struct netns_ipv6 { struct fib6_info *fib6_null_entry; };
+struct net { struct ns_common ns; struct netns_ipv6 ipv6; };
 typedef struct { struct net *net; } possible_net_t;
 struct in6_addr { union { u8 u6_addr8[16]; __be32 u6_addr32[4]; } in6_u; };
 struct sock_common {
@@ -128,7 +130,6 @@ struct tcp_sock {
 struct socket { struct sock *sk; };
 struct flowi4 { __be32 daddr; };
 struct flowi6 { struct in6_addr daddr; };
-struct fib6_info;
 struct fib6_result { struct fib6_info *f6i; u32 fib6_flags; u8 fib6_type; };
 
 struct seq_file;

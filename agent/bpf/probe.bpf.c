@@ -78,7 +78,12 @@ struct {
 	__type(value, struct peer);
 } peers SEC(".maps");
 
-// The last route that a thread was refused.
+// The last route that a thread was refused to an address.
+struct refusal_key {
+	u8 remote[16];
+	u32 thread;
+	u32 padding;
+};
 struct refusal {
 	u64 at;
 	s32 error;
@@ -87,7 +92,7 @@ struct refusal {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, u32);
+	__type(key, struct refusal_key);
 	__type(value, struct refusal);
 } refusals SEC(".maps");
 
@@ -476,42 +481,53 @@ int BPF_PROG(on_send, struct sock *sk, int length, int flags)
 	return use(sk);
 }
 
-// The route that a connect was refused, by thread: such a connect never becomes an attempt. Without these two the
+// The route that a connect was refused: such a connect never becomes an attempt. Without these two the
 // attempt is known all the same, and its error is not.
-static __always_inline void note_refusal(s32 error)
+static __always_inline void note_refusal(struct refusal_key *key, s32 error)
 {
-	u32 thread = (u32)bpf_get_current_pid_tgid();
 	struct refusal refusal = { .at = bpf_ktime_get_boot_ns(), .error = error };
 
-	bpf_map_update_elem(&refusals, &thread, &refusal, BPF_ANY);
+	key->thread = (u32)bpf_get_current_pid_tgid();
+	bpf_map_update_elem(&refusals, key, &refusal, BPF_ANY);
 }
 
 SEC("tp_btf/fib_table_lookup")
 int BPF_PROG(on_route4, u32 table, struct flowi4 *flow, void *nexthop, int error)
 {
+	struct refusal_key key = {};
+
+	if (error >= 0)
+		return 0;
+	map_ipv4(key.remote, flow->daddr);
 	/* EAGAIN: not in this table. If it is in none, there is no route. */
-	if (error < 0)
-		note_refusal(error == -EAGAIN ? ENETUNREACH : -error);
+	note_refusal(&key, error == -EAGAIN ? ENETUNREACH : -error);
 	return 0;
 }
 
 SEC("tp_btf/fib6_table_lookup")
-int BPF_PROG(on_route6, const struct net *net, const struct fib6_result *result)
+int BPF_PROG(on_route6, const struct net *net, const struct fib6_result *result, void *table, struct flowi6 *flow)
 {
+	struct refusal_key key = {};
+
 	if (!(result->fib6_flags & RTF_REJECT))
 		return 0;
+	bpf_probe_read_kernel(key.remote, 16, &flow->daddr);
+	if (result->f6i == net->ipv6.fib6_null_entry) { /* no route, rather than one that refuses */
+		note_refusal(&key, ENETUNREACH);
+		return 0;
+	}
 	switch (result->fib6_type) {
 	case RTN_BLACKHOLE:
-		note_refusal(EINVAL);
+		note_refusal(&key, EINVAL);
 		break;
 	case RTN_UNREACHABLE:
-		note_refusal(EHOSTUNREACH);
+		note_refusal(&key, EHOSTUNREACH);
 		break;
 	case RTN_PROHIBIT:
-		note_refusal(EACCES);
+		note_refusal(&key, EACCES);
 		break;
 	default:
-		note_refusal(ENETUNREACH);
+		note_refusal(&key, ENETUNREACH);
 	}
 	return 0;
 }
@@ -576,8 +592,10 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 // Why a connect of which nothing came failed, as far as that is known.
 static __always_inline s32 refusal_of(const struct socket_state *state)
 {
-	struct refusal *refusal = bpf_map_lookup_elem(&refusals, &state->thread);
+	struct refusal_key key = { .thread = state->thread };
 
+	copy16(key.remote, state->remote);
+	struct refusal *refusal = bpf_map_lookup_elem(&refusals, &key);
 	return refusal && refusal->at >= state->opened ? refusal->error : 0;
 }
 
