@@ -47,6 +47,11 @@ pub(super) trait Sensor: Send {
     /// Readable when there is something to take. One that watches several gives an epoll.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
+    /// When it wants to be asked again at the latest, though there is nothing to read.
+    fn wants_turn_within(&self) -> Option<Duration> {
+        None
+    }
+
     /// Takes everything that has come until `now`, in bounded memory, in any order; the first time, also what is there
     /// already. What was lost in between is a [`super::Fact::Coverage`] with its exact count.
     ///
@@ -87,7 +92,9 @@ impl Linux {
             .iter()
             .map(|sensor| PollFd::from_borrowed_fd(sensor.descriptor(), PollFlags::IN))
             .collect();
-        let timeout = Timespec { tv_sec: 0, tv_nsec: TURN_MAX.subsec_nanos().into() };
+        let wishes = self.sensors.iter().filter_map(|sensor| sensor.wants_turn_within());
+        let timeout = wishes.fold(TURN_MAX, Duration::min);
+        let timeout = Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
         match poll(&mut descriptors, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(problem) => Err(CaptureError::Wait(problem.into())),

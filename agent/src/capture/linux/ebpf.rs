@@ -30,8 +30,9 @@ pub(super) const NAME: &str = "ebpf";
 /// twice in the agent's memory.
 pub(super) const BUFFER_BYTES: u32 = 2 << 20;
 
-/// What moves in a connection that has just been opened is looked at so soon.
-const FRESH_LOOK_AFTER: Duration = Duration::from_millis(900);
+/// What moves in a connection that has just been opened is looked at so soon: before its first record is due, which is after
+/// a second.
+const FRESH_LOOK_AFTER: Duration = Duration::from_millis(500);
 /// What moves in open connections is looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -179,6 +180,11 @@ impl Sensor for Ebpf {
 
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.probe.descriptor()
+    }
+
+    fn wants_turn_within(&self) -> Option<Duration> {
+        let (is_fresh, _) = self.connections.wants_look();
+        is_fresh.then_some(FRESH_LOOK_AFTER / 2)
     }
 
     fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
