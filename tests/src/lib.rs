@@ -1,5 +1,6 @@
 //! The lab: runs whole systems on one machine. Quick start, end-to-end tests, reference models.
 
+pub mod capture;
 pub mod disk;
 pub mod network;
 pub mod programs;
@@ -10,3 +11,4 @@ pub mod ring;
 pub mod system;
 pub mod traffic;
 pub mod up;
+pub mod workload;

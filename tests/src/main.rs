@@ -1,8 +1,13 @@
 //! `cargo lab`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use alibi_lab::{traffic, up};
+use alibi_lab::{capture, traffic, up, workload};
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 /// Runs whole systems on one machine.
@@ -21,6 +26,25 @@ enum Command {
         #[arg(long, default_value = "alibi-data")]
         data: PathBuf,
     },
+    /// Score table and cost of an agent under every kind of load, held against what really happened; needs root
+    Capture(capture::Options),
+    /// A workload, as `capture` runs it in a network namespace of its own
+    #[command(hide = true)]
+    Workload {
+        /// Which
+        name: String,
+        /// Where it writes what happened
+        #[arg(long)]
+        truth: PathBuf,
+    },
+    /// One connection
+    #[command(hide = true)]
+    Touch {
+        /// To whom
+        address: SocketAddr,
+        /// To be told from others by
+        token: String,
+    },
     /// A client that connects and closes as the lines of its standard input say
     #[command(hide = true)]
     Client,
@@ -32,9 +56,20 @@ enum Command {
     },
 }
 
+/// Says what it has cost in the last line.
+fn run_workload(name: &str, truth: &Path) -> Result<()> {
+    let workload = workload::named(name).with_context(|| format!("no workload is named `{name}`"))?;
+    let cost = workload::run(workload, truth)?;
+    println!("{}", serde_json::to_string(&cost)?);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Up { data } => up::up(&data),
+        Command::Capture(options) => capture::capture(&options),
+        Command::Workload { name, truth } => run_workload(&name, &truth),
+        Command::Touch { address, .. } => workload::touch(address),
         Command::Client => traffic::client(),
         Command::Server { listen } => traffic::server(listen),
     };

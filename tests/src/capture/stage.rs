@@ -1,0 +1,134 @@
+//! A laptop in a network namespace of its own, the workloads on it, and an agent that watches.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+
+use super::{
+    score::{self, Losses, Score},
+    tail::Tail,
+};
+use crate::{
+    network::Network,
+    programs::programs,
+    system::{Agent, Running, now, outcome},
+    workload::{self, Cost, EARLY, Workload, truth},
+};
+
+/// The place where it all happens. Taken away when dropped.
+#[derive(Debug)]
+pub struct Stage {
+    /// The network; the laptop is its first.
+    pub network: Network,
+    lab: PathBuf,
+    truth: PathBuf,
+    directory: tempfile::TempDir,
+}
+
+/// What an agent has made of the workloads.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// One for each workload.
+    pub scores: Vec<Score>,
+    /// What the agent says that it lost.
+    pub losses: Losses,
+    /// Events that the agent has recorded in all.
+    pub events: u64,
+}
+
+impl Stage {
+    /// A stage without an agent; `lab` is the lab's program.
+    ///
+    /// # Errors
+    /// When the system refuses. Needs root.
+    pub fn new(lab: &Path) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let network = Network::new(1);
+        workload::prepare(network.on_laptop(0, "laptop", "sh"))?;
+        let truth = directory.path().join("truth.jsonl");
+        fs::write(&truth, "")?;
+        Ok(Self { network, lab: lab.to_owned(), truth, directory })
+    }
+
+    /// Starts an agent over the data of this name.
+    pub fn agent(&self, name: &str, source: &str, words: &[&str]) -> Agent {
+        let data = self.directory.path().join(name);
+        let words = [&["--source", source], words].concat();
+        if source != "poll" {
+            return Agent::start(&data, &words);
+        }
+        // It sees the connections of its own network namespace only. BPF sees all, and cannot be had from within one,
+        // where control groups are not mounted.
+        let program = programs().agent.to_string_lossy().into_owned();
+        let command = self.network.on_laptop(0, "laptop", &program);
+        Agent::start_with(command, &data, &format!("unix:{}.sock", data.display()), &words)
+    }
+
+    /// The lab's program, on the laptop.
+    pub fn lab(&self) -> Command {
+        self.network.on_laptop(0, "laptop", &self.lab.to_string_lossy())
+    }
+
+    fn workload(&self, name: &str) -> Command {
+        let mut command = self.lab();
+        command.args(["workload", name, "--truth"]).arg(&self.truth);
+        command
+    }
+
+    /// Begins the workload that begins before the agent.
+    pub fn begin_early(&self) -> Running {
+        let early = Running::start(EARLY, &mut self.workload(EARLY));
+        early.line_with("ready", 0);
+        early
+    }
+
+    /// Lets it go on to its end.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn end_early(&self, mut early: Running) -> Result<Cost> {
+        cost(EARLY, &early.ask("go"))
+    }
+
+    /// Runs a workload to its end.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn run(&self, workload: &Workload) -> Result<Cost> {
+        let output = outcome(&mut self.workload(workload.name));
+        let (said, complaint) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{}: {complaint}", workload.name);
+        cost(workload.name, said.lines().last().unwrap_or_default())
+    }
+
+    /// Forgets what happened so far.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn forget(&self) -> Result<()> {
+        Ok(fs::write(&self.truth, "")?)
+    }
+
+    /// Waits until the agent has told everything up to now, and holds it against what happened.
+    ///
+    /// # Errors
+    /// When the agent does not tell.
+    pub fn findings(&self, agent: &Agent) -> Result<Findings> {
+        let truths = truth::read(&self.truth)?;
+        let mut tail = Tail::open(&agent.address)?;
+        tail.until_known(now())?;
+        let scores = score::score(&truths, &tail.boot(), &tail.events);
+        let losses = score::losses(&tail.events, &tail.holes);
+        Ok(Findings { scores, losses, events: tail.events.last().map_or(0, |event| event.seq.0) })
+    }
+}
+
+fn cost(name: &str, line: &str) -> Result<Cost> {
+    serde_json::from_str(line).with_context(|| format!("{name} said `{line}` for its cost"))
+}

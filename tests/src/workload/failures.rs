@@ -1,0 +1,110 @@
+//! Attempts to connect that come to nothing.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt::socket_error},
+};
+
+use super::{
+    Ground,
+    truth::{Outcome, Truth},
+};
+
+pub(super) fn refused(ground: &Ground) -> Result<()> {
+    fail_at_once(ground, |number| ground.near(number), Errno::CONNREFUSED)
+}
+
+pub(super) fn unreachable(ground: &Ground) -> Result<()> {
+    fail_at_once(ground, |number| ground.far(number), Errno::HOSTUNREACH)
+}
+
+pub(super) fn no_route(ground: &Ground) -> Result<()> {
+    fail_at_once(ground, |number| ground.far(number), Errno::NETUNREACH)
+}
+
+fn fail_at_once(ground: &Ground, remote: impl Fn(usize) -> SocketAddr, want: Errno) -> Result<()> {
+    let mut truths = Vec::new();
+    for number in 0..500 {
+        let remote = remote(number);
+        let error = TcpStream::connect(remote).err().with_context(|| format!("{remote} answers"))?;
+        let errno = error.raw_os_error().context("no errno")?;
+        ensure!(errno == want.raw_os_error(), "{remote}: {error}");
+        truths.push(ground.failed(remote, Outcome::Failed(errno)));
+    }
+    Ok(ground.log.add_all(&truths)?)
+}
+
+/// Neighbours that nobody is: the system gives up after some seconds.
+pub(super) fn unanswered(ground: &Ground) -> Result<()> {
+    fail_late(ground, 10, Errno::HOSTUNREACH)
+}
+
+/// SYNs that nobody answers, until the system gives up.
+pub(super) fn timeout(ground: &Ground) -> Result<()> {
+    fail_late(ground, 1, Errno::TIMEDOUT)
+}
+
+fn fail_late(ground: &Ground, count: usize, want: Errno) -> Result<()> {
+    for (remote, socket) in asked(ground, count)? {
+        let error =
+            outcome(&socket, Duration::from_secs(60))?.with_context(|| format!("{remote} is silent"))?;
+        ensure!(error == want, "{remote}: {error}");
+        ground.log.add(&ground.failed(remote, Outcome::Failed(error.raw_os_error())))?;
+    }
+    Ok(())
+}
+
+/// SYNs that nobody answers; the program waits for a moment only.
+pub(super) fn dropped(ground: &Ground) -> Result<()> {
+    let sockets = asked(ground, 50)?;
+    let patience = Instant::now() + Duration::from_millis(500);
+    for (remote, socket) in sockets {
+        let answered = outcome(&socket, patience.saturating_duration_since(Instant::now()))?;
+        ensure!(answered.is_none(), "{remote}: {answered:?}");
+        ground.log.add(&ground.failed(remote, Outcome::GivenUp))?;
+    }
+    Ok(())
+}
+
+/// As a program does that asks several addresses, and takes the first that answers.
+pub(super) fn given_up(ground: &Ground) -> Result<()> {
+    let truths = asked(ground, 50)?.into_iter().map(|(remote, socket)| {
+        drop(socket);
+        ground.failed(remote, Outcome::GivenUp)
+    });
+    let truths: Vec<Truth> = truths.collect();
+    Ok(ground.log.add_all(&truths)?)
+}
+
+/// Sockets that have sent their first SYN.
+fn asked(ground: &Ground, count: usize) -> Result<Vec<(SocketAddr, OwnedFd)>> {
+    (0..count)
+        .map(|number| {
+            let remote = ground.far(number);
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+            match connect(&socket, &remote) {
+                Err(Errno::INPROGRESS) => Ok((remote, socket)),
+                other => anyhow::bail!("{remote}: {other:?}"),
+            }
+        })
+        .collect()
+}
+
+/// How an attempt ended, if it does within `patience`.
+fn outcome(socket: &OwnedFd, patience: Duration) -> io::Result<Option<Errno>> {
+    let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
+    if poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout))? == 0 {
+        return Ok(None);
+    }
+    Ok(socket_error(socket)?.err())
+}
