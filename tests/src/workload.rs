@@ -138,6 +138,9 @@ pub fn prepare(mut shell: Command) -> Result<()> {
         ip route add 10.9.0.0/16 dev eth0
         ip neighbour add 192.0.2.200 lladdr 02:00:00:00:00:99 nud permanent dev eth0
         for n in 10 11 12; do ip route add 10.$n.0.0/16 via 192.0.2.200 dev eth0 onlink; done
+        # So that neither of the two below takes long, and a silent neighbour is noticed first.
+        echo 1 > /proc/sys/net/ipv4/neigh/eth0/mcast_solicit
+        echo 300 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms
         echo 1 > /proc/sys/net/ipv4/tcp_syn_retries";
     let output = shell.args(["-ec", script]).output().context("`sh` can be run")?;
     ensure!(output.status.success(), "no routes: {}", String::from_utf8_lossy(&output.stderr));
@@ -169,13 +172,18 @@ struct Ground {
     this: Who,
 }
 
-/// The port that every server of a workload has, where it does not need several.
-pub(crate) const PORT: u16 = 7000;
+/// The ports of servers. Each workload has so many; where it needs one, that is its first. Clients are given ports above.
+pub(crate) const PORTS: std::ops::Range<u16> = 7000..7000 + 100 * PORTS_EACH;
+const PORTS_EACH: u16 = 100;
 /// What a client says, and what it is answered, in bytes.
 const REQUEST: usize = 100;
 const ANSWER: usize = 50;
 
 impl Ground {
+    fn port(&self) -> u16 {
+        PORTS.start + u16::from(self.workload.number) * PORTS_EACH
+    }
+
     /// The address with this number, on this machine.
     fn near(&self, number: usize) -> SocketAddr {
         self.ipv4(127, number)
@@ -189,7 +197,7 @@ impl Ground {
     fn ipv4(&self, first: u8, number: usize) -> SocketAddr {
         // Not 0, and not the last of the network.
         let [.., high, low] = (number + 1).to_be_bytes();
-        (Ipv4Addr::new(first, self.workload.number, high, low), PORT).into()
+        (Ipv4Addr::new(first, self.workload.number, high, low), self.port()).into()
     }
 
     /// The address with this number, on this machine, in IPv6.
@@ -197,7 +205,7 @@ impl Ground {
         let [.., high, low] = (number + 1).to_be_bytes();
         let number = u16::from_be_bytes([high, low]);
         let address = Ipv6Addr::new(0xfd00, 0xa11b, 0, 0, 0, 0, self.workload.number.into(), number);
-        (address, PORT).into()
+        (address, self.port()).into()
     }
 
     /// An end of a TCP connection that has moved what a client asks and is answered, closed.

@@ -277,7 +277,7 @@ fn place_in(flow: &FlowRecord, run: &HashSet<&str>) -> Option<(&'static str, Pla
     let ends = [(Direction::Outbound, flow.remote), (Direction::Inbound, flow.local)];
     ends.into_iter().find_map(|(direction, address)| {
         // A client may be given an address of the workload too, but never a server's port.
-        let is_servers = (workload::PORT..workload::PORT + 1000).contains(&address.port());
+        let is_servers = workload::PORTS.contains(&address.port());
         let workload = workload::of_address(address.ip()).filter(|_| is_servers)?;
         let place = Place { protocol: flow.protocol, direction, address: canonical(address) };
         run.contains(workload.name).then_some((workload.name, place))

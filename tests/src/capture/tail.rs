@@ -73,7 +73,7 @@ impl Tail {
         while !enough(self) {
             let next = self
                 .runtime
-                .block_on(tokio::time::timeout_at(deadline, async { self.batches.message().await }));
+                .block_on(async { tokio::time::timeout_at(deadline, self.batches.message()).await });
             let Ok(next) = next else { bail!("{what} did not come within {} s", PATIENCE.as_secs()) };
             self.take(next?.with_context(|| format!("the stream ended before {what}"))?.try_into()?)?;
         }

@@ -12,7 +12,7 @@ use alibi_proto::flow::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    ANSWER, Ground, PORT, REQUEST, answer, ask,
+    ANSWER, Ground, REQUEST, answer, ask,
     truth::{Connection, Truth},
 };
 
@@ -20,7 +20,7 @@ const COUNT: usize = 10;
 
 /// Says `ready` when they are open, and goes on when it is given a line.
 pub(super) fn run(ground: &Ground) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    let listener = TcpListener::bind(("0.0.0.0", ground.port()))?;
     let mut streams = Vec::new();
     for number in 0..COUNT {
         let remote = ground.near(number);

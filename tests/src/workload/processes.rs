@@ -12,7 +12,7 @@ use alibi_proto::flow::Direction::{Inbound, Outbound};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Ground, PORT, answer, system,
+    Ground, answer, system,
     truth::{Connection, Process, Truth, Who},
 };
 
@@ -20,7 +20,7 @@ const FRESH: usize = 2_000;
 
 /// Each connects once, and ends.
 pub(super) fn fresh(ground: &Ground) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    let listener = TcpListener::bind(("0.0.0.0", ground.port()))?;
     let server = thread::spawn(move || -> Result<HashMap<SocketAddr, SocketAddr>> {
         let mut clients = HashMap::new();
         for stream in listener.incoming().take(FRESH) {

@@ -19,7 +19,7 @@ use rustix::net::{
 };
 
 use super::{
-    ANSWER, Ground, PORT, REQUEST, answer, ask,
+    ANSWER, Ground, REQUEST, answer, ask,
     processes::process,
     system,
     truth::{Connection, Log, Truth, Who},
@@ -30,7 +30,7 @@ const CONNECTIONS: usize = 200;
 
 /// One listener, opened before the forks; whichever worker accepts a connection owns it.
 pub(super) fn prefork(ground: &Ground) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    let listener = TcpListener::bind(("0.0.0.0", ground.port()))?;
     serve_with_forks(ground, || Ok(listener.try_clone()?))
 }
 
@@ -39,7 +39,7 @@ pub(super) fn reuseport(ground: &Ground) -> Result<()> {
     serve_with_forks(ground, || {
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
         set_socket_reuseport(&socket, true)?;
-        bind(&socket, &SocketAddr::from(([0, 0, 0, 0], PORT)))?;
+        bind(&socket, &SocketAddr::from(([0, 0, 0, 0], ground.port())))?;
         listen(&socket, 128)?;
         Ok(TcpListener::from(socket))
     })
@@ -112,7 +112,7 @@ fn serve(ground: &Ground, listener: &TcpListener, mut is_ready: &PipeWriter) -> 
 
 /// One process connects, another one uses the connection.
 pub(super) fn passed(ground: &Ground) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    let listener = TcpListener::bind(("0.0.0.0", ground.port()))?;
     for number in 0..20 {
         let remote = ground.near(number);
         let (ours, theirs) = UnixStream::pair()?;

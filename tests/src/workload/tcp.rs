@@ -12,26 +12,34 @@ use anyhow::{Context as _, Result};
 use rustix::net::sockopt::set_socket_linger;
 
 use super::{
-    ANSWER, Ground, PORT, answer, ask,
+    ANSWER, Ground, answer, ask,
     truth::{Connection, Outcome, Truth},
 };
 
 const BULK_BYTES: usize = 100 << 20;
 
 pub(super) fn many(ground: &Ground) -> Result<()> {
-    exchange(ground, TcpListener::bind(("0.0.0.0", PORT))?, (0..20_000).map(|number| ground.near(number)))
+    exchange(
+        ground,
+        TcpListener::bind(("0.0.0.0", ground.port()))?,
+        (0..20_000).map(|number| ground.near(number)),
+    )
 }
 
 pub(super) fn ipv6(ground: &Ground) -> Result<()> {
-    exchange(ground, TcpListener::bind(("::", PORT))?, (0..100).map(|number| ground.near_ipv6(number)))
+    exchange(
+        ground,
+        TcpListener::bind(("::", ground.port()))?,
+        (0..100).map(|number| ground.near_ipv6(number)),
+    )
 }
 
 pub(super) fn mapped(ground: &Ground) -> Result<()> {
     let remotes = (0..100).map(|number| match ground.near(number) {
-        SocketAddr::V4(address) => (address.ip().to_ipv6_mapped(), PORT).into(),
+        SocketAddr::V4(address) => (address.ip().to_ipv6_mapped(), ground.port()).into(),
         address @ SocketAddr::V6(_) => address,
     });
-    exchange(ground, TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT))?, remotes)
+    exchange(ground, TcpListener::bind((Ipv6Addr::UNSPECIFIED, ground.port()))?, remotes)
 }
 
 /// Connects to each, asks, and is answered, one after the other.
@@ -61,7 +69,7 @@ fn exchange(
 
 /// The client breaks off: the server's read fails.
 pub(super) fn reset(ground: &Ground) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    let listener = TcpListener::bind(("0.0.0.0", ground.port()))?;
     for number in 0..50 {
         let remote = ground.near(number);
         let mut client = TcpStream::connect(remote)?;
@@ -90,7 +98,7 @@ pub(super) fn reset(ground: &Ground) -> Result<()> {
 }
 
 pub(super) fn bulk(ground: &Ground) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    let listener = TcpListener::bind(("0.0.0.0", ground.port()))?;
     let server = thread::spawn(move || -> Result<usize> {
         let (mut stream, _) = listener.accept()?;
         let (mut buffer, mut total) = (vec![0; 1 << 16], 0);
