@@ -117,7 +117,7 @@ fn idle(agent: u32, duration: Duration) -> Result<report::Idle> {
     let began = std::time::Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     // Nothing is awaited: the time itself is what is measured over.
-    runtime.block_on(tokio::time::sleep(duration));
+    runtime.block_on(async { tokio::time::sleep(duration).await });
     let seconds = began.elapsed().as_secs_f64();
     let agent_s = (measure::cpu_ns(agent)? - cpu) as f64 / 1e9;
     let all_s = (measure::machine_busy_ticks()? - busy) as f64 / 100.0;
