@@ -45,6 +45,12 @@ enum Command {
         /// To be told from others by
         token: String,
     },
+    /// A client that keeps one connection, and says when it breaks
+    #[command(hide = true)]
+    Line {
+        /// To whom
+        address: SocketAddr,
+    },
     /// A client that connects and closes as the lines of its standard input say
     #[command(hide = true)]
     Client,
@@ -70,6 +76,7 @@ fn main() -> ExitCode {
         Command::Capture(options) => capture::capture(&options),
         Command::Workload { name, truth } => run_workload(&name, &truth),
         Command::Touch { address, .. } => workload::touch(address),
+        Command::Line { address } => workload::line::keep(address),
         Command::Client => traffic::client(),
         Command::Server { listen } => traffic::server(listen),
     };

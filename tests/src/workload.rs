@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 mod early;
 mod failures;
+pub mod line;
 mod processes;
 mod servers;
 mod system;
