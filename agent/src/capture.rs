@@ -329,6 +329,16 @@ pub enum CaptureError {
     /// Another system's source.
     #[error("the source {0} does not exist on this system: write auto or poll")]
     NotHere(&'static str),
+    /// The kernel does not tell what it is asked for.
+    #[error("cannot {what}: {source} ({way_out})")]
+    Kernel {
+        /// What was to be done.
+        what: &'static str,
+        /// What the system says.
+        source: std::io::Error,
+        /// What would help.
+        way_out: &'static str,
+    },
     /// It broke.
     #[error("the source panicked: this is a fault in the agent, please report it")]
     Panicked,

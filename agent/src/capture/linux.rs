@@ -19,6 +19,8 @@ use crate::sys;
 
 mod canary;
 mod ebpf;
+mod links;
+mod netlink;
 
 use canary::Canary;
 
