@@ -116,6 +116,14 @@ pub enum Fact {
     ExecutableSeen(Box<ObservedExecutable>),
     /// A network interface came, went or changed, or was found.
     LinkChanged(Box<LinkRecord>),
+    /// The host was suspended, as its clocks prove: nothing ran from `from` until `to`. It slept for a little longer than
+    /// that, by so much that is not known to lie on one side or the other. Observed at `to`.
+    Suspended {
+        /// From here on it slept in any case.
+        from: Moment,
+        /// Until here.
+        to: Moment,
+    },
     /// The source got better or worse, or lost something.
     Coverage(CoverageChange),
 }

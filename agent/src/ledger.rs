@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use alibi_proto::{
-    coverage::{CoverageChange, Facet, Grade},
+    coverage::{CoverageChange, Facet, Grade, Scope},
     time::Timestamp,
 };
 
@@ -98,6 +98,23 @@ impl Ledger {
     /// Nothing that is said of the time between `from` and `to` is the whole of it.
     pub fn unrecorded(&self, reason: &str, from: Timestamp, to: Timestamp) -> Vec<CoverageChange> {
         self.all(|facet| not_recorded(facet, reason, from, Some(to)))
+    }
+
+    /// Nothing happened between `from` and `to`, and that is proven: it takes away no gap, but ends what was open.
+    pub fn suspended(&self, from: Timestamp, to: Timestamp) -> Vec<CoverageChange> {
+        let covers = "everything: the host was suspended, as its clocks prove, so that nothing ran";
+        self.all(|facet| CoverageChange {
+            facet,
+            grade: Grade::Complete,
+            from,
+            to: Some(to),
+            scope: Some(Scope {
+                source: "clock".to_owned(),
+                covers: covers.to_owned(),
+                cannot_see: "nothing".to_owned(),
+            }),
+            announced_from: None,
+        })
     }
 
     /// Recording ends for `reason`; nothing that happens after `from` is seen.

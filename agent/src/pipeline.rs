@@ -199,6 +199,21 @@ impl Pipeline {
         self.interrupted = true;
     }
 
+    /// Nothing ran from `from` until `to`: what was open was not, in that time, open to anybody. So each record ends
+    /// where the host fell asleep, the next one begins where it woke up, and coverage says that there is nothing in between.
+    fn suspended(&mut self, from: Timestamp, to: Timestamp, now: Moment) {
+        for socket in self.open() {
+            if self.flows.get(&socket).is_some_and(|flow| flow.first <= from) {
+                self.report_open(socket, from, from, now);
+                if let Some(flow) = self.flows.get_mut(&socket) {
+                    flow.first = to;
+                }
+            }
+        }
+        let changes = self.ledger.suspended(from, to);
+        self.push_all(now, changes);
+    }
+
     /// The events made since the last call, in order.
     pub fn events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
@@ -328,6 +343,7 @@ impl Pipeline {
             Fact::ServerName(observed) => self.server_name(*observed, at, now),
             Fact::ExecutableSeen(observed) => self.executable_seen(*observed, at, now),
             Fact::LinkChanged(link) => self.push(now, EventKind::LinkChanged(link)),
+            Fact::Suspended { from, to } => self.suspended(from.wall, to.wall, now),
             Fact::Coverage(change) => {
                 self.interrupted |= change.facet == Facet::Connections;
                 self.source_states(change, now);

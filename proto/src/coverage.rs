@@ -131,6 +131,9 @@ pub struct CoverageChange {
     /// Since when.
     pub from: Timestamp,
     /// Some: true of `[from, to)` only. None: from then on, until the next change.
+    ///
+    /// Complete of a stretch only: nothing can have happened in it, since the host was suspended. Such a change leaves
+    /// every gap as it is, and a connection whose record ends before the stretch is not believed to live on into it.
     pub to: Option<Timestamp>,
     /// What the recording covers, where there is one.
     pub scope: Option<Scope>,
@@ -188,7 +191,7 @@ pub const GAPS_MAX: usize = 256;
 pub struct Timeline {
     /// In order of time; each holds until the next.
     steps: Vec<Step>,
-    /// Bounded stretches that are worse than the steps below them.
+    /// Bounded stretches that are worse than the steps below them, or in which the host was suspended.
     losses: Vec<Loss>,
     /// Events up to this one were missed, and no grade was heard since that can be believed in spite of it.
     missed_up_to: Option<Seq>,
@@ -236,7 +239,7 @@ impl Timeline {
         self.missed_up_to = Some(hole.last);
     }
 
-    /// A bounded stretch of something worse. A loss at an instant still takes that instant.
+    /// A bounded stretch of something worse, or of a host that was suspended. A loss at an instant still takes that instant.
     fn lose(&mut self, from: Timestamp, to: Timestamp, grade: Grade) {
         let to = to.max(from.saturating_add(Duration::from_nanos(1)));
         self.losses.push(Loss { from, to, grade });
@@ -302,7 +305,8 @@ impl Timeline {
         at_most(gaps, GAPS_MAX)
     }
 
-    /// When, at or after `instant`, recording was next interrupted, so that an end may have gone unseen.
+    /// When, at or after `instant`, recording was next interrupted, so that an end may have gone unseen, or the host was
+    /// suspended.
     pub fn interrupted_after(&self, instant: Timestamp) -> Option<Timestamp> {
         let ends = |index: usize| self.steps.get(index + 1).map_or(Timestamp::MAX, |next| next.from);
         let steps = self.steps.iter().enumerate().filter(|(index, step)| {

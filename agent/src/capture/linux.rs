@@ -18,6 +18,7 @@ use super::{CaptureError, Observation, Options, Outlet, Report, Source};
 use crate::sys;
 
 mod canary;
+mod clock;
 mod ebpf;
 mod links;
 mod netlink;
@@ -36,7 +37,7 @@ const GATHER: Duration = Duration::from_millis(20);
 pub(super) fn ebpf(options: &Options) -> Result<Linux, CaptureError> {
     let only = options.own_network_namespace.then(sys::network_namespace).flatten();
     let probe = ebpf::Ebpf::open(options.buffer_bytes.unwrap_or(ebpf::BUFFER_BYTES), only)?;
-    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_canary())
+    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_links_and_clock().with_canary())
 }
 
 /// An ear at one place in the kernel. All are called from one thread, and must not block.
@@ -78,6 +79,20 @@ pub(super) struct Linux {
 impl Linux {
     pub(super) fn new(name: &'static str, sensors: Vec<Box<dyn Sensor>>) -> Self {
         Self { name, sensors, held: Vec::new(), seen_until: None, canary: None }
+    }
+
+    /// With what every source on this system can tell beside processes and connections. What cannot be told is said in
+    /// the log: no answer about connections depends on it.
+    fn with_links_and_clock(mut self) -> Self {
+        let clock = clock::Clock::open().map(|clock| Box::new(clock) as Box<dyn Sensor>);
+        let links = links::Links::open().map(|links| Box::new(links) as Box<dyn Sensor>);
+        for sensor in [clock, links] {
+            match sensor {
+                Ok(sensor) => self.sensors.push(sensor),
+                Err(problem) => tracing::warn!(%problem, "recording without it"),
+            }
+        }
+        self
     }
 
     /// With a canary, for a source that claims to see every connection.

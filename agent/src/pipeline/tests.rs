@@ -421,3 +421,74 @@ fn a_source_that_sees_nothing_is_no_witness_of_what_is_open() {
     events.extend(pipeline.events());
     assert_eq!(verdict(&events, 500, 600, 3001), Verdict::Talked, "it was open all along");
 }
+
+#[test]
+fn a_suspended_host_is_clear_while_it_sleeps_and_its_connections_live_on_after() {
+    let mut pipeline = pipeline(Limits::default());
+    let mut events = feed(&mut pipeline, vec![(2, opened(1))], 10);
+    // Asleep from 11 until 3611, noticed half a second later; one connection is used at once, another is new.
+    let observation = |second, fact| Observation { at: at(second), fact };
+    let resumed = Moment { wall: at(3611).wall, boot_ns: 3611 * SECOND };
+    let observations = vec![
+        observation(10, closed(9)),
+        observation(3611, Fact::Suspended { from: at(11), to: resumed }),
+        observation(3611, moved(1, 50)),
+        observation(3611, opened(2)),
+    ];
+    pipeline.take(Report { observations, seen_until: at(3612) }, at(3612));
+    for second in 3613..=3620 {
+        pipeline.take(Report { observations: vec![], seen_until: at(second) }, at(second));
+    }
+    events.extend(pipeline.events());
+    assert_eq!(
+        records(&events),
+        [
+            "2..3 established active_timeout 0",
+            "3..11 established active_timeout 0",
+            "3611..3612 established active_timeout 50",
+            "3611..3612 established active_timeout 0",
+        ]
+    );
+    let uids: BTreeSet<_> = events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::Flow(flow) if flow.local.port() == 1 => Some(flow.connection),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(uids.len(), 1, "it is the same connection");
+    // A record holds its last instant too.
+    for (from, to, expected) in [
+        (4, 8, Verdict::Talked),
+        (10, 11, Verdict::Talked),
+        (12, 3600, Verdict::Clear),
+        (3610, 3612, Verdict::Talked),
+        (3612, 3620, Verdict::Talked),
+    ] {
+        assert_eq!(verdict(&events, from, to, 3620), expected, "{from}..{to}");
+    }
+    // What is said of it has to travel.
+    assert!(events.iter().any(|event| matches!(
+        &event.kind,
+        EventKind::CoverageChanged(change) if change.grade == Grade::Complete && change.to == Some(at(3611).wall)
+    )));
+}
+
+#[test]
+fn a_suspend_takes_no_gap_away() {
+    let mut pipeline = pipeline(Limits::default());
+    let blind = CoverageChange {
+        facet: Facet::Connections,
+        grade: Grade::NotRecorded { reason: "blind".into() },
+        from: at(5).wall,
+        to: None,
+        scope: None,
+        announced_from: None,
+    };
+    let asleep = Fact::Suspended { from: at(12), to: at(100) };
+    let mut events = feed(&mut pipeline, vec![(2, opened(1)), (5, Fact::Coverage(blind))], 10);
+    let observations = vec![Observation { at: at(100), fact: asleep }];
+    pipeline.take(Report { observations, seen_until: at(101) }, at(101));
+    events.extend(pipeline.events());
+    assert_eq!(verdict(&events, 20, 90, 101), Verdict::Unknown);
+}

@@ -365,6 +365,8 @@ pub struct CoverageChanged {
     #[prost(fixed64, tag = "3")]
     pub from_ns: u64,
     /// Present: this is true of [from, to) only. Absent: it is so from then on, until the next.
+    /// Complete, and present: nothing can have happened in that time, because the host was suspended. It takes no gap away;
+    /// a connection whose record ends before is not believed to live on into it.
     #[prost(fixed64, optional, tag = "4")]
     pub to_ns: ::core::option::Option<u64>,
     /// What the recording covers, where there is one.
