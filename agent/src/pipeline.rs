@@ -36,6 +36,7 @@ use crate::{
 };
 
 mod names;
+mod suspend;
 
 use names::Names;
 
@@ -197,21 +198,6 @@ impl Pipeline {
         let changes = self.ledger.unrecorded(reason, from, to);
         self.push_all(now, changes);
         self.interrupted = true;
-    }
-
-    /// Nothing ran from `from` until `to`: what was open was not, in that time, open to anybody. So each record ends
-    /// where the host fell asleep, the next one begins where it woke up, and coverage says that there is nothing in between.
-    fn suspended(&mut self, from: Timestamp, to: Timestamp, now: Moment) {
-        for socket in self.open() {
-            if self.flows.get(&socket).is_some_and(|flow| flow.first <= from) {
-                self.report_open(socket, from, from, now);
-                if let Some(flow) = self.flows.get_mut(&socket) {
-                    flow.first = to;
-                }
-            }
-        }
-        let changes = self.ledger.suspended(from, to);
-        self.push_all(now, changes);
     }
 
     /// The events made since the last call, in order.

@@ -22,6 +22,7 @@ mod clock;
 mod ebpf;
 mod links;
 mod netlink;
+mod users;
 
 use canary::Canary;
 

@@ -17,7 +17,9 @@ mod differ;
 mod tables;
 
 use differ::Differ;
+pub(super) use differ::owner;
 use tables::Tables;
+pub(super) use tables::bounded;
 
 const NAME: &str = "poll";
 

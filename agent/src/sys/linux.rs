@@ -5,32 +5,29 @@
 //! owner is not known yet.
 
 use std::{
-    collections::{HashMap, HashSet},
-    env,
-    ffi::CStr,
-    fs,
+    env, fs,
     io::{self, Read as _},
-    mem::MaybeUninit,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
 };
 
 use alibi_proto::time::{Moment, Timestamp};
-use netstat2::{AddressFamilyFlags, ProtocolFlags, SocketInfo};
 use rustix::{
-    fs::{Dir, Mode, OFlags},
     thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
     time::{ClockId, Timespec, clock_gettime},
 };
 
-use super::{HostFacts, RunningProcess, TcpSocket, boot_id_from, tcp_socket};
+mod glimpse;
+mod sockets;
+
+pub(crate) use glimpse::{Glimpse, Life, glimpse, life};
+pub(crate) use sockets::SocketOwners;
+pub(super) use sockets::SocketTable;
+
+use super::{HostFacts, RunningProcess, boot_id_from};
 
 /// A clock tick (USER_HZ), in nanoseconds: a part of the kernel's interface, 100 in a second wherever Rust runs.
 pub(crate) const TICK_NS: u64 = 10_000_000;
-
-/// A process may pass a socket on without anything new to be seen in the tables, so owners are looked up anew at least
-/// each so many reads.
-const OWNERS_KEPT_FOR_READS: u32 = 10;
 
 pub(super) fn now() -> Moment {
     Moment {
@@ -187,6 +184,7 @@ fn cannot_be_seen(problem: &io::Error) -> bool {
 struct Stat {
     name: String,
     ended: bool,
+    first_thread_left: bool,
     parent_pid: u32,
     terminal: u32,
     start_ticks: u64,
@@ -218,10 +216,12 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     // Numbered from 1 in the manual, and the first of these is the third.
     let field = |number: usize| fields.get(number - 3).copied();
     let threads: u32 = field(20)?.parse().ok()?;
+    // A process whose first thread has left and whose others run looks like a zombie too.
+    let first_thread_left = matches!(field(3)?, "Z" | "X");
     Some(Stat {
         name,
-        // A process whose first thread has left and whose others run looks like a zombie too.
-        ended: matches!(field(3)?, "Z" | "X") && threads <= 1,
+        ended: first_thread_left && threads <= 1,
+        first_thread_left,
         parent_pid: field(4)?.parse().ok()?,
         terminal: field(7)?.parse::<i32>().ok()?.cast_unsigned(),
         start_ticks: field(22)?.parse().ok()?,
@@ -245,87 +245,6 @@ pub(crate) fn terminal(major: u32, minor: u32) -> Option<String> {
     }
 }
 
-/// Remembers owners by inode. An inode without an owner is remembered too: it is most likely somebody else's, and
-/// looking each second would not help.
-#[derive(Debug, Default)]
-pub(super) struct SocketTable {
-    owners: HashMap<u64, Vec<u32>>,
-    reads_since_lookup: u32,
-}
-
-impl SocketTable {
-    pub(super) fn read(&mut self) -> Result<Vec<TcpSocket>, netstat2::error::Error> {
-        let listed =
-            netstat2::iterate_sockets_info_without_pids(AddressFamilyFlags::all(), ProtocolFlags::TCP)?;
-        let with_inode = |socket: SocketInfo| {
-            let inode = u64::from(socket.inode);
-            tcp_socket(socket, inode)
-        };
-        let mut sockets = listed
-            .map(|socket| socket.map(with_inode))
-            .filter_map(Result::transpose)
-            .collect::<Result<Vec<_>, _>>()?;
-        self.attach_owners(&mut sockets)?;
-        Ok(sockets)
-    }
-
-    pub(super) fn forget_owner(&mut self, pid: u32) {
-        self.owners.retain(|_, pids| !pids.contains(&pid));
-    }
-
-    fn attach_owners(&mut self, sockets: &mut [TcpSocket]) -> io::Result<()> {
-        let inodes: HashSet<u64> =
-            sockets.iter().map(|socket| socket.identity).filter(|inode| *inode != 0).collect();
-        self.reads_since_lookup += 1;
-        let stale = self.reads_since_lookup >= OWNERS_KEPT_FOR_READS;
-        if stale || inodes.iter().any(|inode| !self.owners.contains_key(inode)) {
-            self.owners = look_up_owners(inodes)?;
-            self.reads_since_lookup = 0;
-        } else {
-            self.owners.retain(|inode, _| inodes.contains(inode));
-        }
-        for socket in sockets {
-            socket.pids = self.owners.get(&socket.identity).cloned().unwrap_or_default();
-        }
-        Ok(())
-    }
-}
-
-fn look_up_owners(inodes: HashSet<u64>) -> io::Result<HashMap<u64, Vec<u32>>> {
-    let mut owners: HashMap<u64, Vec<u32>> = inodes.into_iter().map(|inode| (inode, Vec::new())).collect();
-    if owners.is_empty() {
-        return Ok(owners);
-    }
-    for pid in pids()? {
-        // Ended, or not ours to look at.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(directory) = rustix::fs::open(format!("/proc/{pid}/fd"), flags, Mode::empty()) else {
-            continue;
-        };
-        for inode in sockets_in(&directory) {
-            if let Some(pids) = owners.get_mut(&inode)
-                && pids.last() != Some(&pid)
-            {
-                pids.push(pid);
-            }
-        }
-    }
-    Ok(owners)
-}
-
-fn sockets_in(open_files: &OwnedFd) -> Vec<u64> {
-    let Ok(entries) = Dir::read_from(open_files) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| socket_behind(open_files, entry.file_name())).collect()
-}
-
-/// An open socket is a link to `socket:[INODE]`.
-fn socket_behind(open_files: &OwnedFd, name: &CStr) -> Option<u64> {
-    let mut target = [MaybeUninit::uninit(); 64];
-    let (target, _) = rustix::fs::readlinkat_raw(open_files, name, &mut target).ok()?;
-    let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-    str::from_utf8(inode).ok()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +257,7 @@ mod tests {
             let expected = Stat {
                 name: name.into(),
                 ended: false,
+                first_thread_left: false,
                 parent_pid: 41,
                 terminal: 34817,
                 start_ticks: 987_654,
@@ -378,20 +298,5 @@ mod tests {
             assert_eq!(terminal_name(device).as_deref(), name);
         }
         assert_eq!(terminal_name((136 << 8) | 0x10_0000 | 0x2c).as_deref(), Some("pts/300"));
-    }
-
-    #[test]
-    fn an_owner_is_looked_up_again_once_it_is_forgotten() {
-        let pid = std::process::id();
-        let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut table = SocketTable::default();
-        table.read().unwrap();
-        let ours = |table: &SocketTable| table.owners.values().filter(|pids| pids.contains(&pid)).count();
-        let before = ours(&table);
-        assert!(before >= 1);
-        table.forget_owner(pid);
-        assert_eq!(ours(&table), 0);
-        table.read().unwrap();
-        assert!(ours(&table) >= 1);
     }
 }

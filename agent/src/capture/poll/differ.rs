@@ -424,7 +424,7 @@ fn is_open(state: FlowState) -> bool {
 }
 
 /// Of several sharers the one that started first: the others most likely inherited the socket from it.
-fn owner(sharers: &[ProcessKey]) -> (Option<ProcessKey>, Attribution) {
+pub(in crate::capture) fn owner(sharers: &[ProcessKey]) -> (Option<ProcessKey>, Attribution) {
     let first = sharers.iter().min_by_key(|sharer| (sharer.start, sharer.pid)).copied();
     let attribution = match sharers.len() {
         0 => Attribution::Unknown,

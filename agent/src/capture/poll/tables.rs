@@ -155,7 +155,7 @@ fn key(process: &RunningProcess) -> ProcessKey {
 }
 
 /// As many arguments as the limits allow, and whether any were cut.
-fn bounded(arguments: impl Iterator<Item = impl AsRef<str>>) -> (Vec<String>, bool) {
+pub(in crate::capture) fn bounded(arguments: impl Iterator<Item = impl AsRef<str>>) -> (Vec<String>, bool) {
     let mut kept = Vec::new();
     let mut room = ARGUMENTS_BYTES_MAX;
     for argument in arguments {

@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use alibi_proto::{
@@ -19,7 +19,7 @@ use rustix::fs::makedev;
 
 use super::event::{Exec, Fork, Header, Parent};
 use crate::{
-    capture::{CaptureError, Fact, Observation, ObservedProcess, ProcessKey, poll},
+    capture::{CaptureError, Fact, Observation, ObservedProcess, ProcessKey, linux::users::Users, poll},
     sys::linux::{TICK_NS, terminal},
     sys::process_start,
 };
@@ -31,8 +31,6 @@ const ARGUMENTS_MAX: usize = 1024;
 /// Processes that are remembered; as many as Linux runs by default.
 const RUNNING_MAX: usize = 32_768;
 const CGROUPS_MAX: usize = 4_096;
-/// The list of users is read again for an unknown id, but not more often.
-const USERS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What runs.
 #[derive(Default)]
@@ -288,23 +286,4 @@ fn since_boot(boot_ns: u64, now: Moment) -> Timestamp {
         Some(ago) => wall.saturating_sub(ago),
         None => wall.saturating_add(boot_ns - now.boot_ns),
     })
-}
-
-/// Names of users by their ids.
-#[derive(Default)]
-struct Users {
-    names: HashMap<u32, String>,
-    read: Option<Instant>,
-}
-
-impl Users {
-    fn user(&mut self, id: u32) -> User {
-        if !self.names.contains_key(&id) && self.read.is_none_or(|read| read.elapsed() >= USERS_INTERVAL) {
-            self.read = Some(Instant::now());
-            if let Ok(users) = sysinfo::Users::new_with_refreshed_list() {
-                self.names = users.iter().map(|user| (**user.id(), user.name().to_owned())).collect();
-            }
-        }
-        User { id: id.to_string(), name: self.names.get(&id).cloned() }
-    }
 }
