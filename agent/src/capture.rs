@@ -377,6 +377,8 @@ pub enum Choice {
     Auto,
     /// Events from the kernel by BPF (Linux).
     Ebpf,
+    /// The kernel's messages on processes and sockets, and its tables each second (Linux).
+    Netlink,
     /// The socket and process tables, each second.
     Poll,
     /// Reports from a file, one in a line, as fast as they are taken.
@@ -390,9 +392,10 @@ impl FromStr for Choice {
         match (text, text.split_once(':')) {
             ("auto", _) => Ok(Self::Auto),
             ("ebpf", _) => Ok(Self::Ebpf),
+            ("netlink", _) => Ok(Self::Netlink),
             ("poll", _) => Ok(Self::Poll),
             (_, Some(("replay", path))) if !path.is_empty() => Ok(Self::Replay(path.into())),
-            _ => Err(format!("`{text}` is not a source: write auto, ebpf, poll or replay:FILE")),
+            _ => Err(format!("`{text}` is not a source: write auto, ebpf, netlink, poll or replay:FILE")),
         }
     }
 }
@@ -405,6 +408,7 @@ pub fn open(choice: &Choice, options: &Options) -> Result<Box<dyn Source>, Captu
     match choice {
         Choice::Auto => best(options),
         Choice::Ebpf => ebpf(options),
+        Choice::Netlink => netlink(options),
         Choice::Poll => Ok(Box::new(poll::Poll::open(options.period)?)),
         Choice::Replay(path) => Ok(Box::new(replay::Replay::open(path)?)),
     }
@@ -438,4 +442,14 @@ fn ebpf(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
 #[cfg(not(target_os = "linux"))]
 fn ebpf(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
     Err(CaptureError::NotHere("ebpf"))
+}
+
+#[cfg(target_os = "linux")]
+fn netlink(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    Ok(Box::new(linux::netlink(options.period)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn netlink(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    Err(CaptureError::NotHere("netlink"))
 }

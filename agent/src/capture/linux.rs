@@ -41,6 +41,14 @@ pub(super) fn ebpf(options: &Options) -> Result<Linux, CaptureError> {
     Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_links_and_clock().with_canary())
 }
 
+/// The fallback where the kernel refuses BPF: its messages on processes and sockets, and a look at the sockets each `period`.
+///
+/// # Errors
+/// When the agent lacks the right, or the kernel the feature.
+pub(super) fn netlink(period: Duration) -> Result<Linux, CaptureError> {
+    Ok(Linux::new(netlink::NAME, netlink::open(period)?).with_links_and_clock())
+}
+
 /// An ear at one place in the kernel. All are called from one thread, and must not block.
 pub(super) trait Sensor: Send {
     /// What it is worth, facet by facet; empty for one that only adds to what others see.

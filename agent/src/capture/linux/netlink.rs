@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Sensor;
 use crate::capture::CaptureError;
 
+mod connections;
 pub(super) mod message;
 mod namespaces;
 mod processes;
@@ -18,6 +19,8 @@ pub(super) const NAME: &str = "netlink";
 ///
 /// # Errors
 /// When the agent lacks the right, or the kernel the feature; the error says which.
-pub(super) fn open(_period: Duration) -> Result<Vec<Box<dyn Sensor>>, CaptureError> {
-    Ok(vec![Box::new(processes::Processes::open()?)])
+pub(super) fn open(period: Duration) -> Result<Vec<Box<dyn Sensor>>, CaptureError> {
+    let processes = processes::Processes::open()?;
+    let connections = connections::Connections::open(period)?;
+    Ok(vec![Box::new(processes), Box::new(connections)])
 }

@@ -55,21 +55,21 @@ pub(crate) struct SocketOwners {
 }
 
 impl SocketOwners {
-    /// These are all the sockets that there are now, by inode; 0 is none.
+    /// These are all the sockets that there are now, by inode; 0 is none. True if they were looked up anew, all of them.
     ///
     /// # Errors
     /// When the process table cannot be read.
-    pub(crate) fn look_up(&mut self, inodes: impl Iterator<Item = u64>) -> io::Result<()> {
+    pub(crate) fn look_up(&mut self, inodes: impl Iterator<Item = u64>) -> io::Result<bool> {
         let inodes: HashSet<u64> = inodes.filter(|inode| *inode != 0).collect();
         self.reads_since_lookup += 1;
         let stale = self.reads_since_lookup >= OWNERS_KEPT_FOR_READS;
         if stale || inodes.iter().any(|inode| !self.owners.contains_key(inode)) {
             self.owners = look_up_owners(inodes)?;
             self.reads_since_lookup = 0;
-        } else {
-            self.owners.retain(|inode, _| inodes.contains(inode));
+            return Ok(true);
         }
-        Ok(())
+        self.owners.retain(|inode, _| inodes.contains(inode));
+        Ok(false)
     }
 
     /// The processes that held the socket when it was looked up; empty where that cannot be seen.
