@@ -22,6 +22,7 @@ use alibi_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+mod fallback;
 #[cfg(target_os = "linux")]
 mod linux;
 mod poll;
@@ -406,10 +407,14 @@ impl FromStr for Choice {
 /// When it cannot begin.
 pub fn open(choice: &Choice, options: &Options) -> Result<Box<dyn Source>, CaptureError> {
     match choice {
-        Choice::Auto => best(options),
+        Choice::Auto => fallback::first_that_opens(vec![
+            ("ebpf", Box::new(|| ebpf(options))),
+            ("netlink", Box::new(|| netlink(options))),
+            ("poll", Box::new(|| poll(options))),
+        ]),
         Choice::Ebpf => ebpf(options),
         Choice::Netlink => netlink(options),
-        Choice::Poll => Ok(Box::new(poll::Poll::open(options.period)?)),
+        Choice::Poll => poll(options),
         Choice::Replay(path) => Ok(Box::new(replay::Replay::open(path)?)),
     }
 }
@@ -423,15 +428,6 @@ pub struct Options {
     pub buffer_bytes: Option<u32>,
     /// Of the BPF source: connections of the agent's own network namespace only.
     pub own_network_namespace: bool,
-}
-
-/// The best source that works here, and why none better does.
-fn best(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
-    match ebpf(options) {
-        Ok(source) => return Ok(source),
-        Err(problem) => tracing::warn!(%problem, "falling back from ebpf"),
-    }
-    Ok(Box::new(poll::Poll::open(options.period)?))
 }
 
 #[cfg(target_os = "linux")]
@@ -452,4 +448,8 @@ fn netlink(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
 #[cfg(not(target_os = "linux"))]
 fn netlink(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
     Err(CaptureError::NotHere("netlink"))
+}
+
+fn poll(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    Ok(Box::new(poll::Poll::open(options.period)?))
 }
