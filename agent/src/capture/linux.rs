@@ -21,6 +21,7 @@ mod canary;
 mod clock;
 mod ebpf;
 mod links;
+mod names;
 mod netlink;
 mod users;
 

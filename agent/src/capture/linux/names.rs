@@ -1,0 +1,398 @@
+//! Names: what DNS answered and what TLS clients asked for, heard by packet sockets in every network namespace.
+//!
+//! [`filter`] lets the kernel pass only packets that matter, and each at one place; [`socket`] takes them, [`namespaces`]
+//! knows where to listen, [`reader`] understands. All that is heard is bytes that anybody may have sent.
+//!
+//! A socket keeps its namespace alive. So a namespace that no process is in any more is let go at the next search.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use alibi_proto::{
+    coverage::{Facet, Grade, Scope},
+    flow::Direction,
+    host::FacetCoverage,
+    time::{Moment, Timestamp},
+};
+use rustix::{
+    buffer::spare_capacity,
+    event::{Timespec, epoll},
+};
+
+use super::Sensor;
+use crate::{
+    capture::{CaptureError, Observation},
+    sys,
+};
+
+mod copies;
+mod dns;
+mod encrypted;
+mod filter;
+mod namespaces;
+mod packet;
+mod pieces;
+mod reader;
+mod socket;
+mod text;
+mod tls;
+
+use reader::{Reader, Sighting, lost};
+use socket::{Buffer, Ear, Received};
+
+/// Namespaces are searched for so often. Not more seldom than what is told of encrypted DNS needs.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
+/// Namespaces that are listened in at the same time.
+const NAMESPACES_MAX: usize = 256;
+/// Namespaces, of those shown by other sensors between two searches, that are remembered as tried.
+const TRIED_MAX: usize = 1_024;
+/// Packets that are taken in a turn.
+const PACKETS_PER_TURN_MAX: usize = 4_096;
+/// The rest of a message that came in pieces is waited for so long, and everything else with it.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// How far ahead a packet's time may be of the turn's: it may have come since.
+const AHEAD_MAX: Duration = Duration::from_secs(1);
+
+const SOURCE: &str = "packets";
+const COVERS: &str =
+    "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos over TCP, on every interface";
+const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; \
+     DNS on other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; \
+     the inner name of an encrypted ClientHello (ECH); ClientHellos to this host in pieces; inside tunnels and VLANs \
+     that no interface here unwraps, and virtual machines";
+
+/// The sensor.
+pub(in crate::capture) struct Names {
+    epoll: OwnedFd,
+    reader: Reader,
+    buffer: Buffer,
+    ears: BTreeMap<u64, Ear>,
+    /// Where else it can get a socket.
+    reach: Reach,
+    /// Why there is none in the agent's own namespace.
+    deaf: Option<String>,
+    /// Everything that came before this has been taken, or told as lost.
+    heard_until: Moment,
+    /// When namespaces were searched for last.
+    searched: Moment,
+    /// Shown since, and not there any more.
+    tried: HashSet<u64>,
+    /// To be told at the next turn.
+    untold: Vec<Observation>,
+}
+
+/// Which namespaces it can get a socket in.
+#[derive(Debug)]
+enum Reach {
+    All,
+    /// Only the agent's own, and why.
+    Own(String),
+}
+
+impl Names {
+    /// Listens in all network namespaces. What it has no right to is a grade, or words of its scope.
+    ///
+    /// # Errors
+    /// When there is not even a way to wait for something.
+    pub(in crate::capture) fn open() -> Result<Self, CaptureError> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|problem| CaptureError::Wait(problem.into()))?;
+        let now = sys::now();
+        let mut names = Self {
+            epoll,
+            reader: Reader::default(),
+            buffer: Buffer::default(),
+            ears: BTreeMap::new(),
+            reach: Reach::All,
+            deaf: None,
+            heard_until: now,
+            searched: now,
+            tried: HashSet::new(),
+            untold: Vec::new(),
+        };
+        let own = sys::network_namespace().unwrap_or(0);
+        if let Err(problem) = Ear::open().and_then(|ear| names.follow(own, ear)) {
+            names.deaf = Some(format!(
+                "no packet socket could be opened: {problem} (it takes root or the capability CAP_NET_RAW)"
+            ));
+            names.reach = Reach::Own("no packet socket could be opened".to_owned());
+            return Ok(names);
+        }
+        match namespaces::find() {
+            Ok(found) => names.begin(&found, now),
+            Err(problem) => names.reach = Reach::Own(format!("/proc cannot be read: {problem}")),
+        }
+        Ok(names)
+    }
+
+    /// The first search: what is found now has not been missed.
+    fn begin(&mut self, found: &BTreeMap<u64, u32>, now: Moment) {
+        let others: Vec<_> =
+            found.iter().filter(|(namespace, _)| !self.ears.contains_key(namespace)).collect();
+        let wanted: Vec<_> =
+            others.iter().take(NAMESPACES_MAX - 1).map(|(namespace, pid)| (**namespace, **pid)).collect();
+        let mut unheard = others.len() - wanted.len();
+        for (namespace, outcome) in namespaces::listen_in(&wanted) {
+            match outcome.and_then(|ear| self.follow(namespace, ear)) {
+                Ok(()) => {}
+                Err(problem) if problem.kind() == io::ErrorKind::PermissionDenied => {
+                    self.reach = Reach::Own(format!("entering them takes root or CAP_SYS_ADMIN: {problem}"));
+                    return;
+                }
+                // It may have ended meanwhile; the next search tells.
+                Err(_) => unheard += 1,
+            }
+        }
+        if !sys::is_privileged() {
+            self.reach = Reach::Own("without root, those of others cannot be found".to_owned());
+        } else if unheard > 0 {
+            let reason = format!("{unheard} network namespaces could not be listened in at the start");
+            self.untold.push(lost(0, reason, now.wall, after_next_search(now), now));
+        }
+    }
+
+    /// Another sensor has seen process `pid` in a network namespace: it is listened in from now on.
+    pub(in crate::capture) fn meet(&mut self, network_namespace: u64, pid: u32) {
+        let is_known = self.ears.contains_key(&network_namespace) || self.tried.contains(&network_namespace);
+        if is_known || matches!(self.reach, Reach::Own(_)) || self.tried.len() >= TRIED_MAX {
+            return;
+        }
+        let now = sys::now();
+        self.tried.insert(network_namespace);
+        let outcome = if self.ears.len() < NAMESPACES_MAX {
+            namespaces::listen_in(&[(network_namespace, pid)]).pop().map(|(_, outcome)| outcome)
+        } else {
+            None
+        };
+        let outcome = outcome.and_then(Result::ok).map(|ear| self.follow(network_namespace, ear));
+        let reason = match outcome {
+            Some(Ok(())) => format!("the network namespace {network_namespace} was not known before"),
+            _ => format!("the network namespace {network_namespace} could not be listened in"),
+        };
+        // What was said in it before is lost, up to the instant at which there was an ear.
+        self.untold.push(lost(0, reason, self.searched.wall, sys::now().wall, now));
+    }
+
+    /// Adds an ear to those that are waited for.
+    fn follow(&mut self, namespace: u64, ear: Ear) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(namespace);
+        epoll::add(&self.epoll, &ear, data, epoll::EventFlags::IN)?;
+        self.ears.insert(namespace, ear);
+        Ok(())
+    }
+
+    /// Takes what all ears have heard. False if there may be more.
+    fn hear(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
+        let mut ready = Vec::with_capacity(NAMESPACES_MAX);
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&at_once)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(problem) => return Err(CaptureError::Wait(problem.into())),
+        }
+        let mut room = PACKETS_PER_TURN_MAX;
+        for event in ready {
+            let namespace = event.data.u64();
+            // An ear that is never silent does not silence the others: epoll gives it after them the next time.
+            if let Err(problem) = self.hear_one(namespace, now, &mut room, facts) {
+                // It is opened anew by the next search, and until then nothing of this namespace is heard.
+                self.ears.remove(&namespace);
+                let reason =
+                    format!("the network namespace {namespace} could not be heard any more: {problem}");
+                facts.push(lost(0, reason, self.heard_until.wall, after_next_search(now), now));
+            }
+        }
+        Ok(room > 0)
+    }
+
+    fn hear_one(
+        &mut self,
+        namespace: u64,
+        now: Moment,
+        room: &mut usize,
+        facts: &mut Vec<Observation>,
+    ) -> io::Result<()> {
+        let Some(ear) = self.ears.get(&namespace) else { return Ok(()) };
+        while *room > 0 {
+            let Some(received) = ear.receive(&mut self.buffer)? else { break };
+            *room -= 1;
+            let seen = Sighting {
+                network_namespace: namespace,
+                interface: received.interface,
+                direction: direction(&received),
+                at: moment(received.wall, self.heard_until, now),
+            };
+            self.reader.read(seen, received.bytes, facts);
+        }
+        // Where there was no room, there is something to take, so that an ear that has nothing has lost nothing.
+        let dropped = ear.dropped()?;
+        if dropped > 0 {
+            let reason = "packets with names came faster than they were taken".to_owned();
+            let counted = sys::now();
+            facts.push(lost(dropped.into(), reason, self.heard_until.wall, counted.wall, now));
+        }
+        Ok(())
+    }
+
+    /// Looks for namespaces that came or went.
+    fn search(&mut self, now: Moment, facts: &mut Vec<Observation>) {
+        let found = match namespaces::find() {
+            Ok(found) => found,
+            Err(problem) => {
+                let reason = format!("network namespaces could not be searched for: {problem}");
+                facts.push(lost(0, reason, self.searched.wall, after_next_search(now), now));
+                self.searched = now;
+                return;
+            }
+        };
+        self.renew_encrypted(&found, now, facts);
+        if matches!(self.reach, Reach::All) {
+            self.ears.retain(|namespace, _| found.contains_key(namespace));
+            self.listen_in_new(&found, now, facts);
+        }
+        self.tried.clear();
+        self.searched = now;
+    }
+
+    fn listen_in_new(&mut self, found: &BTreeMap<u64, u32>, now: Moment, facts: &mut Vec<Observation>) {
+        let new: Vec<_> = found
+            .iter()
+            .filter(|(namespace, _)| !self.ears.contains_key(namespace))
+            .map(|(namespace, pid)| (*namespace, *pid))
+            .collect();
+        let room = NAMESPACES_MAX.saturating_sub(self.ears.len());
+        let mut heard = BTreeSet::new();
+        let mut problems = BTreeMap::new();
+        for (namespace, outcome) in namespaces::listen_in(&new[..new.len().min(room)]) {
+            match outcome.and_then(|ear| self.follow(namespace, ear)) {
+                Ok(()) => drop(heard.insert(namespace)),
+                Err(problem) => drop(problems.insert(namespace, problem.to_string())),
+            }
+        }
+        let until = sys::now();
+        if let Some(first) = heard.first() {
+            let reason = format!("{} not known before", these(*first, heard.len(), "was", "were"));
+            facts.push(lost(0, reason, self.searched.wall, until.wall, now));
+        }
+        if let Some((first, problem)) = problems.first_key_value() {
+            let these = these(*first, problems.len(), "could", "could");
+            let reason = format!("{these} not be listened in: {problem}");
+            facts.push(lost(0, reason, self.searched.wall, after_next_search(now), now));
+        }
+        if let Some((first, _)) = new.get(room) {
+            let these = these(*first, new.len() - room, "is", "are");
+            let reason =
+                format!("{these} beyond the {NAMESPACES_MAX} network namespaces that are listened in");
+            facts.push(lost(0, reason, self.searched.wall, after_next_search(now), now));
+        }
+    }
+
+    /// Tells anew of encrypted DNS over connections that are still open.
+    fn renew_encrypted(&mut self, found: &BTreeMap<u64, u32>, now: Moment, facts: &mut Vec<Observation>) {
+        let mut tables: BTreeMap<u64, Option<HashSet<(SocketAddr, SocketAddr)>>> = BTreeMap::new();
+        for namespace in self.reader.watched_namespaces() {
+            if let Some(pid) = found.get(&namespace) {
+                let open = namespaces::open_connections(*pid).ok();
+                tables.insert(namespace, open.map(|open| open.into_iter().collect()));
+            }
+        }
+        let is_open = |connection: &encrypted::Connection| match tables.get(&connection.network_namespace) {
+            // A namespace without processes has no connections.
+            None => false,
+            // What cannot be read may be open.
+            Some(None) => true,
+            Some(Some(open)) => open.contains(&(connection.local, connection.remote)),
+        };
+        self.reader.renew(now, is_open, facts);
+    }
+}
+
+impl Sensor for Names {
+    fn facets(&self) -> Vec<FacetCoverage> {
+        if let Some(reason) = &self.deaf {
+            let grade = Grade::NotRecorded { reason: reason.clone() };
+            let scope = Scope {
+                source: SOURCE.to_owned(),
+                covers: "nothing".to_owned(),
+                cannot_see: CANNOT_SEE.to_owned(),
+            };
+            return vec![FacetCoverage { facet: Facet::Names, grade, scope }];
+        }
+        let (covers, cannot_see) = match &self.reach {
+            Reach::All => (format!("{COVERS} of all network namespaces"), CANNOT_SEE.to_owned()),
+            Reach::Own(why) => (
+                format!("{COVERS} of the agent's network namespace"),
+                format!("other network namespaces ({why}); {CANNOT_SEE}"),
+            ),
+        };
+        let scope = Scope { source: SOURCE.to_owned(), covers, cannot_see };
+        vec![FacetCoverage { facet: Facet::Names, grade: Grade::Complete, scope }]
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
+        facts.append(&mut self.untold);
+        let has_all = self.hear(now, facts)?;
+        let may_wait = !has_all || since(self.heard_until, now) < WAIT_MAX;
+        let is_settled = self.reader.settle(now, may_wait, facts);
+        if since(self.searched, now) >= SEARCH_INTERVAL && self.deaf.is_none() {
+            self.search(now, facts);
+        }
+        if has_all && is_settled {
+            self.heard_until = now;
+        }
+        Ok(has_all && is_settled)
+    }
+}
+
+/// Who sent a packet. On loopback, where it is seen only as it arrives, this host did.
+fn direction(received: &Received<'_>) -> Direction {
+    if received.is_outgoing || received.is_loopback { Direction::Outbound } else { Direction::Inbound }
+}
+
+/// A packet's time on both clocks: by the wall clock's distance from the boot clock at `now`. If the wall clock was set since
+/// the packet came, that distance is wrong; but the packet came after `earliest`, and not long after `now`.
+fn moment(wall: Option<Timestamp>, earliest: Moment, now: Moment) -> Moment {
+    let Some(wall) = wall else { return now };
+    let before_ns = nanos(now.wall.since(wall));
+    let after_ns = nanos(wall.since(now.wall).min(AHEAD_MAX));
+    let boot_ns = now.boot_ns.saturating_sub(before_ns).saturating_add(after_ns).max(earliest.boot_ns);
+    let wall = if boot_ns <= now.boot_ns {
+        now.wall.saturating_sub(Duration::from_nanos(now.boot_ns - boot_ns))
+    } else {
+        now.wall.saturating_add(Duration::from_nanos(boot_ns - now.boot_ns))
+    };
+    Moment { wall, boot_ns }
+}
+
+fn since(earlier: Moment, now: Moment) -> Duration {
+    Duration::from_nanos(now.boot_ns.saturating_sub(earlier.boot_ns))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What is not heard now is told as lost until the next search can have said otherwise.
+fn after_next_search(now: Moment) -> Timestamp {
+    now.wall.saturating_add(SEARCH_INTERVAL + WAIT_MAX)
+}
+
+/// Network namespaces as the subject of a sentence.
+fn these(first: u64, count: usize, is: &str, are: &str) -> String {
+    match count {
+        1 => format!("the network namespace {first} {is}"),
+        _ => format!("the network namespace {first} and {} others {are}", count - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,359 @@
+//! The addresses in a DNS answer. Whatever the bytes are, reading them ends and never panics.
+//!
+//! Only the question and the answer section are read: resolvers take addresses from there. Of those sections, every
+//! address counts for the name that was asked for, whoever's it is said to be: some resolvers take it so.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use simple_dns::{
+    CLASS, Name, Packet,
+    rdata::{RData, SVCB, SVCParam},
+};
+
+use super::text;
+
+/// An answer with addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// What was asked for: lowercase, without the final dot.
+    pub(super) name: String,
+    /// What it is an alias of, in order.
+    pub(super) aliases: Vec<String>,
+    /// Canonical, in the order of the answer, each once.
+    pub(super) addresses: Vec<IpAddr>,
+    /// The shortest, in seconds.
+    pub(super) ttl_s: u32,
+}
+
+/// It is no DNS answer, or none that can be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable;
+
+pub(super) const HEADER_BYTES: usize = 12;
+/// The bit QR of the third byte: an answer.
+const IS_ANSWER: u8 = 0x80;
+const OPERATION: u8 = 0x78;
+/// The bit Z of the fourth byte. RFC 1035 says that it is to be ignored; the parser does not.
+const RESERVED: u8 = 0x40;
+const OUTCOME: u8 = 0x0f;
+/// A question takes at least a byte for its name, its type and its class.
+const QUESTION_BYTES_MIN: usize = 5;
+/// A record takes at least a byte for its name, and its type, class, time to live and length.
+const RECORD_BYTES_MIN: usize = 11;
+/// Longer chains of aliases are cut; resolvers follow no more than half as many.
+const ALIASES_MAX: usize = 32;
+
+/// Reads a message. None if it is no answer, or one without addresses.
+pub(super) fn read(message: &[u8]) -> Result<Option<Answer>, Unreadable> {
+    let &[_, _, flags, outcome, ref counts @ ..] = message.get(..HEADER_BYTES).ok_or(Unreadable)? else {
+        return Err(Unreadable);
+    };
+    let &[questions_high, questions_low, answers_high, answers_low, ..] = counts else {
+        return Err(Unreadable);
+    };
+    let questions = usize::from(u16::from_be_bytes([questions_high, questions_low]));
+    let answers = usize::from(u16::from_be_bytes([answers_high, answers_low]));
+    if flags & IS_ANSWER == 0 || flags & OPERATION != 0 || outcome & OUTCOME != 0 || answers == 0 {
+        return Ok(None);
+    }
+    // The parser makes room for as many as are announced: they must at least fit.
+    if questions * QUESTION_BYTES_MIN + answers * RECORD_BYTES_MIN > message.len() - HEADER_BYTES {
+        return Err(Unreadable);
+    }
+    // What is not needed is not parsed, so that it cannot fail either.
+    let mut message = message.to_vec();
+    message[3] &= !RESERVED;
+    message[8..HEADER_BYTES].fill(0);
+    let packet = Packet::parse(&message).map_err(|_| Unreadable)?;
+    Ok(answer(&packet))
+}
+
+fn answer(packet: &Packet<'_>) -> Option<Answer> {
+    let records = || packet.answers.iter().filter(|record| record.class == CLASS::IN);
+    let asked = packet.questions.first().map(|question| &question.qname);
+    let mut name = text_of(asked.or(records().next().map(|record| &record.name))?);
+    let mut addresses = Vec::new();
+    let mut ttl_s = u32::MAX;
+    let mut alias_of = Vec::new();
+    for record in records() {
+        let before = addresses.len();
+        match &record.rdata {
+            RData::A(a) => addresses.push(IpAddr::from(Ipv4Addr::from(a.address))),
+            RData::AAAA(aaaa) => addresses.push(IpAddr::from(Ipv6Addr::from(aaaa.address)).to_canonical()),
+            RData::HTTPS(https) => hints(&https.0, &mut addresses),
+            RData::SVCB(svcb) => hints(svcb, &mut addresses),
+            RData::CNAME(target) => {
+                ttl_s = ttl_s.min(record.ttl);
+                if alias_of.len() < ALIASES_MAX {
+                    alias_of.push((text_of(&record.name), text_of(&target.0)));
+                }
+            }
+            _ => {}
+        }
+        if addresses.len() > before {
+            ttl_s = ttl_s.min(record.ttl);
+        }
+    }
+    let mut seen = HashSet::new();
+    addresses.retain(|address| seen.insert(*address));
+    if addresses.is_empty() {
+        return None;
+    }
+    let asked = name.clone();
+    let mut aliases = Vec::new();
+    while let Some(at) = alias_of.iter().position(|(alias, _)| *alias == name) {
+        name = alias_of.swap_remove(at).1;
+        aliases.push(name.clone());
+    }
+    Some(Answer { name: asked, aliases, addresses, ttl_s })
+}
+
+/// The addresses that a service binding (RFC 9460) hints at.
+fn hints(binding: &SVCB<'_>, addresses: &mut Vec<IpAddr>) {
+    for parameter in binding.iter_params() {
+        match parameter {
+            SVCParam::Ipv4Hint(hints) => {
+                addresses.extend(hints.iter().map(|bits| IpAddr::from(Ipv4Addr::from(*bits))))
+            }
+            SVCParam::Ipv6Hint(hints) => {
+                addresses.extend(hints.iter().map(|bits| IpAddr::from(Ipv6Addr::from(*bits)).to_canonical()));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn text_of(name: &Name<'_>) -> String {
+    text::name(name.as_bytes())
+}
+
+/// What a stream over TCP (RFC 1035, 4.2.2) begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Framed<'a> {
+    /// A message, and how many bytes of the stream it takes.
+    Message(&'a [u8], usize),
+    /// Not all of a message yet.
+    Unfinished,
+    /// No answer begins here.
+    Unreadable,
+}
+
+/// The first message of a stream.
+pub(super) fn first_message(stream: &[u8]) -> Framed<'_> {
+    let &[high, low, ref rest @ ..] = stream else { return Framed::Unfinished };
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    if length < HEADER_BYTES || rest.get(2).is_some_and(|flags| flags & IS_ANSWER == 0) {
+        return Framed::Unreadable;
+    }
+    match rest.get(..length) {
+        Some(message) => Framed::Message(message, length + 2),
+        None => Framed::Unfinished,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use simple_dns::{Label, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE, rdata};
+
+    use super::*;
+
+    pub(in super::super) fn record<'a>(name: &'a str, ttl: u32, data: RData<'a>) -> ResourceRecord<'a> {
+        ResourceRecord::new(Name::new_unchecked(name), CLASS::IN, ttl, data)
+    }
+
+    pub(in super::super) fn a(address: &str) -> RData<'static> {
+        RData::A(rdata::A::from(address.parse::<Ipv4Addr>().unwrap()))
+    }
+
+    fn aaaa(address: &str) -> RData<'static> {
+        RData::AAAA(rdata::AAAA::from(address.parse::<Ipv6Addr>().unwrap()))
+    }
+
+    fn cname(name: &str) -> RData<'_> {
+        RData::CNAME(rdata::CNAME(Name::new_unchecked(name)))
+    }
+
+    fn packet<'a>(asked: &'a str, kind: TYPE, records: Vec<ResourceRecord<'a>>) -> Packet<'a> {
+        let mut packet = Packet::new_reply(7);
+        packet.set_flags(PacketFlag::RECURSION_DESIRED | PacketFlag::AUTHENTIC_DATA);
+        packet.questions.push(Question::new(
+            Name::new_unchecked(asked),
+            QTYPE::TYPE(kind),
+            QCLASS::CLASS(CLASS::IN),
+            false,
+        ));
+        packet.answers = records;
+        packet
+    }
+
+    /// An answer on the wire.
+    pub(in super::super) fn message(asked: &str, records: Vec<ResourceRecord<'_>>) -> Vec<u8> {
+        packet(asked, TYPE::A, records).build_bytes_vec_compressed().unwrap()
+    }
+
+    #[test]
+    fn addresses_come_with_their_chain_and_shortest_life() {
+        let message = message(
+            "Cloud.Example.COM",
+            vec![
+                record("edge.example.net", 300, cname("pop.example.org")),
+                record("cloud.example.com", 20, cname("edge.example.net")),
+                record("pop.example.org", 60, a("198.51.100.7")),
+                record("pop.example.org", 60, a("198.51.100.8")),
+                record("pop.example.org", 60, a("198.51.100.7")),
+            ],
+        );
+        let expected = Answer {
+            name: "cloud.example.com".into(),
+            aliases: vec!["edge.example.net".into(), "pop.example.org".into()],
+            addresses: vec!["198.51.100.7".parse().unwrap(), "198.51.100.8".parse().unwrap()],
+            ttl_s: 20,
+        };
+        assert_eq!(read(&message), Ok(Some(expected)));
+    }
+
+    #[test]
+    fn addresses_are_canonical_and_hints_count() {
+        let mut binding = SVCB::new(1, Name::new_unchecked("."));
+        binding.set_ipv4hint(&[u32::from(Ipv4Addr::new(192, 0, 2, 1))]);
+        binding.set_ipv6hint(&[u128::from("2001:db8::1".parse::<Ipv6Addr>().unwrap())]);
+        let records = vec![
+            record("a.example", 9, aaaa("::ffff:192.0.2.7")),
+            record("a.example", 8, aaaa("2001:db8::7")),
+            record("a.example", 7, RData::HTTPS(rdata::HTTPS(binding))),
+        ];
+        let message = packet("a.example", TYPE::AAAA, records).build_bytes_vec().unwrap();
+        let answer = read(&message).unwrap().unwrap();
+        let expected: Vec<IpAddr> = ["192.0.2.7", "2001:db8::7", "192.0.2.1", "2001:db8::1"]
+            .into_iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
+        assert_eq!((answer.addresses, answer.ttl_s), (expected, 7));
+    }
+
+    #[test]
+    fn what_has_no_addresses_gives_nothing() {
+        let mut refused = packet("a.example", TYPE::A, vec![record("a.example", 1, a("192.0.2.1"))]);
+        *refused.rcode_mut() = RCODE::NameError;
+        let mut question = packet("a.example", TYPE::A, vec![record("a.example", 1, a("192.0.2.1"))]);
+        question.remove_flags(PacketFlag::RESPONSE);
+        for packet in [
+            refused,
+            question,
+            packet("a.example", TYPE::A, vec![]),
+            packet("a.example", TYPE::CNAME, vec![record("a.example", 1, cname("b.example"))]),
+        ] {
+            assert_eq!(read(&packet.build_bytes_vec().unwrap()), Ok(None), "{packet:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_needed_cannot_fail() {
+        let mut message = message("a.example", vec![record("a.example", 5, a("192.0.2.1"))]);
+        message[3] |= RESERVED;
+        message[8..12].copy_from_slice(&[0, 1, 0, 2]);
+        message.extend([0xff; 30]);
+        assert_eq!(read(&message).unwrap().unwrap().ttl_s, 5);
+    }
+
+    #[test]
+    fn aliases_in_a_circle_end() {
+        let records = vec![
+            record("a.example", 5, cname("b.example")),
+            record("b.example", 5, cname("a.example")),
+            record("b.example", 5, a("192.0.2.1")),
+        ];
+        let answer = read(&message("a.example", records)).unwrap().unwrap();
+        assert_eq!(answer.aliases, ["b.example", "a.example"]);
+    }
+
+    #[test]
+    fn strange_labels_are_escaped() {
+        let labels = [Label::new_unchecked(&b"a.\x07"[..]), Label::new_unchecked(&b"EXAMPLE"[..])];
+        let mut packet = packet("x", TYPE::A, vec![record("y", 5, a("192.0.2.1"))]);
+        packet.questions[0].qname = Name::new_with_labels(&labels);
+        let answer = read(&packet.build_bytes_vec().unwrap()).unwrap().unwrap();
+        assert_eq!(answer.name, r"a\.\007.example");
+    }
+
+    #[test]
+    fn what_cannot_be_is_unreadable() {
+        let good = message("a.example", vec![record("a.example", 5, a("192.0.2.1"))]);
+        for length in (0..HEADER_BYTES).chain(HEADER_BYTES + 1..good.len()) {
+            assert_eq!(read(&good[..length]), Err(Unreadable), "{length}");
+        }
+        let mut greedy = good.clone();
+        greedy[6..8].fill(0xff);
+        assert_eq!(read(&greedy), Err(Unreadable));
+        let mut circular = good;
+        let at = HEADER_BYTES as u8;
+        circular[12..14].copy_from_slice(&[0xc0, at]);
+        assert_eq!(read(&circular), Err(Unreadable));
+    }
+
+    #[test]
+    fn a_stream_is_cut_into_messages() {
+        let message = message("a.example", vec![record("a.example", 5, a("192.0.2.1"))]);
+        let mut stream = u16::try_from(message.len()).unwrap().to_be_bytes().to_vec();
+        stream.extend(&message);
+        for end in 0..stream.len() {
+            assert_eq!(first_message(&stream[..end]), Framed::Unfinished, "{end}");
+        }
+        stream.extend([0, 50, 1]);
+        assert_eq!(first_message(&stream), Framed::Message(&message[..], message.len() + 2));
+        assert_eq!(first_message(&[0, 11]), Framed::Unreadable);
+        assert_eq!(first_message(&[0, 50, 0, 1, 0x01]), Framed::Unreadable);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn reading_ends(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let _ = read(&bytes);
+            // So that something is parsed at all.
+            if let Some(header) = bytes.get_mut(2..10) {
+                header.copy_from_slice(&[0x81, 0x80, 0, 1, 0, 2, 0, 0]);
+                let _ = read(&bytes);
+            }
+            let _ = first_message(&bytes);
+        }
+
+        #[test]
+        fn reading_any_kind_of_record_ends(
+            kind in 0u16..300,
+            data in proptest::collection::vec(proptest::num::u8::ANY, 0..80),
+            length_is_wrong_by in -3i32..4,
+        ) {
+            let mut bytes = vec![0, 1, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0, 1, b'a', 0, 0, 1, 0, 1, 0xc0, 12];
+            bytes.extend(kind.to_be_bytes());
+            bytes.extend([0, 1, 0, 0, 0, 9]);
+            let length = (data.len() as i32 + length_is_wrong_by).max(0) as u16;
+            bytes.extend(length.to_be_bytes());
+            bytes.extend(&data);
+            let _ = read(&bytes);
+        }
+
+        #[test]
+        fn reading_what_is_nearly_right_ends(
+            changes in proptest::collection::vec((0usize..120, proptest::num::u8::ANY), 1..6),
+            length in 12usize..140,
+        ) {
+            let mut bytes = message("a.example.com", vec![
+                record("a.example.com", 5, cname("b.example.net")),
+                record("b.example.net", 5, a("192.0.2.1")),
+                record("b.example.net", 5, aaaa("2001:db8::7")),
+            ]);
+            for (at, byte) in changes {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            bytes.truncate(length);
+            if let Ok(Some(answer)) = read(&bytes) {
+                proptest::prop_assert!(!answer.addresses.is_empty() && answer.aliases.len() <= ALIASES_MAX);
+            }
+        }
+    }
+}

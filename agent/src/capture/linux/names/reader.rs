@@ -1,0 +1,272 @@
+//! Packets become facts: answers, server names, and what could not be read. Pure: packets and their times are arguments.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade},
+    flow::Direction,
+    time::{Moment, Timestamp},
+};
+
+use super::{
+    copies::Copies,
+    dns::{self, Framed},
+    encrypted::{self, Connection, Encrypted, Hidden},
+    packet::{Packet, Transport},
+    pieces::{Pieces, STREAM_BYTES_MAX, Stream, Way},
+    tls::{self, Hello},
+};
+use crate::capture::{Fact, Observation, ObservedResolution, ObservedServerName};
+
+const DNS_PORT: u16 = 53;
+const ENCRYPTED_DNS_PORT: u16 = 853;
+
+const CUT_ANSWER: &str = "a DNS answer came in fragments, or is too long";
+const STRANGE_ANSWER: &str = "a DNS answer could not be understood";
+const STRANGE_HELLO: &str = "a TLS ClientHello could not be understood";
+const LONG_HELLO: &str = "a TLS ClientHello is too long";
+const LONG_STREAM: &str = "a DNS answer over TCP is too long";
+const MANY_PIECES: &str = "too many TLS ClientHellos and DNS answers came in pieces at once";
+const LATE_PIECES: &str = "the rest of a TLS ClientHello or DNS answer did not come in time";
+
+/// Where, how and when a packet was seen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sighting {
+    pub(super) network_namespace: u64,
+    pub(super) interface: usize,
+    /// Who sent it: outbound if this host, or if it was seen on loopback.
+    pub(super) direction: Direction,
+    pub(super) at: Moment,
+}
+
+/// Remembers what it takes to understand the next packet.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    copies: Copies,
+    pieces: Pieces,
+    encrypted: Encrypted,
+    losses: BTreeMap<&'static str, Loss>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    count: u64,
+    from: Timestamp,
+    to: Timestamp,
+}
+
+impl Reader {
+    /// Reads a packet from its IP header on; `bytes` may end before it does.
+    pub(super) fn read(&mut self, seen: Sighting, bytes: &[u8], facts: &mut Vec<Observation>) {
+        let Some(packet) = Packet::parse(bytes) else { return };
+        if self.copies.is_copy(seen.network_namespace, seen.interface, &packet, seen.at) {
+            return;
+        }
+        match packet.transport {
+            Transport::Udp if packet.source.port() == DNS_PORT => self.datagram(seen, &packet, facts),
+            Transport::Udp if packet.destination.port() == ENCRYPTED_DNS_PORT => {
+                if seen.direction == Direction::Outbound
+                    && let Some(reason) = encrypted::hidden(None, packet.destination)
+                {
+                    let hidden = self.encrypted.is_used(reason, seen.at.wall, None);
+                    facts.extend(hidden.map(|hidden| hidden_fact(hidden, seen.at)));
+                }
+            }
+            Transport::Udp => {}
+            Transport::Tcp { sequence } if packet.source.port() == DNS_PORT => {
+                self.answers(seen, &packet, sequence, facts);
+            }
+            Transport::Tcp { sequence } => self.hello(seen, &packet, sequence, facts),
+        }
+    }
+
+    /// What is known once everything of a turn has been read. What is waited for is given up if it may not be waited for
+    /// any longer. False if something is waited for.
+    pub(super) fn settle(&mut self, now: Moment, may_wait: bool, facts: &mut Vec<Observation>) -> bool {
+        if !may_wait {
+            let streams: Vec<_> = self.pieces.give_up().collect();
+            for (_, stream) in streams {
+                self.lose(LATE_PIECES, stream.began().wall, now.wall);
+            }
+        }
+        for (reason, loss) in std::mem::take(&mut self.losses) {
+            facts.push(lost(loss.count, reason.to_owned(), loss.from, loss.to, now));
+        }
+        self.pieces.is_empty()
+    }
+
+    /// Encrypted DNS that goes on is told anew. `is_open` says of a connection whether it is.
+    pub(super) fn renew(
+        &mut self,
+        now: Moment,
+        is_open: impl Fn(&Connection) -> bool,
+        facts: &mut Vec<Observation>,
+    ) {
+        let hidden = self.encrypted.renew(now.wall, is_open);
+        facts.extend(hidden.into_iter().map(|hidden| hidden_fact(hidden, now)));
+    }
+
+    /// The network namespaces with connections of which [`Reader::renew`] will ask.
+    pub(super) fn watched_namespaces(&self) -> std::collections::HashSet<u64> {
+        self.encrypted.network_namespaces()
+    }
+
+    fn datagram(&mut self, seen: Sighting, packet: &Packet<'_>, facts: &mut Vec<Observation>) {
+        if packet.is_whole {
+            self.answer(seen, packet.payload, packet.source, packet.destination, facts);
+        } else {
+            self.lose_at(CUT_ANSWER, seen.at);
+        }
+    }
+
+    fn answer(
+        &mut self,
+        seen: Sighting,
+        message: &[u8],
+        server: SocketAddr,
+        local: SocketAddr,
+        facts: &mut Vec<Observation>,
+    ) {
+        match dns::read(message) {
+            Ok(Some(answer)) => {
+                let resolution = ObservedResolution {
+                    name: answer.name,
+                    aliases: answer.aliases,
+                    addresses: answer.addresses,
+                    ttl_s: answer.ttl_s,
+                    server,
+                    local,
+                    network_namespace: Some(seen.network_namespace),
+                };
+                facts.push(Observation { at: seen.at, fact: Fact::NameResolved(Box::new(resolution)) });
+            }
+            Ok(None) => {}
+            Err(dns::Unreadable) => self.lose_at(STRANGE_ANSWER, seen.at),
+        }
+    }
+
+    /// A segment of DNS over TCP.
+    fn answers(&mut self, seen: Sighting, packet: &Packet<'_>, sequence: u32, facts: &mut Vec<Observation>) {
+        let way = way(seen, packet);
+        let mut stream = match self.pieces.take(&way) {
+            Some(mut stream) => match stream.add(sequence, packet.payload) {
+                Ok(()) => stream,
+                Err(_) => return self.lose(LONG_STREAM, stream.began().wall, after(seen.at)),
+            },
+            None => Stream::new(sequence, packet.payload, seen.at),
+        };
+        loop {
+            let taken = match dns::first_message(stream.bytes()) {
+                Framed::Message(message, taken) => {
+                    self.answer(seen, message, packet.source, packet.destination, facts);
+                    taken
+                }
+                Framed::Unfinished if stream.bytes().is_empty() && packet.is_whole => return,
+                Framed::Unfinished if !packet.is_whole || stream.bytes().len() > STREAM_BYTES_MAX => {
+                    return self.lose(LONG_STREAM, stream.began().wall, after(seen.at));
+                }
+                Framed::Unfinished => return self.wait_for(way, stream, seen),
+                Framed::Unreadable => return self.lose_at(STRANGE_ANSWER, seen.at),
+            };
+            stream.advance(taken);
+        }
+    }
+
+    /// A segment that begins a ClientHello, or goes on with one.
+    fn hello(&mut self, seen: Sighting, packet: &Packet<'_>, sequence: u32, facts: &mut Vec<Observation>) {
+        let way = way(seen, packet);
+        let begins = tls::begins_hello(packet.payload);
+        let stream = match self.pieces.take(&way) {
+            Some(mut stream) => match stream.add(sequence, packet.payload) {
+                Ok(()) => stream,
+                Err(_) => {
+                    return self.lose_hello(LONG_HELLO, seen, stream.began().wall);
+                }
+            },
+            None if begins => Stream::new(sequence, packet.payload, seen.at),
+            None => return,
+        };
+        let began = stream.began().wall;
+        match tls::read(stream.bytes()) {
+            Hello::Asks(name) => self.asks(seen, packet, Some(name), facts),
+            Hello::AsksForNone => self.asks(seen, packet, None, facts),
+            Hello::Unreadable => self.lose_hello(STRANGE_HELLO, seen, began),
+            Hello::Unfinished if !packet.is_whole => self.lose_hello(LONG_HELLO, seen, began),
+            // What others ask this host for is no name that an address was reached by. The filter lets no later pieces of
+            // it through, so that nobody outside can have the agent wait.
+            Hello::Unfinished if seen.direction == Direction::Inbound => {}
+            Hello::Unfinished => self.wait_for(way, stream, seen),
+        }
+    }
+
+    fn asks(
+        &mut self,
+        seen: Sighting,
+        packet: &Packet<'_>,
+        name: Option<String>,
+        facts: &mut Vec<Observation>,
+    ) {
+        let (local, remote) = match seen.direction {
+            Direction::Outbound => (packet.source, packet.destination),
+            Direction::Inbound => (packet.destination, packet.source),
+        };
+        let network_namespace = Some(seen.network_namespace);
+        if seen.direction == Direction::Outbound
+            && let Some(reason) = encrypted::hidden(name.as_deref(), remote)
+        {
+            let connection = Connection { network_namespace: seen.network_namespace, local, remote };
+            let hidden = self.encrypted.is_used(reason, seen.at.wall, Some(connection));
+            facts.extend(hidden.map(|hidden| hidden_fact(hidden, seen.at)));
+        }
+        let hello = ObservedServerName { name, direction: seen.direction, local, remote, network_namespace };
+        facts.push(Observation { at: seen.at, fact: Fact::ServerName(Box::new(hello)) });
+    }
+
+    fn wait_for(&mut self, way: Way, stream: Stream, seen: Sighting) {
+        if let Some((_, given_up)) = self.pieces.put(way, stream) {
+            self.lose(MANY_PIECES, given_up.began().wall, after(seen.at));
+        }
+    }
+
+    fn lose_hello(&mut self, reason: &'static str, seen: Sighting, from: Timestamp) {
+        if seen.direction == Direction::Outbound {
+            self.lose(reason, from, after(seen.at));
+        }
+    }
+
+    fn lose_at(&mut self, reason: &'static str, at: Moment) {
+        self.lose(reason, at.wall, after(at));
+    }
+
+    fn lose(&mut self, reason: &'static str, from: Timestamp, to: Timestamp) {
+        let loss = self.losses.entry(reason).or_insert(Loss { count: 0, from, to });
+        loss.count += 1;
+        loss.from = loss.from.min(from);
+        loss.to = loss.to.max(to);
+    }
+}
+
+fn way(seen: Sighting, packet: &Packet<'_>) -> Way {
+    Way { network_namespace: seen.network_namespace, source: packet.source, destination: packet.destination }
+}
+
+/// The first instant after `at`.
+fn after(at: Moment) -> Timestamp {
+    at.wall.saturating_add(Duration::from_nanos(1))
+}
+
+/// Encrypted DNS, as a loss: how many names were not heard is not known.
+fn hidden_fact(hidden: Hidden, at: Moment) -> Observation {
+    lost(0, hidden.reason, hidden.from, hidden.to, at)
+}
+
+/// Names were lost in `[from, to)`.
+pub(super) fn lost(count: u64, reason: String, from: Timestamp, to: Timestamp, now: Moment) -> Observation {
+    let grade = Grade::Lost { count, reason };
+    let change =
+        CoverageChange { facet: Facet::Names, grade, from, to: Some(to), scope: None, announced_from: None };
+    Observation { at: now, fact: Fact::Coverage(change) }
+}
+
+#[cfg(test)]
+mod tests;
