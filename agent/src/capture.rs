@@ -442,7 +442,7 @@ fn ebpf(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
 
 #[cfg(target_os = "linux")]
 fn netlink(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
-    Ok(Box::new(linux::netlink(options.period)?))
+    Ok(Box::new(linux::netlink(options)?))
 }
 
 #[cfg(not(target_os = "linux"))]

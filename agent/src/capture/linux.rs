@@ -14,7 +14,7 @@ use alibi_proto::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{CaptureError, Observation, Options, Outlet, Report, Source};
+use super::{CaptureError, Fact, Observation, Options, Outlet, Report, Source};
 use crate::sys;
 
 mod canary;
@@ -26,6 +26,7 @@ mod netlink;
 mod users;
 
 use canary::Canary;
+use names::Names;
 
 /// A report comes at least so often, so that the watermark goes on.
 const TURN_MAX: Duration = Duration::from_millis(500);
@@ -39,15 +40,16 @@ const GATHER: Duration = Duration::from_millis(20);
 pub(super) fn ebpf(options: &Options) -> Result<Linux, CaptureError> {
     let only = options.own_network_namespace.then(sys::network_namespace).flatten();
     let probe = ebpf::Ebpf::open(options.buffer_bytes.unwrap_or(ebpf::BUFFER_BYTES), only)?;
-    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_links_and_clock().with_canary())
+    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_names(options).with_links_and_clock().with_canary())
 }
 
-/// The fallback where the kernel refuses BPF: its messages on processes and sockets, and a look at the sockets each `period`.
+/// The fallback where the kernel refuses BPF: its messages on processes and sockets, and a look at the sockets each period.
 ///
 /// # Errors
 /// When the agent lacks the right, or the kernel the feature.
-pub(super) fn netlink(period: Duration) -> Result<Linux, CaptureError> {
-    Ok(Linux::new(netlink::NAME, netlink::open(period)?).with_links_and_clock())
+pub(super) fn netlink(options: &Options) -> Result<Linux, CaptureError> {
+    let sensors = netlink::open(options.period)?;
+    Ok(Linux::new(netlink::NAME, sensors).with_names(options).with_links_and_clock())
 }
 
 /// An ear at one place in the kernel. All are called from one thread, and must not block.
@@ -83,12 +85,22 @@ pub(super) struct Linux {
     held: Vec<Observation>,
     /// Everything before this has been reported.
     seen_until: Option<Moment>,
+    names: Option<Names>,
     canary: Option<Canary>,
 }
 
 impl Linux {
     pub(super) fn new(name: &'static str, sensors: Vec<Box<dyn Sensor>>) -> Self {
-        Self { name, sensors, held: Vec::new(), seen_until: None, canary: None }
+        Self { name, sensors, held: Vec::new(), seen_until: None, names: None, canary: None }
+    }
+
+    /// With the names that are looked up and asked for.
+    fn with_names(mut self, options: &Options) -> Self {
+        match Names::open(options.own_network_namespace) {
+            Ok(names) => self.names = Some(names),
+            Err(problem) => tracing::warn!(%problem, "recording without names"),
+        }
+        self
     }
 
     /// With what every source on this system can tell beside processes and connections. What cannot be told is said in
@@ -112,14 +124,18 @@ impl Linux {
         self
     }
 
+    fn sensors(&self) -> impl Iterator<Item = &dyn Sensor> {
+        let names = self.names.as_ref().map(|names| names as &dyn Sensor);
+        self.sensors.iter().map(|sensor| &**sensor).chain(names)
+    }
+
     /// Waits until a sensor has something, or it is time for a report.
     fn listen(&self) -> Result<(), CaptureError> {
         let mut descriptors: Vec<PollFd<'_>> = self
-            .sensors
-            .iter()
+            .sensors()
             .map(|sensor| PollFd::from_borrowed_fd(sensor.descriptor(), PollFlags::IN))
             .collect();
-        let wishes = self.sensors.iter().filter_map(|sensor| sensor.wants_turn_within());
+        let wishes = self.sensors().filter_map(Sensor::wants_turn_within);
         let timeout = wishes.fold(TURN_MAX, Duration::min);
         let timeout = Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
         match poll(&mut descriptors, Some(&timeout)) {
@@ -135,6 +151,12 @@ impl Linux {
         for sensor in &mut self.sensors {
             has_all &= sensor.take(now, &mut facts)?;
         }
+        if let Some(names) = &mut self.names {
+            for (namespace, pid) in facts.iter().filter_map(|observation| place(&observation.fact)) {
+                names.meet(namespace, pid);
+            }
+            has_all &= names.take(now, &mut facts)?;
+        }
         let seen_until = if has_all { now } else { self.seen_until.unwrap_or(now) };
         self.seen_until = Some(seen_until);
         facts.sort_by_key(|observation| observation.at.boot_ns);
@@ -149,7 +171,7 @@ impl Linux {
 
 impl Source for Linux {
     fn describe(&self) -> SourceDescription {
-        let facets = self.sensors.iter().flat_map(|sensor| sensor.facets()).collect();
+        let facets = self.sensors().flat_map(Sensor::facets).collect();
         SourceDescription { name: self.name.to_owned(), facets }
     }
 
@@ -162,4 +184,10 @@ impl Source for Linux {
             self.listen()?;
         }
     }
+}
+
+/// In which network namespace somebody has opened a connection, and who.
+fn place(fact: &Fact) -> Option<(u64, u32)> {
+    let Fact::ConnectionOpened(connection) = fact else { return None };
+    Some((connection.network_namespace?, connection.owner?.pid))
 }

@@ -95,11 +95,12 @@ enum Reach {
 }
 
 impl Names {
-    /// Listens in all network namespaces. What it has no right to is a grade, or words of its scope.
+    /// Listens in all network namespaces, or in the agent's own only. What it has no right to is a grade, or words of its
+    /// scope.
     ///
     /// # Errors
     /// When there is not even a way to wait for something.
-    pub(in crate::capture) fn open() -> Result<Self, CaptureError> {
+    pub(in crate::capture) fn open(own_only: bool) -> Result<Self, CaptureError> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|problem| CaptureError::Wait(problem.into()))?;
         let now = sys::now();
@@ -121,6 +122,10 @@ impl Names {
                 "no packet socket could be opened: {problem} (it takes root or the capability CAP_NET_RAW)"
             ));
             names.reach = Reach::Own("no packet socket could be opened".to_owned());
+            return Ok(names);
+        }
+        if own_only {
+            names.reach = Reach::Own("the agent was told to keep to its own".to_owned());
             return Ok(names);
         }
         match namespaces::find() {
