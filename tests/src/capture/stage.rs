@@ -55,15 +55,11 @@ impl Stage {
         Ok(Self { network, lab: lab.to_owned(), truth, directory })
     }
 
-    /// Starts an agent over the data of this name.
+    /// Starts an agent on the laptop, over the data of this name.
     pub fn agent(&self, name: &str, source: &str, words: &[&str]) -> Agent {
         let data = self.directory.path().join(name);
-        let words = [&["--source", source], words].concat();
-        if source != "poll" {
-            return Agent::start(&data, &words);
-        }
-        // It sees the connections of its own network namespace only. BPF sees all, and cannot be had from within one,
-        // where control groups are not mounted.
+        // Of its own network namespace only, so that others on this machine do not count.
+        let words = [&["--source", source, "--own-network-namespace"], words].concat();
         let program = programs().agent.to_string_lossy().into_owned();
         let command = self.network.on_laptop(0, "laptop", &program);
         Agent::start_with(command, &data, &format!("unix:{}.sock", data.display()), &words)
