@@ -26,9 +26,13 @@ const SOURCE: &str = "ebpf";
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const REQUIREMENTS: &[Requirement] = &[Requirement::NetworkNamespaces, Requirement::Bpf];
 
+/// Room for all that happens here at once: a busy machine must not decide a test. What an overflow means is tested on its
+/// own.
+const BUFFER: &[&str] = &["--bpf-buffer-bytes", "33554432"];
+
 /// Starts an agent, and waits until it has told what there is already.
 fn watched(stage: &Stage) -> Agent {
-    let agent = stage.agent("agent", SOURCE, &[]);
+    let agent = stage.agent("agent", SOURCE, BUFFER);
     Tail::open(&agent.address).unwrap().until("a watermark", |tail| tail.watermark.is_some()).unwrap();
     agent
 }

@@ -120,7 +120,8 @@ fn a_right_record_is_perfect() {
 
 #[test]
 fn each_column_finds_its_own_fault() {
-    let wrong: [(&str, fn(&mut FlowRecord), [u64; 7]); 10] = [
+    type Spoil = fn(&mut FlowRecord);
+    let wrong: [(&str, Spoil, [u64; 7]); 10] = [
         ("owner:", |flow| flow.process = None, [1, 0, 1, 1, 1, 0, 0]),
         ("owner:", |flow| flow.process = Some(host().process(7, 71)), [1, 0, 1, 1, 1, 0, 0]),
         ("ends:", |flow| flow.local.set_port(1), [1, 1, 0, 1, 1, 0, 0]),
