@@ -18,8 +18,6 @@ use alibi_proto::{
 
 /// What everything here is expected of.
 const SOURCE: &str = "ebpf";
-/// Whether it tells of links too.
-const TELLS_LINKS: bool = false;
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
 /// A way to lose the network, and to have it again.
@@ -129,9 +127,7 @@ fn a_pulled_cable_is_told_in_order() {
         let errno: i32 = failed.strip_prefix("failed ").unwrap().parse().unwrap();
         assert!([110, 113, 101].contains(&errno), "{}: {failed}", cut.what);
         let begin = place;
-        if TELLS_LINKS {
-            place = await_event(&mut tail, &what("the link is down"), place, is_link(cut.is_cut));
-        }
+        place = await_event(&mut tail, &what("the link is down"), place, is_link(cut.is_cut));
         let is_over = |flow: &FlowRecord| matches!(flow.state, FlowState::Closed | FlowState::Failed(_));
         place = await_event(&mut tail, &what("the connection breaks"), place, is_flow(local, is_over));
         let broken = flow(&tail.events[place]);
@@ -141,10 +137,8 @@ fn a_pulled_cable_is_told_in_order() {
         for words in cut.put_back {
             ip(&stage, cut, words);
         }
-        if TELLS_LINKS {
-            let is_whole = |link: &LinkRecord| link.up && link.running;
-            place = await_event(&mut tail, &what("the link is up"), place, is_link(is_whole));
-        }
+        let is_whole = |link: &LinkRecord| link.up && link.running;
+        place = await_event(&mut tail, &what("the link is up"), place, is_link(is_whole));
         client.ask("again");
         (local, heard) = connected(&client, heard);
         place = await_event(&mut tail, &what("the connection is made anew"), place, is_flow(local, |_| true));
