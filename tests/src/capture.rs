@@ -22,8 +22,8 @@ const MEASURED: &[&str] = &["fresh", "many", "exec"];
 /// What to run, and how long.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// How the agent captures: ebpf or poll
-    #[arg(long, default_value = "ebpf")]
+    /// How the agent captures; netlink cannot, since the proc connector is heard in the first network namespace alone
+    #[arg(long, default_value = "ebpf", value_parser = ["ebpf", "poll"])]
     source: String,
     /// Only this workload; may be given several times
     #[arg(long = "workload", value_parser = parse_workload)]
