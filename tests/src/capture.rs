@@ -6,10 +6,15 @@ pub mod score;
 pub mod stage;
 pub mod tail;
 
-use std::{env, time::Duration};
+use std::{
+    env,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
 
-use alibi_proto::time::parse_duration;
-use anyhow::{Context as _, Result, ensure};
+use alibi_proto::{time::parse_duration, transport};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::workload::{self, Cost, EARLY, Workload};
 use measure::Spread;
@@ -67,11 +72,12 @@ pub fn capture(options: &Options) -> Result<()> {
         [] => workload::ALL.iter().collect(),
         chosen => chosen.to_vec(),
     };
+    let stop = Stop::listen();
     let machine = Machine::look()?;
-    let mut report = scores(options, &workloads, machine)?;
+    let mut report = scores(options, &workloads, machine, &stop)?;
     for workload in workloads.iter().filter(|workload| MEASURED.contains(&workload.name)) {
         if options.pairs > 0 {
-            report.pairs.push(pairs(options, workload)?);
+            report.pairs.push(pairs(options, workload, &stop)?);
         }
     }
     report.look_again()?;
@@ -83,16 +89,47 @@ pub fn capture(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Hears that it is to end, so that it does in order: network namespaces and agents do not go by themselves.
+struct Stop(Receiver<()>);
+
+impl Stop {
+    fn listen() -> Self {
+        let (told, stop) = mpsc::channel();
+        thread::spawn(move || {
+            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                runtime.block_on(async { transport::stop_signal().await });
+                // Nobody listens any more at the end.
+                let _ = told.send(());
+            }
+        });
+        Self(stop)
+    }
+
+    /// Waits for `duration`.
+    ///
+    /// # Errors
+    /// When it is to end.
+    fn wait(&self, duration: Duration) -> Result<()> {
+        match self.0.recv_timeout(duration) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) => bail!("interrupted"),
+            Err(RecvTimeoutError::Disconnected) => bail!("cannot hear when it is to end"),
+        }
+    }
+}
+
 /// One agent over all workloads; before them, over nothing.
-fn scores(options: &Options, workloads: &[&Workload], machine: Machine) -> Result<Report> {
+fn scores(options: &Options, workloads: &[&Workload], machine: Machine, stop: &Stop) -> Result<Report> {
     let stage = Stage::new(&env::current_exe()?)?;
     let is_early = workloads.iter().any(|workload| workload.name == EARLY);
     let early = is_early.then(|| stage.begin_early());
     let agent = stage.agent("agent", &options.source, &[]);
     // Once it answers, its first look is over.
     tail::Tail::open(&agent.address)?.until("a watermark", |tail| tail.watermark.is_some())?;
-    let idle = if options.idle.is_zero() { None } else { Some(idle(agent.running.pid(), options.idle)?) };
+    let idle =
+        if options.idle.is_zero() { None } else { Some(idle(agent.running.pid(), options.idle, stop)?) };
     for workload in workloads.iter().filter(|workload| workload.name != EARLY) {
+        stop.wait(Duration::ZERO)?;
         stage.run(workload)?;
     }
     if let Some(early) = early {
@@ -112,12 +149,11 @@ fn scores(options: &Options, workloads: &[&Workload], machine: Machine) -> Resul
 }
 
 /// Measures an agent that has nothing to do.
-fn idle(agent: u32, duration: Duration) -> Result<report::Idle> {
+fn idle(agent: u32, duration: Duration, stop: &Stop) -> Result<report::Idle> {
     let (cpu, busy) = (measure::cpu_ns(agent)?, measure::machine_busy_ticks()?);
-    let began = std::time::Instant::now();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    // Nothing is awaited: the time itself is what is measured over.
-    runtime.block_on(async { tokio::time::sleep(duration).await });
+    let began = Instant::now();
+    // Nothing else is awaited: the time itself is what is measured over.
+    stop.wait(duration)?;
     let seconds = began.elapsed().as_secs_f64();
     let agent_s = (measure::cpu_ns(agent)? - cpu) as f64 / 1e9;
     let all_s = (measure::machine_busy_ticks()? - busy) as f64 / 100.0;
@@ -129,7 +165,7 @@ fn idle(agent: u32, duration: Duration) -> Result<report::Idle> {
 }
 
 /// Runs a workload without an agent and with one, in turn.
-fn pairs(options: &Options, workload: &Workload) -> Result<Pairs> {
+fn pairs(options: &Options, workload: &Workload, stop: &Stop) -> Result<Pairs> {
     let stage = Stage::new(&env::current_exe()?)?;
     let (mut cpu, mut wall) = (Vec::new(), Vec::new());
     let (mut agent_us, mut disk) = (Vec::new(), Vec::new());
@@ -140,6 +176,7 @@ fn pairs(options: &Options, workload: &Workload) -> Result<Pairs> {
         // Which one is first changes, so that what drifts in the machine favours neither.
         let mut costs: [Option<Cost>; 2] = [None; 2];
         for run in [pair % 2, (pair + 1) % 2] {
+            stop.wait(Duration::ZERO)?;
             stage.forget()?;
             if run == 0 {
                 costs[0] = Some(stage.run(workload)?);
