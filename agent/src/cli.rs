@@ -96,9 +96,13 @@ fn parse_buffer_bytes(text: &str) -> Result<u32, String> {
 /// # Errors
 /// What a person should read, in one line.
 pub fn run(arguments: Arguments) -> Result<u8> {
+    if matches!(arguments.command, Command::Run(_)) {
+        sys::run_before_others();
+    }
     sys::keep_needed_privileges()?;
     // Whoever speaks to the agent speaks to a thread without rights.
     let without_rights = || {
+        sys::run_as_others();
         if let Err(problem) = sys::give_up_privileges() {
             tracing::warn!(%problem, "a thread that serves keeps the agent's rights");
         }

@@ -62,6 +62,17 @@ pub fn is_privileged() -> bool {
     os::is_privileged()
 }
 
+/// Lets this thread, and those that it starts, run before ordinary programs: what waits too long to be recorded is lost. No
+/// more than a wish, which the system need not grant.
+pub fn run_before_others() {
+    os::run_before_others();
+}
+
+/// Lets this thread run as ordinary programs do.
+pub fn run_as_others() {
+    os::run_as_others();
+}
+
 /// Gives up every right that recording does not take, for this thread and those that it starts.
 ///
 /// # Errors

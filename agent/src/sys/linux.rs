@@ -88,6 +88,15 @@ const NEEDED: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::SYS_ADMIN);
 
+pub(super) fn run_before_others() {
+    // Refused without the right, and then as before.
+    let _ = rustix::process::setpriority_process(None, -10);
+}
+
+pub(super) fn run_as_others() {
+    let _ = rustix::process::setpriority_process(None, 0);
+}
+
 pub(super) fn keep_needed_privileges() -> io::Result<()> {
     // None of its children needs more either: it has none.
     rustix::thread::set_no_new_privs(true)?;

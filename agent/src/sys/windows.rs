@@ -45,6 +45,12 @@ pub(super) fn is_privileged() -> bool {
     fs::read_dir(root.join(r"System32\config")).is_ok()
 }
 
+/// Nothing that is captured here is lost by waiting.
+pub(super) fn run_before_others() {}
+
+/// All threads do.
+pub(super) fn run_as_others() {}
+
 /// Rights are not held one by one here.
 pub(super) fn keep_needed_privileges() -> io::Result<()> {
     Ok(())

@@ -26,9 +26,9 @@ use processes::Processes;
 
 pub(super) const NAME: &str = "ebpf";
 
-/// Of the buffer between kernel and agent: some 16,000 events on connections. It is mapped twice in a row, so that it counts
+/// Of the buffer between kernel and agent: some 32,000 events on connections. It is mapped twice in a row, so that it counts
 /// twice in the agent's memory.
-pub(super) const BUFFER_BYTES: u32 = 2 << 20;
+pub(super) const BUFFER_BYTES: u32 = 4 << 20;
 
 /// What moves in a connection that has just been opened is looked at so soon: before its first record is due, which is after
 /// a second.
@@ -77,6 +77,17 @@ impl Ebpf {
         Ok(())
     }
 
+    /// False if there is more that could not be taken yet.
+    fn take_events(&mut self, now: Moment, facts: &mut Vec<Observation>) -> bool {
+        // They lie in the probe's buffer, and what they mean can make the probe be asked.
+        let mut events = Vec::new();
+        let has_all = self.probe.drain(|event| events.push(event.to_vec()));
+        for event in events {
+            self.take_event(&event, now, facts);
+        }
+        has_all
+    }
+
     fn take_event(&mut self, bytes: &[u8], now: Moment, facts: &mut Vec<Observation>) {
         match Event::parse(bytes) {
             Some(Event::Fork(header, fork)) => self.processes.fork(header, fork, now),
@@ -117,7 +128,10 @@ impl Ebpf {
             self.processes.reconcile(now, facts)?;
         }
         if lost.connections > before.connections {
-            self.connections.reconcile(now, &mut self.probe, &mut self.processes, facts)?;
+            let (probe, processes) = (&mut self.probe, &mut self.processes);
+            let missing = self.connections.begin_reconciling(now, probe, processes, facts)?;
+            self.take_events(now, facts);
+            self.connections.end_reconciling(missing, now, facts);
         }
         Ok(())
     }
@@ -191,12 +205,7 @@ impl Sensor for Ebpf {
         if !std::mem::replace(&mut self.has_begun, true) {
             self.begin(now, facts)?;
         }
-        // The events lie in the probe's buffer, and what they mean can make the probe be asked.
-        let mut events = Vec::new();
-        let has_all = self.probe.drain(|event| events.push(event.to_vec()));
-        for event in events {
-            self.take_event(&event, now, facts);
-        }
+        let has_all = self.take_events(now, facts);
         self.count_losses(now, facts)?;
         self.look(now, facts)?;
         self.processes.tell_waiting(now, facts);

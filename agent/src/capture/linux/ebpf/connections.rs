@@ -303,30 +303,35 @@ impl Connections {
         facts.into_iter().map(|fact| Observation { at: now, fact }).collect()
     }
 
-    /// After events were lost: ends what is no longer open, and begins what is.
-    pub(super) fn reconcile(
+    /// After events were lost, the first half: begins what is open and was not told. `probe` must be drained after it: only
+    /// then is what it gives, the connections that were open before and are not now, without those whose own end is told.
+    pub(super) fn begin_reconciling(
         &mut self,
         now: Moment,
         probe: &mut Probe,
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
-    ) -> Result<(), CaptureError> {
+    ) -> Result<HashSet<u64>, CaptureError> {
+        let mut missing: HashSet<u64> = self.open.keys().copied().collect();
         let bytes = probe.sample(true)?;
-        let mut alive = HashSet::new();
         for event in Event::parse_all(&bytes) {
             if let Event::Connection(header, kind, connection) = event {
-                alive.insert(connection.cookie);
+                missing.remove(&connection.cookie);
                 self.take((header, kind, connection), now, probe, processes, facts);
             }
         }
-        let ended: Vec<(u64, SocketAddr)> = self
-            .open
-            .iter()
-            .filter(|(cookie, _)| !alive.contains(cookie))
-            .map(|(cookie, remote)| (*cookie, *remote))
-            .collect();
-        for (cookie, remote) in ended {
-            self.open.remove(&cookie);
+        Ok(missing)
+    }
+
+    /// The second half: ends those of `missing` of which nothing has been heard since.
+    pub(super) fn end_reconciling(
+        &mut self,
+        missing: HashSet<u64>,
+        now: Moment,
+        facts: &mut Vec<Observation>,
+    ) {
+        for cookie in missing {
+            let Some(remote) = self.open.remove(&cookie) else { continue };
             let socket = SocketKey { protocol: Protocol::Tcp, remote, socket: cookie };
             let change = ConnectionChange::default();
             facts.push(Observation {
@@ -334,7 +339,6 @@ impl Connections {
                 fact: Fact::ConnectionClosed { socket, state: FlowState::Closed, change },
             });
         }
-        Ok(())
     }
 }
 
