@@ -9,7 +9,11 @@ use alibi_proto::{
     host::HostStatus,
     id::{HostId, ProcessUid},
     process::ProcessLife,
-    question::{Answer, Evidence, HostAnswer, Question, Verdict, judge},
+    question::{
+        Answer, Evidence, HostAnswer, NAME_ADDRESSES_MAX, NameEvidence, NamedRemotes, Question, Verdict,
+        judge,
+    },
+    time::Timestamp,
     transport::{Address, MESSAGE_BYTES_MAX},
     wire::{
         self,
@@ -132,24 +136,57 @@ impl Service {
         }
     }
 
-    fn answer_for(&self, question: &Question, agent: FollowedAgent) -> Result<HostAnswer, StoreError> {
+    /// What the name in the question stands for in the fleet; nothing if it has none.
+    fn remotes(&self, question: &Question) -> Result<NamedRemotes, StoreError> {
+        let Some(name) = question.target.name() else { return Ok(NamedRemotes::default()) };
+        let found = self.store.addresses_of(name, question.window.to(), NAME_ADDRESSES_MAX)?;
+        Ok(NamedRemotes {
+            addresses: found.rows.into_iter().collect(),
+            left_out: found.left_out > 0,
+            hellos: Vec::new(),
+        })
+    }
+
+    fn answer_for(
+        &self,
+        question: &Question,
+        fleet: &NamedRemotes,
+        agent: FollowedAgent,
+    ) -> Result<HostAnswer, StoreError> {
         let Some((description, progress)) = agent.host else {
             return Ok(never_answered(question, agent.address));
         };
         let host = description.host;
         // The progress came first, and coverage comes last, as the store asks for.
-        let flows = self.store.flows(host, question, RECORDS_MAX)?;
+        let mut remotes = fleet.clone();
+        if let Some(name) = question.target.name() {
+            let hellos = self.store.server_names(host, name, question.window.to(), NAME_ADDRESSES_MAX)?;
+            remotes.left_out |= hellos.left_out > 0;
+            remotes.hellos = hellos.rows;
+        }
+        let flows = self.store.flows(host, question, &remotes, RECORDS_MAX)?;
+        let unnamed_since = match question.target.name() {
+            Some(_) => self.store.oldest_unnamed(host, question)?,
+            None => None,
+        };
         let connections = self.store.coverage(host, Facet::Connections)?;
+        let names = match question.target.name() {
+            Some(_) => Some(self.store.coverage(host, Facet::Names)?),
+            None => None,
+        };
+        let names = names.as_ref();
         let evidence = Evidence {
             host: Some(host),
             name: description.name,
             connections: &connections,
             known_until: progress.known_until,
+            names: names.map(|coverage| NameEvidence { coverage, remotes: &remotes, unnamed_since }),
             flows: flows.rows,
             flows_left_out: flows.left_out,
         };
         let mut failed = None;
-        let answer = judge(question, evidence, |uid| match self.store.process(host, uid) {
+        let until = question.window.to();
+        let answer = judge(question, evidence, |uid| match self.store.process(host, uid, until) {
             Ok(life) => life,
             Err(error) => {
                 failed = Some(error);
@@ -163,8 +200,11 @@ impl Service {
         let mut hosts = Vec::new();
         let mut connections_left = ANSWER_CONNECTIONS_MAX;
         let mut bytes = 0;
-        for agent in self.in_scope(scope)? {
-            let mut answer = self.answer_for(&question, agent).map_err(store_status)?;
+        // How far each host is known is read with the hosts, and so before the names.
+        let agents = self.in_scope(scope)?;
+        let remotes = self.remotes(&question).map_err(store_status)?;
+        for agent in agents {
+            let mut answer = self.answer_for(&question, &remotes, agent).map_err(store_status)?;
             keep_within(&mut answer, &mut connections_left);
             bytes += wire::HostAnswer::from(answer.clone()).encoded_len();
             if bytes > ANSWER_BYTES_FULL {
@@ -173,12 +213,12 @@ impl Service {
             hosts.push(answer);
         }
         hosts.sort_by(|a, b| (a.verdict as u8, &a.name).cmp(&(b.verdict as u8, &b.name)));
-        Ok(Answer { addresses: vec![question.target.addresses()], question, hosts })
+        Ok(Answer { addresses: remotes.used(&question), question, hosts })
     }
 
     fn process(&self, word: &str) -> Result<wire::ProcessResponse, Status> {
         let (host, uid) = self.find_process(word)?;
-        let life = self.store.process(host, uid).map_err(store_status)?;
+        let life = self.store.process(host, uid, Timestamp::MAX).map_err(store_status)?;
         let life =
             life.ok_or_else(|| Status::not_found(format!("of the process {uid} only its end is on record")))?;
         let host_name = self.store.agents().map_err(store_status)?.into_iter().find_map(|agent| {
@@ -225,7 +265,7 @@ impl Service {
         let mut parent = life.record.parent;
         while let Some(uid) = parent
             && ancestors.len() < ANCESTORS_MAX
-            && let Some(ancestor) = self.store.process(host, uid).map_err(store_status)?
+            && let Some(ancestor) = self.store.process(host, uid, Timestamp::MAX).map_err(store_status)?
         {
             parent = ancestor.record.parent;
             ancestors.push(ancestor);
@@ -249,6 +289,7 @@ fn never_answered(question: &Question, address: String) -> HostAnswer {
         name: address,
         connections: &Timeline::default(),
         known_until: None,
+        names: None,
         flows: Vec::new(),
         flows_left_out: 0,
     };
@@ -268,8 +309,13 @@ fn keep_within(answer: &mut HostAnswer, connections_left: &mut usize) {
 /// Leaves out what an analyst can ask for in a narrower question. The verdict stands, and every gap is still covered.
 fn shorten(answer: &mut HostAnswer) {
     for life in answer.processes.iter_mut().filter_map(|process| process.life.as_mut()) {
-        life.record.image.arguments_truncated |= !life.record.image.arguments.is_empty();
-        life.record.image.arguments.clear();
+        let before_last = life.executions.len().saturating_sub(1);
+        life.executions.drain(..before_last);
+        life.executions_left_out += before_last as u64;
+        for image in life.images_mut() {
+            image.arguments_truncated |= !image.arguments.is_empty();
+            image.arguments.clear();
+        }
     }
     answer.gaps = coverage::at_most(std::mem::take(&mut answer.gaps), GAPS_IN_SHORT_MAX);
 }
@@ -378,7 +424,6 @@ mod tests {
         coverage::{Gap, Grade},
         process::{ProcessImage, ProcessRecord},
         question::ProcessActivity,
-        time::Timestamp,
     };
 
     use super::*;
@@ -394,7 +439,7 @@ mod tests {
             already_running: false,
             image: ProcessImage { arguments: vec!["x".repeat(60_000)], ..ProcessImage::default() },
         };
-        let life = ProcessLife { record, exit: None };
+        let life = ProcessLife::new(record, None);
         let process = ProcessActivity { uid: Some(life.record.uid), life: Some(life), connections: vec![] };
         let gap = |second: u64| Gap {
             facet: Facet::Connections,

@@ -3,15 +3,20 @@
 //! Exactly once: an agent delivers at least once, and [`Store::commit`] takes each (host, epoch, seq) once, together
 //! with the place where the stream goes on, in one transaction.
 
+use std::net::IpAddr;
+
 use alibi_proto::{
     coverage::{Facet, Timeline},
     event::Batch,
     flow::FlowRecord,
     host::HostDescription,
     id::{Cursor, HostId, ProcessUid},
+    link::LinkRecord,
+    name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
-    question::Question,
+    question::{NamedRemotes, Question},
     time::Timestamp,
+    window::Window,
 };
 
 mod sqlite;
@@ -71,9 +76,9 @@ pub trait Store: Send + Sync {
     /// When the store cannot be read.
     fn coverage(&self, host: HostId, facet: Facet) -> Result<Timeline, StoreError>;
 
-    /// The records of a host that a question needs: remote end matched by the target, begun before the window ends, not
-    /// ended before [`Question::looks_back_to`]. At most `limit`; those that overlap the window itself come first, then
-    /// the newest.
+    /// The records of a host that a question needs: remote end matched by the target or by what its name stands for
+    /// ([`NamedRemotes::may_match`]), begun before the window ends, not ended before [`Question::looks_back_to`]. At most
+    /// `limit`; those that overlap the window itself come first, then the newest.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -81,14 +86,69 @@ pub trait Store: Send + Sync {
         &self,
         host: HostId,
         question: &Question,
+        remotes: &NamedRemotes,
         limit: usize,
     ) -> Result<Bounded<FlowRecord>, StoreError>;
 
-    /// A process of a host.
+    /// The earliest [`unnamed_since`](alibi_proto::question::unnamed_since) of the records of a host that the question's
+    /// port, protocol and time admit, whatever their remote. Those of records that end within [`RECORD_SPAN_MAX`] of the
+    /// connection's opening may be missing.
+    ///
+    /// [`RECORD_SPAN_MAX`]: alibi_proto::flow::RECORD_SPAN_MAX
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn process(&self, host: HostId, uid: ProcessUid) -> Result<Option<ProcessLife>, StoreError>;
+    fn oldest_unnamed(&self, host: HostId, question: &Question) -> Result<Option<Timestamp>, StoreError>;
+
+    /// The addresses that any host had resolved the name to before `before`, aliases included, sorted, at most `limit`;
+    /// if there are more, `left_out` is 1.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn addresses_of(
+        &self,
+        name: &NamePattern,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Bounded<IpAddr>, StoreError>;
+
+    /// Who resolved the name to what and when, at most `limit`; if there are more, `left_out` is 1.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn resolutions(&self, name: &NamePattern, limit: usize) -> Result<Bounded<Resolution>, StoreError>;
+
+    /// The ClientHellos of a host that asked for the name before `before`, newest first, at most `limit`; if there are
+    /// more, `left_out` is 1.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn server_names(
+        &self,
+        host: HostId,
+        name: &NamePattern,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Bounded<ServerNameRecord>, StoreError>;
+
+    /// The changes of a host's network interfaces in a window, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn links(&self, host: HostId, window: Window, limit: usize) -> Result<Bounded<LinkRecord>, StoreError>;
+
+    /// A process of a host, with what it became before `until` (of each process the [`EXECUTIONS_MAX`] newest executions
+    /// are kept), and what is known of the executable that is then in force. An image without a hash has that of its
+    /// file, whichever came first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn process(
+        &self,
+        host: HostId,
+        uid: ProcessUid,
+        until: Timestamp,
+    ) -> Result<Option<ProcessLife>, StoreError>;
 
     /// The processes whose uid in lowercase hexadecimal begins with `prefix`, at most `limit`.
     ///
@@ -138,6 +198,26 @@ pub trait Store: Send + Sync {
 
 /// The most agents that one collector follows. Few under test, so that the limit is met.
 pub const AGENTS_MAX: usize = if cfg!(test) { 16 } else { 10_000 };
+
+/// Executions that are kept of one process, those before them being counted. Few under test, so that the limit is met.
+pub const EXECUTIONS_MAX: usize = if cfg!(test) { 4 } else { 64 };
+
+/// A name that a host resolved to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// The host.
+    pub host: HostId,
+    /// The name that it asked for, or an alias in the answer.
+    pub name: String,
+    /// The address.
+    pub address: IpAddr,
+    /// When it was first so resolved.
+    pub first: Timestamp,
+    /// When last.
+    pub last: Timestamp,
+    /// The time to live in the last answer, in seconds.
+    pub ttl_s: u32,
+}
 
 /// A listing that was kept within a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,8 +15,12 @@ use crate::{
 /// The question, as flags.
 #[derive(Args, Clone, Debug)]
 pub struct QuestionArgs {
-    /// Whom they talked to: an address, address:port, or a network such as 203.0.113.0/24
+    /// Whom they talked to: an address, address:port, a network such as 203.0.113.0/24, a name, or *.example.com for
+    /// all names below it
     pub target: String,
+    /// With a name: an address or network that it stands for; may be given more than once
+    #[arg(long = "address", value_name = "A")]
+    pub addresses: Vec<String>,
     /// The window: this long, until now (90s, 10m, 2h, 1d)
     #[arg(long, value_name = "D", allow_hyphen_values = true)]
     pub last: Option<String>,
@@ -40,7 +44,8 @@ impl QuestionArgs {
     /// # Errors
     /// When target or window cannot be asked about.
     pub fn question(&self, now: Timestamp) -> Result<Question, QuestionError> {
-        let target = Target::parse(&self.target, self.port, self.protocol)?;
+        let target =
+            Target::parse(&self.target, self.port, self.protocol)?.with_addresses(&self.addresses)?;
         let word = Option::as_deref;
         let window = Window::from_words(word(&self.last), word(&self.from), word(&self.to), now)?;
         Ok(Question { target, window })

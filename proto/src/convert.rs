@@ -639,7 +639,11 @@ impl TryFrom<wire::HostStatus> for HostStatus {
 impl From<Question> for wire::Question {
     fn from(question: Question) -> Self {
         Self {
-            target: question.target.addresses(),
+            target: question.target.text(),
+            addresses: match question.target.name() {
+                Some(_) => question.target.addresses(),
+                None => Vec::new(),
+            },
             from_ns: question.window.from().as_nanos(),
             to_ns: question.window.to().as_nanos(),
             port: question.target.port().map(u32::from),
@@ -660,6 +664,7 @@ impl TryFrom<Option<wire::Question>> for Question {
             number => Some(Protocol::from_wire(number)?),
         };
         let target = Target::parse(&question.target, port, protocol)
+            .and_then(|target| target.with_addresses(&question.addresses))
             .or_else(|error| bad("question.target", format!("is refused: {error}")))?;
         let window =
             Window::new(Timestamp::from_nanos(question.from_ns), Timestamp::from_nanos(question.to_ns))
@@ -674,6 +679,9 @@ impl From<ProcessLife> for wire::ProcessLife {
             process: Some(life.record.into()),
             exited_ns: life.exit.map(|exit| exit.exited.as_nanos()),
             exit_code: life.exit.and_then(|exit| exit.exit_code),
+            executions: wires(life.executions),
+            executions_left_out: life.executions_left_out,
+            executable: wires(life.executable),
         }
     }
 }
@@ -688,7 +696,13 @@ impl TryFrom<wire::ProcessLife> for ProcessLife {
             exited: Timestamp::from_nanos(exited),
             exit_code: life.exit_code,
         });
-        Ok(Self { record, exit })
+        Ok(Self {
+            record,
+            exit,
+            executions: all(life.executions)?,
+            executions_left_out: life.executions_left_out,
+            executable: all(life.executable)?,
+        })
     }
 }
 
@@ -1024,7 +1038,9 @@ mod tests {
             let exit = ProcessExit { uid: process.uid, exited: last, exit_code: Some(-9) };
             let answer = Answer {
                 question: Question {
-                    target: Target::parse("10.0.0.0/8", Some(443), Some(Protocol::Tcp)).unwrap(),
+                    target: Target::parse("*.example.com", Some(443), Some(Protocol::Tcp))
+                        .and_then(|target| target.with_addresses(&["10.0.0.0/8"]))
+                        .unwrap(),
                     window: Window::new(first, last).unwrap(),
                 },
                 addresses: vec!["10.0.0.0/8".into()],
@@ -1035,7 +1051,15 @@ mod tests {
                     gaps: vec![Gap { facet: Facet::Connections, grade, from: first, to: last }],
                     processes: vec![ProcessActivity {
                         uid: Some(process.uid),
-                        life: Some(ProcessLife { record: process, exit: Some(exit) }),
+                        life: Some(ProcessLife {
+                            executions: vec![ProcessExecution {
+                                uid: process.uid,
+                                executed: last,
+                                image: process.image.clone(),
+                            }],
+                            executions_left_out: 3,
+                            ..ProcessLife::new(process, Some(exit))
+                        }),
                         connections: vec![ConnectionActivity { flow, in_window: InWindow::Bytes }],
                     }],
                     scopes: vec![scope],

@@ -333,8 +333,11 @@ impl Timeline {
     }
 }
 
+/// The reason of a gap before the first statement about a facet.
+pub const NOT_BEGUN: &str = "recording had not begun";
+
 fn not_begun() -> Grade {
-    Grade::NotRecorded { reason: "recording had not begun".to_owned() }
+    Grade::NotRecorded { reason: NOT_BEGUN.to_owned() }
 }
 
 /// At most `max` gaps, and at least one if there is one: the last stands for all that are not listed, from the beginning
@@ -399,13 +402,13 @@ mod tests {
         timeline
     }
 
-    const NOT_BEGUN: &str = "none(recording had not begun)";
+    const NONE_YET: &str = "none(recording had not begun)";
     const NOT_YET: &str = "none(not received from this host yet)";
 
     #[test]
     fn nothing_is_complete_before_it_is_said_to_be() {
-        check(&Timeline::default(), 60, &[&format!("{NOT_BEGUN} 0..60"), &format!("{NOT_YET} 60..100")]);
-        check(&timeline(&[change(Grade::Complete, 10, None)]), 200, &[&format!("{NOT_BEGUN} 0..10")]);
+        check(&Timeline::default(), 60, &[&format!("{NONE_YET} 0..60"), &format!("{NOT_YET} 60..100")]);
+        check(&timeline(&[change(Grade::Complete, 10, None)]), 200, &[&format!("{NONE_YET} 0..10")]);
     }
 
     #[test]
@@ -444,7 +447,7 @@ mod tests {
         ]);
         check(&better, 100, &["none(off) 0..50"]);
         let before_all = timeline(&[change(Grade::Complete, 50, None), change(Grade::Complete, 10, None)]);
-        check(&before_all, 100, &[&format!("{NOT_BEGUN} 0..50")]);
+        check(&before_all, 100, &[&format!("{NONE_YET} 0..50")]);
     }
 
     #[test]

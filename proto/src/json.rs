@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     coverage::{Gap, Scope},
+    executable::Package,
     flow::FlowRecord,
     id::{ConnectionUid, HostId, ProcessUid},
     process::{ProcessLife, User},
@@ -77,9 +78,31 @@ pub struct ProcessJson {
     parent_pid: Option<u32>,
     sha256: Option<String>,
     executable_size: Option<u64>,
+    /// The package that the executable belongs to.
+    package: Option<Package>,
+    /// No file with the executable's content had been seen on the host before.
+    first_on_host: Option<bool>,
+    /// Who wrote the executable, where that was seen.
+    executable_writer: Option<ProcessUid>,
+    /// Why the executable has no hash.
+    executable_problem: Option<String>,
+    /// What it ran, oldest first, where it became another program: `path` and the rest are those of the last.
+    executions: Vec<ExecutionJson>,
+    executions_left_out: u64,
 }
 
-/// A connection. `first` and `last` are its life as far as known; in an answer the bytes are those of the window, and
+/// A program that a process ran.
+#[derive(Debug, Serialize)]
+struct ExecutionJson {
+    executed: Timestamp,
+    path: Option<String>,
+    name: String,
+    arguments: Vec<String>,
+    sha256: Option<String>,
+}
+
+/// A connection. `name` is what its owner most likely asked for, which need not be the name in the question where names
+/// share an address. `first` and `last` are its life as far as known; in an answer the bytes are those of the window, and
 /// elsewhere those of its newest record, with `in_window` null.
 #[derive(Debug, Serialize)]
 pub struct FlowJson {
@@ -97,6 +120,10 @@ pub struct FlowJson {
     errno: i32,
     bytes_sent: u64,
     bytes_received: u64,
+    /// Of the packets sent, those sent again (TCP).
+    retransmitted_packets: u64,
+    /// Smoothed, in microseconds (TCP).
+    round_trip_us: Option<u64>,
     /// False: the source could not measure bytes, and the zeros mean nothing.
     bytes_measured: bool,
     in_window: Option<&'static str>,
@@ -157,7 +184,16 @@ impl From<&ProcessActivity> for ProcessActivityJson {
 impl From<&ProcessLife> for ProcessJson {
     fn from(life: &ProcessLife) -> Self {
         let record = &life.record;
-        let image = record.image.clone();
+        let image = life.image().clone();
+        let started = (!life.executions.is_empty()).then_some((record.started, &record.image));
+        let later = life.executions.iter().map(|execution| (execution.executed, &execution.image));
+        let executions = started.into_iter().chain(later).map(|(executed, image)| ExecutionJson {
+            executed,
+            path: image.path.clone(),
+            name: image.name.clone(),
+            arguments: image.arguments.clone(),
+            sha256: image.sha256.map(|sha256| sha256.to_string()),
+        });
         let label = |user: &Option<User>| user.as_ref().map(|user| user.label().to_owned());
         Self {
             process: Some(record.uid),
@@ -178,8 +214,18 @@ impl From<&ProcessLife> for ProcessJson {
             exit_code: life.exit.and_then(|exit| exit.exit_code),
             parent: record.parent,
             parent_pid: record.parent_pid,
-            sha256: image.sha256.map(|sha256| sha256.to_string()),
+            sha256: life.sha256().map(|sha256| sha256.to_string()),
             executable_size: image.file.map(|file| file.size),
+            package: life.executable.iter().find_map(|seen| seen.package.clone()),
+            first_on_host: (!life.executable.is_empty())
+                .then(|| life.executable.iter().any(|seen| seen.first_on_host)),
+            executable_writer: life.writer(),
+            executable_problem: match life.sha256() {
+                Some(_) => None,
+                None => life.executable.iter().find_map(|seen| seen.problem.clone()),
+            },
+            executions: executions.collect(),
+            executions_left_out: life.executions_left_out,
         }
     }
 }
@@ -207,6 +253,8 @@ impl From<&FlowRecord> for FlowJson {
             errno: flow.state.errno(),
             bytes_sent: traffic.bytes_sent,
             bytes_received: traffic.bytes_received,
+            retransmitted_packets: traffic.packets_retransmitted,
+            round_trip_us: flow.round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
             bytes_measured: flow.traffic.is_some(),
             in_window: None,
             attribution: flow.attribution.word(),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    executable::{FileIdentity, Sha256},
+    executable::{ExecutableRecord, ExecutableSighting, FileIdentity, Sha256},
     id::ProcessUid,
     time::Timestamp,
 };
@@ -103,8 +103,43 @@ pub struct ProcessExit {
 /// A process from start to end, as far as known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessLife {
-    /// Its start.
+    /// Its start, and what it ran first.
     pub record: ProcessRecord,
     /// Its end, if it has been seen.
     pub exit: Option<ProcessExit>,
+    /// What it became later, oldest first.
+    pub executions: Vec<ProcessExecution>,
+    /// How many executions before the first listed were left out to keep within a bound.
+    pub executions_left_out: u64,
+    /// What is on record of the executable file in force: that it was run, that it was written, or both.
+    pub executable: Vec<ExecutableRecord>,
+}
+
+impl ProcessLife {
+    /// A life of which only start and end are known.
+    pub fn new(record: ProcessRecord, exit: Option<ProcessExit>) -> Self {
+        Self { record, exit, executions: Vec::new(), executions_left_out: 0, executable: Vec::new() }
+    }
+
+    /// What it runs, as of the last execution that is listed.
+    pub fn image(&self) -> &ProcessImage {
+        self.executions.last().map_or(&self.record.image, |execution| &execution.image)
+    }
+
+    /// The content of its executable in force: as the image has it, or as what is on record of the file has it.
+    pub fn sha256(&self) -> Option<Sha256> {
+        self.image().sha256.or_else(|| self.executable.iter().find_map(|seen| seen.sha256))
+    }
+
+    /// Who wrote its executable, where it was seen being written.
+    pub fn writer(&self) -> Option<ProcessUid> {
+        let written = |seen: &&ExecutableRecord| seen.sighting == ExecutableSighting::Written;
+        self.executable.iter().find(written).and_then(|seen| seen.process)
+    }
+
+    /// Its images, from the first to that in force.
+    pub fn images_mut(&mut self) -> impl Iterator<Item = &mut ProcessImage> {
+        let executions = self.executions.iter_mut().map(|execution| &mut execution.image);
+        std::iter::once(&mut self.record.image).chain(executions)
+    }
 }

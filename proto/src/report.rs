@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     coverage::Gap,
     flow::{Direction, FlowRecord},
-    process::{ProcessLife, ProcessRecord},
+    process::{ProcessImage, ProcessLife},
     question::{Answer, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Verdict},
     time::Timestamp,
 };
@@ -23,6 +23,15 @@ pub fn answer(answer: &Answer) -> String {
         instant(window.to()),
         length(window.to().since(window.from()).as_secs())
     );
+    if answer.question.target.name().is_some() {
+        let shown: Vec<&str> = answer.addresses.iter().take(LINES_MAX).map(String::as_str).collect();
+        let more = match answer.addresses.len().saturating_sub(LINES_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more (--json has all)"),
+        };
+        let none = if shown.is_empty() { "none is known" } else { "" };
+        line(&mut text, 0, &format!("addresses used: {none}{}{more}", shown.join(", ")));
+    }
     for verdict in [Verdict::Talked, Verdict::Unknown, Verdict::Clear] {
         for host in answer.hosts.iter().filter(|host| host.verdict == verdict) {
             text.push('\n');
@@ -65,8 +74,9 @@ fn process_activity(text: &mut String, activity: &ProcessActivity) {
 /// A process in a few lines, indented.
 pub fn process(text: &mut String, indent: usize, life: &ProcessLife) {
     let record = &life.record;
-    let user = record.image.user.as_ref().map_or("unknown user", |user| user.label());
-    line(text, indent, &format!("{}  pid {}  {user}", title(record), record.pid));
+    let image = life.image();
+    let user = image.user.as_ref().map_or("unknown user", |user| user.label());
+    line(text, indent, &format!("{}  pid {}  {user}", title(image), record.pid));
     let since =
         if record.already_running { "already running when recording began, since" } else { "started" };
     let mut times = format!("{since} {}", instant(record.started));
@@ -77,15 +87,44 @@ pub fn process(text: &mut String, indent: usize, life: &ProcessLife) {
         }
     }
     line(text, indent + 1, &times);
-    if !record.image.arguments.is_empty() {
-        let more = if record.image.arguments_truncated { " …" } else { "" };
-        line(text, indent + 1, &format!("$ {}{more}", shortened(&record.image.arguments.join(" "), 160)));
+    if !image.arguments.is_empty() {
+        let more = if image.arguments_truncated { " …" } else { "" };
+        line(text, indent + 1, &format!("$ {}{more}", shortened(&image.arguments.join(" "), 160)));
     }
+    executable(text, indent + 1, life);
     line(text, indent + 1, &format!("process {}", record.uid));
 }
 
-fn title(record: &ProcessRecord) -> &str {
-    record.image.path.as_deref().unwrap_or(&record.image.name)
+fn title(image: &ProcessImage) -> &str {
+    image.path.as_deref().unwrap_or(&image.name)
+}
+
+/// What the executable is, and what the process ran before it.
+fn executable(text: &mut String, indent: usize, life: &ProcessLife) {
+    if let Some(sha256) = life.sha256() {
+        line(text, indent, &format!("sha256 {sha256}"));
+    } else if let Some(problem) = life.executable.iter().find_map(|seen| seen.problem.as_deref()) {
+        line(text, indent, &format!("no sha256: {problem}"));
+    }
+    if let Some(package) = life.executable.iter().find_map(|seen| seen.package.as_ref()) {
+        line(text, indent, &format!("package {} {} ({})", package.name, package.version, package.source));
+    }
+    if life.executable.iter().any(|seen| seen.first_on_host) {
+        line(text, indent, "its content had not been seen on this host before");
+    }
+    if let Some(writer) = life.writer() {
+        line(text, indent, &format!("written by process {writer}"));
+    }
+    if let Some((_, before)) = life.executions.split_last() {
+        let ran = before.iter().map(|execution| (execution.executed, &execution.image));
+        let ran: Vec<_> = std::iter::once((life.record.started, &life.record.image)).chain(ran).collect();
+        listed(text, indent, &ran, "executions", |(at, image)| {
+            format!("ran {} from {}", title(image), instant(*at))
+        });
+        if life.executions_left_out > 0 {
+            line(text, indent, &format!("and {} executions that are not kept", life.executions_left_out));
+        }
+    }
 }
 
 /// A connection that matched, in one line.
@@ -109,11 +148,18 @@ pub fn connection_life(flow: &FlowRecord) -> String {
         "{} {} {arrow} {}  {opened} {}, {}{}",
         flow.protocol,
         flow.local,
-        flow.remote,
+        remote(flow),
         instant(flow.opened),
         ending(flow),
         bytes(flow)
     )
+}
+
+fn remote(flow: &FlowRecord) -> String {
+    match &flow.remote_name {
+        Some(remote) => format!("{} ({})", printable(&remote.name), flow.remote),
+        None => flow.remote.to_string(),
+    }
 }
 
 fn ending(flow: &FlowRecord) -> String {

@@ -9,26 +9,41 @@ use std::{
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use crate::flow::Protocol;
+use crate::{flow::Protocol, name::NamePattern};
 
-/// Whom a connection was with: a network (an address is a network of one), optionally one port and one protocol.
+/// Addresses that may be given with a name.
+pub const ADDRESSES_MAX: usize = 1_000;
+
+/// Whom a connection was with: a network (an address is a network of one), or a name with the addresses it is known to
+/// stand for; optionally one port and one protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    network: IpNet,
+    /// None: the target is the one network.
+    name: Option<NamePattern>,
+    /// Sorted, and each once.
+    networks: Vec<IpNet>,
     port: Option<u16>,
     protocol: Option<Protocol>,
 }
 
 impl Target {
-    /// From what an analyst wrote: `10.1.2.3`, `10.1.0.0/16`, `2001:db8::1`, `10.1.2.3:443`, `[2001:db8::1]:443`;
-    /// `port` and `protocol` narrow it further.
+    /// From what an analyst wrote: `10.1.2.3`, `10.1.0.0/16`, `2001:db8::1`, `10.1.2.3:443`, `[2001:db8::1]:443`,
+    /// `cloud.example.com`, `cloud.example.com:443`, `*.example.com` (see [`NamePattern::parse`]); `port` and `protocol`
+    /// narrow it further.
     ///
     /// # Errors
-    /// When the text is no address or network, or when the port is 0 or given twice and differently.
+    /// When the text is no address, network or name, or when the port is 0 or given twice and differently.
     pub fn parse(text: &str, port: Option<u16>, protocol: Option<Protocol>) -> Result<Self, TargetError> {
-        let (network, port_in_text) = match text.parse::<SocketAddr>() {
-            Ok(endpoint) => (IpNet::from(endpoint.ip().to_canonical()), Some(endpoint.port())),
-            Err(_) => (parse_network(text)?, None),
+        let (name, networks, port_in_text) = match text.parse::<SocketAddr>() {
+            Ok(endpoint) => (None, vec![IpNet::from(endpoint.ip().to_canonical())], Some(endpoint.port())),
+            Err(_) => match parse_network(text) {
+                Ok(network) => (None, vec![network], None),
+                Err(TargetError::Nonsense(_)) => {
+                    let (name, port) = parse_name(text)?;
+                    (Some(name), Vec::new(), port)
+                }
+                Err(error) => return Err(error),
+            },
         };
         let port = match (port_in_text, port) {
             (Some(first), Some(second)) if first != second => {
@@ -39,12 +54,39 @@ impl Target {
         if port == Some(0) {
             return Err(TargetError::PortZero);
         }
-        Ok(Self { network, port, protocol })
+        Ok(Self { name, networks, port, protocol })
     }
 
-    /// The addresses it stands for.
-    pub const fn network(&self) -> IpNet {
-        self.network
+    /// The same with addresses and networks, as text, that the name is known to stand for.
+    ///
+    /// # Errors
+    /// When one is no address or network, when there are more than [`ADDRESSES_MAX`], or when the target is no name.
+    pub fn with_addresses<T: AsRef<str>>(mut self, addresses: &[T]) -> Result<Self, TargetError> {
+        if addresses.is_empty() {
+            return Ok(self);
+        }
+        if self.name.is_none() {
+            return Err(TargetError::AddressesWithoutName);
+        }
+        if addresses.len() > ADDRESSES_MAX {
+            return Err(TargetError::TooManyAddresses(addresses.len()));
+        }
+        for address in addresses {
+            self.networks.push(parse_network(address.as_ref())?);
+        }
+        self.networks.sort_unstable();
+        self.networks.dedup();
+        Ok(self)
+    }
+
+    /// The names it stands for; none if it is a network.
+    pub const fn name(&self) -> Option<&NamePattern> {
+        self.name.as_ref()
+    }
+
+    /// The network that it is, or those that were given with its name.
+    pub fn networks(&self) -> &[IpNet] {
+        &self.networks
     }
 
     /// The one port it is narrowed to.
@@ -57,20 +99,67 @@ impl Target {
         self.protocol
     }
 
-    /// Whether a connection with this other end is meant.
+    /// Whether a connection with this other end is meant by its address. Of a name, only the addresses given with it
+    /// are known here.
     pub fn matches(&self, protocol: Protocol, remote: SocketAddr) -> bool {
-        self.network.contains(&remote.ip().to_canonical())
-            && self.port.is_none_or(|port| port == remote.port())
-            && self.protocol.is_none_or(|wanted| wanted == protocol)
+        self.admits(protocol, remote.port()) && self.contains(remote.ip())
     }
 
-    /// The address or network alone, as [`Target::parse`] reads it.
-    pub fn addresses(&self) -> String {
-        if self.network.prefix_len() == self.network.max_prefix_len() {
-            self.network.addr().to_string()
-        } else {
-            self.network.to_string()
+    /// Whether port and protocol are those it is narrowed to.
+    pub fn admits(&self, protocol: Protocol, port: u16) -> bool {
+        self.port.is_none_or(|wanted| wanted == port) && self.protocol.is_none_or(|wanted| wanted == protocol)
+    }
+
+    /// Whether the address is in one of its networks.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks.iter().any(|network| network.contains(&address))
+    }
+
+    /// The name, address or network alone, as [`Target::parse`] reads it.
+    pub fn text(&self) -> String {
+        match &self.name {
+            Some(name) => name.to_string(),
+            None => self.addresses().concat(),
         }
+    }
+
+    /// Its networks as text, those of one address as an address.
+    pub fn addresses(&self) -> Vec<String> {
+        self.networks.iter().copied().map(network_text).collect()
+    }
+}
+
+/// A network as text, that of one address as an address.
+pub(crate) fn network_text(network: IpNet) -> String {
+    match network.prefix_len() == network.max_prefix_len() {
+        true => network.addr().to_string(),
+        false => network.to_string(),
+    }
+}
+
+/// A name, and its port if it has one.
+fn parse_name(text: &str) -> Result<(NamePattern, Option<u16>), TargetError> {
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (text, None),
+    };
+    // What is nearer to an address or a network is not called a bad name.
+    let is_address =
+        !name.contains('.') || name.contains('/') || name.ends_with(|c: char| c.is_ascii_digit());
+    let refused = |reason| match is_address && name.is_ascii() {
+        true => TargetError::Nonsense(text.to_owned()),
+        false => TargetError::Name { text: text.to_owned(), reason },
+    };
+    let pattern = NamePattern::parse(name).map_err(refused)?;
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    match port {
+        None => Ok((pattern, None)),
+        Some(port) if is_number(port) => match port.parse() {
+            Ok(port) => Ok((pattern, Some(port))),
+            Err(_) => Err(TargetError::Port(text.to_owned())),
+        },
+        Some(_) => Err(TargetError::Port(text.to_owned())),
     }
 }
 
@@ -113,10 +202,11 @@ fn what_is_wrong(text: &str) -> TargetError {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.port, self.network.addr()) {
-            (Some(port), IpAddr::V6(_)) => write!(f, "[{}]:{port}", self.addresses())?,
-            (Some(port), IpAddr::V4(_)) => write!(f, "{}:{port}", self.addresses())?,
-            (None, _) => f.write_str(&self.addresses())?,
+        let brackets = self.name.is_none() && self.networks.iter().any(|network| network.addr().is_ipv6());
+        match self.port {
+            Some(port) if brackets => write!(f, "[{}]:{port}", self.text())?,
+            Some(port) => write!(f, "{}:{port}", self.text())?,
+            None => f.write_str(&self.text())?,
         }
         match self.protocol {
             Some(protocol) => write!(f, "/{protocol}"),
@@ -145,11 +235,25 @@ pub enum TargetError {
     /// An address with a port that cannot be.
     #[error("`{0}` has no port that can be: give one from 1 to 65535")]
     Port(String),
-    /// No address, no network.
+    /// No address, no network, no name.
     #[error(
-        "`{0}` is not a target: give an address such as 203.0.113.7 or 203.0.113.7:443, or a network such as 203.0.113.0/24 (names are not recorded yet)"
+        "`{0}` is not a target: give an address such as 203.0.113.7 or 203.0.113.7:443, a network such as 203.0.113.0/24, or a full name such as cloud.example.com or *.example.com"
     )]
     Nonsense(String),
+    /// A name that cannot be.
+    #[error("`{text}` {reason}")]
+    Name {
+        /// What was written.
+        text: String,
+        /// Why it cannot be, and what to write.
+        reason: &'static str,
+    },
+    /// `--address` with an address.
+    #[error("addresses are given with a name only: ask about each address or network by itself")]
+    AddressesWithoutName,
+    /// More than are taken.
+    #[error("{0} addresses are given, and at most {ADDRESSES_MAX} are taken: give networks instead")]
+    TooManyAddresses(usize),
     /// `1.2.3.4:80 --port 443`.
     #[error("two ports: the target says {0}, and --port says {1}: give one of them")]
     TwoPorts(u16, u16),
@@ -194,6 +298,25 @@ mod tests {
             assert_eq!(target(text).to_string(), text);
         }
         assert_eq!(target("10.1.2.3/16").to_string(), "10.1.0.0/16");
+        for text in ["cloud.example.com", "*.example.com", "cloud.example.com:443"] {
+            assert_eq!(target(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn addresses_are_given_with_a_name_only() {
+        let name = target("cloud.example.com:443");
+        let given = name.clone().with_addresses(&["198.51.100.7", "10.1.2.3/16", "198.51.100.7"]).unwrap();
+        assert_eq!(given.addresses(), ["10.1.0.0/16", "198.51.100.7"]);
+        assert!(given.matches(Protocol::Tcp, "10.1.9.9:443".parse().unwrap()));
+        assert!(!given.matches(Protocol::Tcp, "10.1.9.9:80".parse().unwrap()));
+        assert!(!name.matches(Protocol::Tcp, "10.1.9.9:443".parse().unwrap()));
+        assert_eq!(name.clone().with_addresses::<&str>(&[]), Ok(name.clone()));
+        assert!(matches!(name.clone().with_addresses(&["x.example"]), Err(TargetError::Nonsense(_))));
+        let many = vec!["10.0.0.1"; ADDRESSES_MAX + 1];
+        assert_eq!(name.with_addresses(&many), Err(TargetError::TooManyAddresses(ADDRESSES_MAX + 1)));
+        let address = target("10.1.2.3").with_addresses(&["10.1.2.4"]);
+        assert_eq!(address, Err(TargetError::AddressesWithoutName));
     }
 
     #[test]
@@ -202,6 +325,13 @@ mod tests {
             ["", "banana", "10.1.2", "10.1.2.3/x", "10.1.2.3:x", "1.2.3.4/", ":443", "10.1.2.3-10.1.2.9"]
         {
             assert_eq!(Target::parse(bad, None, None), Err(TargetError::Nonsense(bad.into())), "{bad}");
+        }
+        for bad in ["a..example.com", "a b.example.com", "bücher", "bücher.example", "example.c*m"] {
+            let error = Target::parse(bad, None, None).unwrap_err();
+            assert!(matches!(error, TargetError::Name { .. }), "{bad}: {error}");
+        }
+        for bad in ["a.example:99999", "a.example:x", "a.example:"] {
+            assert_eq!(Target::parse(bad, None, None), Err(TargetError::Port(bad.into())), "{bad}");
         }
         for (text, bits_max) in [("10.1.2.3/33", 32), ("10.1.2.3/999", 32), ("2001:db8::/129", 128)] {
             let error = TargetError::Prefix { text: text.into(), bits_max };

@@ -4,6 +4,7 @@ use super::Store;
 
 pub(super) mod agents;
 pub(super) mod flows;
+pub(super) mod names;
 pub(super) mod processes;
 mod samples;
 pub(super) mod stream;
@@ -36,7 +37,12 @@ macro_rules! suite {
         }
         suite! { $home, processes:
             are_joined_with_their_end_in_either_order, keep_the_record_that_saw_most, list_their_children_in_order,
-            are_found_by_prefix, are_forgotten_when_they_ended
+            are_found_by_prefix, are_forgotten_when_they_ended, tell_what_they_became,
+            get_the_hash_of_their_file_in_either_order, keep_their_executables_from_being_forgotten
+        }
+        suite! { $home, names:
+            stand_for_what_any_host_resolved, are_kept_whole_or_a_loss, tell_flows_by_all_that_is_known,
+            tell_the_oldest_connection_without_one, are_forgotten, leave_links_listed
         }
     };
     ($home:ty, $area:ident: $($test:ident),+) => {

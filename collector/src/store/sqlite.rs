@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,19 +20,24 @@ use alibi_proto::{
     flow::FlowRecord,
     host::HostDescription,
     id::{Epoch, HostId, ProcessUid},
+    link::LinkRecord,
+    name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
-    question::Question,
+    question::{NamedRemotes, Question},
     time::Timestamp,
+    window::Window,
 };
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
-use super::{Bounded, FollowedAgent, Progress, Store, StoreError};
+use super::{Bounded, FollowedAgent, Progress, Resolution, Store, StoreError};
 
 mod agents;
 mod codec;
 mod coverage;
+mod executables;
 mod flows;
 mod ingest;
+mod names;
 mod processes;
 mod schema;
 #[cfg(test)]
@@ -225,13 +231,50 @@ impl Store for SqliteStore {
         &self,
         host: HostId,
         question: &Question,
+        remotes: &NamedRemotes,
         limit: usize,
     ) -> Result<Bounded<FlowRecord>, StoreError> {
-        self.read(|connection| flows::answering(connection, host, question, limit))
+        self.read(|connection| flows::answering(connection, host, question, remotes, limit))
     }
 
-    fn process(&self, host: HostId, uid: ProcessUid) -> Result<Option<ProcessLife>, StoreError> {
-        self.read(|connection| processes::one(connection, host, uid))
+    fn oldest_unnamed(&self, host: HostId, question: &Question) -> Result<Option<Timestamp>, StoreError> {
+        self.read(|connection| flows::oldest_unnamed(connection, host, question))
+    }
+
+    fn addresses_of(
+        &self,
+        name: &NamePattern,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Bounded<IpAddr>, StoreError> {
+        self.read(|connection| names::addresses(connection, name, before, limit))
+    }
+
+    fn resolutions(&self, name: &NamePattern, limit: usize) -> Result<Bounded<Resolution>, StoreError> {
+        self.read(|connection| names::resolutions(connection, name, limit))
+    }
+
+    fn server_names(
+        &self,
+        host: HostId,
+        name: &NamePattern,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Bounded<ServerNameRecord>, StoreError> {
+        self.read(|connection| names::server_names(connection, host, name, before, limit))
+    }
+
+    fn links(&self, host: HostId, window: Window, limit: usize) -> Result<Bounded<LinkRecord>, StoreError> {
+        self.read(|connection| executables::links(connection, host, window, limit))
+    }
+
+    fn process(
+        &self,
+        host: HostId,
+        uid: ProcessUid,
+        until: Timestamp,
+    ) -> Result<Option<ProcessLife>, StoreError> {
+        self.read(|connection| processes::one(connection, host, uid, until))
     }
 
     fn processes_by_prefix(
@@ -268,6 +311,8 @@ impl Store for SqliteStore {
         self.write(|transaction| {
             flows::forget(transaction, before)?;
             processes::forget(transaction, before)?;
+            executables::forget(transaction, before)?;
+            names::forget(transaction, before)?;
             coverage::forget(transaction, before)
         })
     }

@@ -701,7 +701,7 @@ impl Facet {
 /// Which process talked to `target` during [from, to)?
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Question {
-    /// An address or a CIDR network, as text.
+    /// An address, a CIDR network, a DNS name, or `*.` and a DNS name (any depth below it, itself excluded), as text.
     #[prost(string, tag = "1")]
     pub target: ::prost::alloc::string::String,
     #[prost(fixed64, tag = "2")]
@@ -713,6 +713,9 @@ pub struct Question {
     /// Unspecified: any.
     #[prost(enumeration = "Protocol", tag = "5")]
     pub protocol: i32,
+    /// With a name: addresses and networks that it is known to stand for, as text; at most 1,000.
+    #[prost(string, repeated, tag = "6")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HostAnswer {
@@ -761,7 +764,7 @@ pub struct ProcessActivity {
     pub connections: ::prost::alloc::vec::Vec<ConnectionActivity>,
 }
 /// A process from start to end, as far as known.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ProcessLife {
     #[prost(message, optional, tag = "1")]
     pub process: ::core::option::Option<ProcessStarted>,
@@ -770,6 +773,15 @@ pub struct ProcessLife {
     pub exited_ns: ::core::option::Option<u64>,
     #[prost(int32, optional, tag = "3")]
     pub exit_code: ::core::option::Option<i32>,
+    /// What it became later, oldest first: the image in force is that of the last, or else that of `process`.
+    #[prost(message, repeated, tag = "4")]
+    pub executions: ::prost::alloc::vec::Vec<ProcessExecuted>,
+    /// Executions between the start and the first listed that were left out to keep within a bound.
+    #[prost(uint64, tag = "5")]
+    pub executions_left_out: u64,
+    /// What is on record of the executable file in force: that it was run, that it was written, or both.
+    #[prost(message, repeated, tag = "6")]
+    pub executable: ::prost::alloc::vec::Vec<ExecutableSeen>,
 }
 /// One connection, its records put together.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -973,6 +985,9 @@ pub struct QueryRequest {
 pub struct QueryResponse {
     #[prost(message, optional, tag = "1")]
     pub answer: ::core::option::Option<HostAnswer>,
+    /// The addresses that the target stood for.
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Generated client implementations.
 pub mod recorder_client {
@@ -1460,6 +1475,7 @@ pub struct WhoRequest {
 pub struct WhoResponse {
     #[prost(message, optional, tag = "1")]
     pub question: ::core::option::Option<Question>,
+    /// The addresses that the target stood for, sorted.
     #[prost(string, repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "3")]

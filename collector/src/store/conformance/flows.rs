@@ -84,7 +84,7 @@ pub(in crate::store) fn are_found_as_a_plain_search_finds_them<H: Home>() {
     for _ in 0..1_000 {
         let question = random_question(&mut random);
         let mut want = plain_search(&stored, &question);
-        let got = store.flows(HOST, &question, 10_000).unwrap();
+        let got = store.flows(HOST, &question, &no_names(), 10_000).unwrap();
         assert_eq!(got.left_out, 0);
         let order = |flows: &[FlowRecord]| flows.iter().map(|flow| flow.last).collect::<Vec<_>>();
         assert_eq!(order(&got.rows), order(&want), "{question:?}");
@@ -106,7 +106,7 @@ pub(in crate::store) fn are_cut_to_the_limit_and_counted<H: Home>() {
         for _ in 0..20 {
             let question = random_question(&mut random);
             let want = plain_search(&stored, &question);
-            let got = store.flows(HOST, &question, limit).unwrap();
+            let got = store.flows(HOST, &question, &no_names(), limit).unwrap();
             assert_eq!(got.rows.len(), want.len().min(limit));
             assert_eq!(got.left_out as usize, want.len().saturating_sub(limit));
             let inside = |flow: &FlowRecord| question.window.overlaps(flow.first, flow.last);
@@ -147,20 +147,20 @@ pub(in crate::store) fn are_forgotten_with_their_coverage<H: Home>() {
 
     store.forget(at(5_000)).unwrap();
     store.forget(at(4_000)).unwrap();
-    let left = store.flows(HOST, &question("10.0.0.1", 0, 9_000), 10).unwrap();
+    let left = store.flows(HOST, &question("10.0.0.1", 0, 9_000), &no_names(), 10).unwrap();
     assert_eq!(left.rows, [stored[1].clone()], "a question from second 5,000 on looks back to it");
     for facet in Facet::ALL {
         assert_eq!(gaps(&store, facet), ["none(older than this collector keeps) 0..5000"]);
     }
     assert_eq!(store.agents().unwrap()[0].host.as_ref().unwrap().1, before, "the stream goes on");
     assert_eq!(store.commit(HOST, &first, at(3)).unwrap().next, before.next, "and forgets not what it had");
-    assert_eq!(store.flows(HOST, &question("10.0.0.1", 0, 9_000), 10).unwrap().rows.len(), 1);
+    assert_eq!(store.flows(HOST, &question("10.0.0.1", 0, 9_000), &no_names(), 10).unwrap().rows.len(), 1);
 
     store.forget(at(6_000)).unwrap();
     drop(store);
     let store = home.open();
     assert_eq!(gaps(&store, Facet::Names), ["none(older than this collector keeps) 0..6000"]);
-    assert!(store.flows(HOST, &question("10.0.0.1", 0, 9_000), 10).unwrap().rows.is_empty());
+    assert!(store.flows(HOST, &question("10.0.0.1", 0, 9_000), &no_names(), 10).unwrap().rows.is_empty());
 }
 
 pub(in crate::store) fn are_read_while_others_are_written<H: Home>() {
@@ -178,7 +178,7 @@ pub(in crate::store) fn are_read_while_others_are_written<H: Home>() {
             scope.spawn(|| {
                 let mut seen = 0;
                 while seen < 500 {
-                    let now = store.flows(HOST, &asked, 10_000).unwrap().rows.len();
+                    let now = store.flows(HOST, &asked, &no_names(), 10_000).unwrap().rows.len();
                     assert!(now >= seen && now % 10 == 0, "{now} after {seen}: a batch is seen whole");
                     seen = now;
                     std::thread::yield_now();

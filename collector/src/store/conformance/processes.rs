@@ -2,13 +2,15 @@
 
 use alibi_proto::{
     event::EventKind,
+    executable::{ExecutableRecord, ExecutableSighting, FileIdentity, Sha256},
     flow::RECORD_SPAN_MAX,
     id::{HostId, ProcessUid},
-    process::{ProcessLife, ProcessRecord},
+    process::{ProcessExecution, ProcessImage, ProcessLife, ProcessRecord},
+    time::Timestamp,
 };
 
 use super::{Home, samples::*};
-use crate::store::Store;
+use crate::store::{EXECUTIONS_MAX, Store};
 
 fn uid(byte: u8) -> ProcessUid {
     ProcessUid::from_bytes([byte; 16])
@@ -28,21 +30,17 @@ pub(in crate::store) fn are_joined_with_their_end_in_either_order<H: Home>() {
     let kinds = vec![start(&one), end_one, end_two, start(&two), start(&three), end_four, end_one_again];
     stored(&store, kinds);
 
-    let life = |uid| store.process(HOST, uid).unwrap();
-    assert_eq!(life(uid(1)), Some(ProcessLife { record: one, exit: Some(ends[0]) }), "the first end is kept");
-    assert_eq!(
-        life(uid(2)),
-        Some(ProcessLife { record: two, exit: Some(ends[1]) }),
-        "ended before it started"
-    );
-    assert_eq!(life(uid(3)), Some(ProcessLife { record: three, exit: None }));
+    let life = |uid| store.process(HOST, uid, Timestamp::MAX).unwrap();
+    assert_eq!(life(uid(1)), Some(ProcessLife::new(one, Some(ends[0]))), "the first end is kept");
+    assert_eq!(life(uid(2)), Some(ProcessLife::new(two, Some(ends[1]))), "ended before it started");
+    assert_eq!(life(uid(3)), Some(ProcessLife::new(three, None)));
     assert_eq!(life(uid(4)), None, "of which the end alone is known");
     assert_eq!(life(uid(5)), None);
     assert_eq!(store.process(HostId::from_bytes([9; 16]), uid(1)).unwrap(), None);
 
     let late = process(4, None, 13);
     store.commit(HOST, &batch(EPOCH, 8, vec![start(&late)]), at(3)).unwrap();
-    assert_eq!(life(uid(4)), Some(ProcessLife { record: late, exit: Some(ends[2]) }));
+    assert_eq!(life(uid(4)), Some(ProcessLife::new(late, Some(ends[2]))));
 }
 
 pub(in crate::store) fn keep_the_record_that_saw_most<H: Home>() {
@@ -68,7 +66,7 @@ pub(in crate::store) fn keep_the_record_that_saw_most<H: Home>() {
             start(&seen(3, "seen starting")),
         ],
     );
-    let name = |byte| store.process(HOST, uid(byte)).unwrap().unwrap().record.image.name;
+    let name = |byte| store.process(HOST, uid(byte), Timestamp::MAX).unwrap().unwrap().record.image.name;
     assert_eq!([name(1), name(2), name(3)], ["first", "first", "seen starting"]);
 }
 
@@ -131,10 +129,123 @@ pub(in crate::store) fn are_forgotten_when_they_ended<H: Home>() {
     kinds.extend(ends.map(EventKind::ProcessExited));
     stored(&store, kinds);
     store.forget(at(5_000)).unwrap();
-    let kept = |byte| store.process(HOST, uid(byte)).unwrap().is_some();
+    let kept = |byte| store.process(HOST, uid(byte), Timestamp::MAX).unwrap().is_some();
     assert_eq!(
         [kept(1), kept(2), kept(3)],
         [false, true, true],
         "what may own a kept flow, or runs, is kept"
     );
+}
+
+fn file(inode: u64) -> FileIdentity {
+    FileIdentity { device: 1, inode, modified: at(5), size: 7 }
+}
+
+fn executed(byte: u8, secs: u64, inode: u64) -> EventKind {
+    EventKind::ProcessExecuted(Box::new(ProcessExecution {
+        uid: uid(byte),
+        executed: at(secs),
+        image: ProcessImage {
+            name: format!("at {secs}"),
+            file: Some(file(inode)),
+            ..ProcessImage::default()
+        },
+    }))
+}
+
+fn seen(inode: u64, sighting: ExecutableSighting, sha256: Option<u8>) -> EventKind {
+    EventKind::ExecutableSeen(Box::new(ExecutableRecord {
+        at: at(50),
+        path: "/bin/x".into(),
+        file: Some(file(inode)),
+        sha256: sha256.map(|byte| Sha256::from_bytes([byte; 32])),
+        first_on_host: true,
+        package: None,
+        sighting,
+        process: Some(uid(9)),
+        problem: sha256.is_none().then(|| "vanished".into()),
+    }))
+}
+
+pub(in crate::store) fn tell_what_they_became<H: Home>() {
+    let home = H::new();
+    let store = home.open();
+    let mut kinds = vec![start(&process(1, None, 10))];
+    kinds.extend((0..EXECUTIONS_MAX as u64 + 2).map(|number| executed(1, 20 + number, 1)));
+    let last = 20 + EXECUTIONS_MAX as u64 + 1;
+    stored(&store, kinds);
+    let until = |secs| store.process(HOST, uid(1), at(secs)).unwrap().unwrap();
+    let names = |life: &ProcessLife| {
+        life.executions.iter().map(|execution| execution.image.name.clone()).collect::<Vec<_>>()
+    };
+    let all = until(1_000);
+    assert_eq!((all.executions.len(), all.executions_left_out), (EXECUTIONS_MAX, 2));
+    assert_eq!((all.record.image.name.as_str(), &all.image().name), ("process 1", &format!("at {last}")));
+    assert_eq!(names(&until(24)), ["at 22", "at 23"], "what it became later is not told");
+    assert_eq!(until(15).image().name, "process 1");
+}
+
+pub(in crate::store) fn get_the_hash_of_their_file_in_either_order<H: Home>() {
+    use ExecutableSighting::{Run, Written};
+    let home = H::new();
+    let store = home.open();
+    let of = |byte, inode| {
+        let mut record = process(byte, None, 10);
+        record.image.file = Some(file(inode));
+        start(&record)
+    };
+    stored(
+        &store,
+        vec![
+            of(1, 1),
+            seen(1, Run, Some(0xa)),
+            seen(2, Written, Some(0xb)),
+            of(2, 2),
+            of(3, 3),
+            seen(3, Run, None),
+            seen(4, Run, None),
+            seen(4, Run, Some(0xd)),
+            of(4, 4),
+            executed(4, 20, 1),
+        ],
+    );
+    let life = |byte| store.process(HOST, uid(byte), Timestamp::MAX).unwrap().unwrap();
+    let hash = |byte| Some(Sha256::from_bytes([byte; 32]));
+    assert_eq!([life(1).sha256(), life(2).sha256(), life(3).sha256()], [hash(0xa), hash(0xb), None]);
+    assert_eq!((life(1).writer(), life(2).writer()), (None, Some(uid(9))));
+    assert_eq!(life(3).executable[0].problem.as_deref(), Some("vanished"));
+    assert_eq!((life(4).record.image.sha256, life(4).sha256()), (hash(0xd), hash(0xa)));
+}
+
+pub(in crate::store) fn keep_their_executables_from_being_forgotten<H: Home>() {
+    let home = H::new();
+    let store = home.open();
+    let of = |byte, inode, started| {
+        let mut record = process(byte, None, started);
+        record.image.file = Some(file(inode));
+        start(&record)
+    };
+    let run = |inode| seen(inode, ExecutableSighting::Run, Some(1));
+    let ended = |byte, secs| EventKind::ProcessExited(exit(byte, secs, None));
+    // 1 runs still, 2 ended long ago, 3 ended long ago and another ran it since, 4 was never run.
+    stored(
+        &store,
+        vec![
+            run(1),
+            run(2),
+            run(3),
+            run(4),
+            of(1, 1, 60),
+            of(2, 2, 60),
+            ended(2, 70),
+            of(3, 3, 6_000),
+            ended(3, 70),
+        ],
+    );
+    store.forget(at(5_000)).unwrap();
+    let asked: Vec<_> = (1..=4).map(|inode| of(10 + inode as u8, inode, 7_000)).collect();
+    store.commit(HOST, &batch(EPOCH, 10, asked), at(3)).unwrap();
+    let known =
+        |inode: u8| store.process(HOST, uid(10 + inode), Timestamp::MAX).unwrap().unwrap().sha256().is_some();
+    assert_eq!([known(1), known(2), known(3), known(4)], [true, false, true, false]);
 }

@@ -9,7 +9,7 @@ use alibi_proto::{
     host::HostDescription,
     id::{ConnectionUid, Epoch, HostId, ProcessUid, Seq},
     process::{ProcessExit, ProcessImage, ProcessRecord},
-    question::Question,
+    question::{NamedRemotes, Question},
     target::Target,
     time::{Moment, Timestamp},
     window::Window,
@@ -120,6 +120,10 @@ pub(super) fn announced(seq: u64, mut kinds: Vec<EventKind>) -> Vec<EventKind> {
 
 pub(super) fn all_complete(from: u64) -> Vec<EventKind> {
     Facet::ALL.into_iter().map(|facet| complete(facet, from)).collect()
+}
+
+pub(super) fn no_names() -> NamedRemotes {
+    NamedRemotes::default()
 }
 
 pub(super) fn question(target: &str, from: u64, to: u64) -> Question {

@@ -13,7 +13,7 @@ const NOT_BEGUN: &str = "none(recording had not begun)";
 const NOT_STATED: &str = "lost(0, events were lost, and the grade was not stated again since)";
 
 fn stored_flows(store: &impl Store) -> usize {
-    store.flows(HOST, &question("0.0.0.0/0", 0, 10_000), 10_000).unwrap().rows.len()
+    store.flows(HOST, &question("0.0.0.0/0", 0, 10_000), &no_names(), 10_000).unwrap().rows.len()
 }
 
 fn progress(store: &impl Store) -> Progress {
@@ -194,7 +194,7 @@ pub(in crate::store) fn needs_a_host_that_described_itself<H: Home>() {
         store.coverage(nobody, Facet::Connections).unwrap(),
         alibi_proto::coverage::Timeline::default()
     );
-    assert!(store.flows(nobody, &question("0.0.0.0/0", 0, 10), 10).unwrap().rows.is_empty());
+    assert!(store.flows(nobody, &question("0.0.0.0/0", 0, 10), &no_names(), 10).unwrap().rows.is_empty());
 }
 
 pub(in crate::store) fn grades_it_as_it_is_told_however_often<H: Home>() {

@@ -77,6 +77,18 @@ pub(super) fn address_key(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// An address as [`address_key`] stores it.
+pub(super) fn address(key: &[u8]) -> Result<IpAddr, StoreError> {
+    let four = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
+    let six = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
+    match key {
+        [4, bytes @ ..] => four(bytes),
+        [6, bytes @ ..] => six(bytes),
+        _ => None,
+    }
+    .ok_or_else(|| damaged("address", format!("it has {} bytes", key.len())))
+}
+
 /// The row of a host; none if it never described itself.
 pub(super) fn host_row(connection: &Connection, host: HostId) -> Result<Option<i64>, StoreError> {
     let mut statement = connection.prepare_cached("SELECT id FROM host WHERE uuid = ?")?;

@@ -14,9 +14,9 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::{
     agents::{self, StoredHost},
     codec::{signed, unsigned},
-    coverage,
+    coverage, executables,
     flows::{self, Place},
-    processes,
+    names, processes,
 };
 use crate::store::{Progress, StoreError};
 
@@ -135,11 +135,15 @@ impl Stream<'_> {
             EventKind::ProcessExited(exit) => processes::store_exit(self.connection, self.host, exit)?,
             EventKind::Listen(listen) => flows::store_listen(self.connection, place, listen)?,
             EventKind::CoverageChanged(change) => coverage::store(self.connection, self.host, change)?,
-            EventKind::ProcessExecuted(_)
-            | EventKind::NameResolved(_)
-            | EventKind::ServerName(_)
-            | EventKind::ExecutableSeen(_)
-            | EventKind::LinkChanged(_) => {}
+            EventKind::ProcessExecuted(execution) => {
+                executables::store_execution(self.connection, place, execution)?
+            }
+            EventKind::NameResolved(resolution) => {
+                names::store_resolution(self.connection, self.host, resolution)?
+            }
+            EventKind::ServerName(hello) => names::store_server_name(self.connection, place, hello)?,
+            EventKind::ExecutableSeen(seen) => executables::store(self.connection, self.host, seen)?,
+            EventKind::LinkChanged(link) => executables::store_link(self.connection, place, link)?,
             EventKind::Unrecognised => self.lose(event.recorded.wall)?,
         }
         self.wanted = next;

@@ -12,6 +12,7 @@ use rusqlite::{Connection, Row, named_params, params};
 
 use super::{
     codec::{damaged, decode, host_id, host_row, limit as sql_limit, optional_time, process_uid},
+    executables,
     flows::{bounded, nothing},
 };
 use crate::store::{Bounded, StoreError};
@@ -24,9 +25,10 @@ pub(super) fn store_start(
     process: &ProcessRecord,
 ) -> Result<(), StoreError> {
     let mut statement = connection.prepare_cached(
-        "INSERT INTO process (host, uid, parent, started, already_running, record) VALUES (?, ?, ?, ?, ?, ?)
+        "INSERT INTO process (host, uid, parent, started, already_running, file, record)
+         VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (host, uid) DO UPDATE SET parent = excluded.parent, started = excluded.started,
-         already_running = excluded.already_running, record = excluded.record
+         already_running = excluded.already_running, file = excluded.file, record = excluded.record
          WHERE record IS NULL OR (already_running AND NOT excluded.already_running)",
     )?;
     statement.execute(params![
@@ -35,8 +37,10 @@ pub(super) fn store_start(
         process.parent.as_ref().map(|uid| uid.as_bytes().as_slice()),
         process.started.as_nanos_i64(),
         process.already_running,
+        process.image.file.as_ref().map(executables::file_key),
         wire::ProcessStarted::from(process.clone()).encode_to_vec(),
     ])?;
+    executables::used(connection, host, &process.image, process.started)?;
     for user in [&process.image.user, &process.image.effective_user].into_iter().flatten() {
         connection
             .prepare_cached("INSERT OR IGNORE INTO user (host, id, name) VALUES (?, ?, ?)")?
@@ -74,13 +78,17 @@ pub(super) fn one(
     connection: &Connection,
     host: HostId,
     uid: ProcessUid,
+    until: Timestamp,
 ) -> Result<Option<ProcessLife>, StoreError> {
     let Some(host) = host_row(connection, host)? else { return Ok(None) };
     let mut statement = connection.prepare_cached(
         "SELECT record, exited, exit_code FROM process WHERE host = ? AND uid = ? AND record IS NOT NULL",
     )?;
     let mut rows = statement.query(params![host, uid.as_bytes()])?;
-    rows.next()?.map(life).transpose()
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let mut life = life(row)?;
+    executables::complete(connection, host, until, &mut life)?;
+    Ok(Some(life))
 }
 
 pub(super) fn by_prefix(
@@ -116,7 +124,9 @@ pub(super) fn children(
     let mut rows = statement.query(named_params! { ":host": host, ":parent": parent, ":limit": bound })?;
     let mut lives = Vec::new();
     while let Some(row) = rows.next()? {
-        lives.push(life(row)?);
+        let mut life = life(row)?;
+        executables::complete(connection, host, Timestamp::MAX, &mut life)?;
+        lives.push(life);
     }
     let count = format!("SELECT count(*) {condition}");
     bounded(connection, lives, limit, &count, named_params! { ":host": host, ":parent": parent })
@@ -137,7 +147,7 @@ fn life(row: &Row<'_>) -> Result<ProcessLife, StoreError> {
         Some(exited) => Some(ProcessExit { uid: record.uid, exited, exit_code: row.get(2)? }),
         None => None,
     };
-    Ok(ProcessLife { record, exit })
+    Ok(ProcessLife::new(record, exit))
 }
 
 /// The lowest and the highest uid with the prefix; none if no uid can have it.

@@ -17,7 +17,7 @@ pub(super) const APPLICATION_ID: i32 = 0x416c_6962;
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Step n brings version n to version n + 1. A step that was released is never changed.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// Times are nanoseconds since 1970 (UTC), uids and host ids their 16 bytes, records the messages of the schema.
 ///
@@ -113,6 +113,86 @@ const VERSION_1: &str = "
         one INTEGER PRIMARY KEY CHECK (one = 1),
         until INTEGER NOT NULL
     ) STRICT;
+";
+
+/// Names, executables, executions and links.
+///
+/// - `flow.name` is the key of the connection's own known name; `flow.unnamed_since` is when a connection that does not
+///   tell its name was opened, 0 if before recording began, where that is long before the record or not known. Records
+///   that are older than these columns lack both: nothing was recorded of names then, which the coverage tells.
+/// - A `name` is the key of one: its labels from the last to the first, so that all names below one are one range.
+/// - `resolution`: names in DNS answers, aliases included, each with each address; `ttl` in seconds, of the newest.
+/// - `file` is a file's identity: device, inode, time of change and size, 8 bytes each. `used`: last known to be run.
+/// - `execution_left_out`: how many executions of a process were not kept.
+const VERSION_2: &str = "
+    ALTER TABLE flow ADD COLUMN name BLOB;
+    ALTER TABLE flow ADD COLUMN unnamed_since INTEGER;
+    CREATE INDEX flow_by_name ON flow (host, name, last) WHERE name IS NOT NULL;
+    CREATE INDEX flow_unnamed ON flow (host, last, first, remote_port, protocol, unnamed_since)
+        WHERE unnamed_since IS NOT NULL;
+
+    ALTER TABLE process ADD COLUMN file BLOB;
+    CREATE INDEX process_by_file ON process (host, file) WHERE file IS NOT NULL;
+
+    CREATE TABLE resolution (
+        name BLOB NOT NULL,
+        address BLOB NOT NULL,
+        host INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        ttl INTEGER NOT NULL,
+        PRIMARY KEY (name, address, host)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX resolution_by_last ON resolution (last);
+
+    CREATE TABLE server_name (
+        host INTEGER NOT NULL,
+        name BLOB NOT NULL,
+        time INTEGER NOT NULL,
+        ring INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (host, name, time, ring, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX server_name_by_time ON server_name (time);
+
+    CREATE TABLE executable (
+        host INTEGER NOT NULL,
+        file BLOB NOT NULL,
+        written INTEGER NOT NULL,
+        used INTEGER NOT NULL,
+        hashed INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (host, file, written)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE execution (
+        host INTEGER NOT NULL,
+        process BLOB NOT NULL,
+        time INTEGER NOT NULL,
+        ring INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        file BLOB,
+        record BLOB NOT NULL,
+        PRIMARY KEY (host, process, time, ring, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX execution_by_file ON execution (host, file) WHERE file IS NOT NULL;
+
+    CREATE TABLE execution_left_out (
+        host INTEGER NOT NULL,
+        process BLOB NOT NULL,
+        count INTEGER NOT NULL,
+        PRIMARY KEY (host, process)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE link (
+        host INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        ring INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (host, time, ring, seq)
+    ) STRICT, WITHOUT ROWID;
 ";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,7 +5,10 @@ use std::{fs, path::PathBuf};
 use alibi_proto::{
     coverage::Facet,
     id::{HostId, ProcessUid},
+    name::NamePattern,
     target::Target,
+    time::Timestamp,
+    window::Window,
 };
 use rusqlite::Connection;
 
@@ -143,7 +146,10 @@ fn damage_is_named() {
          INSERT INTO agent (address, host) VALUES ('one:1', 1);
          INSERT INTO coverage (host, facet, kind, record) VALUES (1, 1, 0, x'ff'), (1, 2, 9, x'');
          INSERT INTO process (host, uid, record) VALUES (1, zeroblob(16), x'0a01');
-         INSERT INTO flow VALUES (1, 1, 1, 1, 1, x'040a000001', 1, 1, zeroblob(16), x'');",
+         INSERT INTO flow VALUES (1, 1, 1, 1, 1, x'040a000001', 1, 1, zeroblob(16), x'', NULL, NULL);
+         INSERT INTO resolution VALUES (x'612e62', x'0401', 1, 1, 1, 1);
+         INSERT INTO server_name VALUES (1, x'612e62', 1, 1, 1, x'ff');
+         INSERT INTO link VALUES (1, 1, 1, 1, x'ff');",
     );
     let (host, uid) = (HostId::from_bytes([0; 16]), ProcessUid::from_bytes([0; 16]));
     #[track_caller]
@@ -153,14 +159,19 @@ fn damage_is_named() {
     check(store.agents());
     check(store.coverage(host, Facet::Processes));
     check(store.coverage(host, Facet::Connections));
-    check(store.process(host, uid));
+    check(store.process(host, uid, Timestamp::MAX));
     check(store.flows_of_process(host, uid, 1));
+    let name = NamePattern::parse("b.a").unwrap();
+    check(store.addresses_of(&name, Timestamp::MAX, 1));
+    check(store.resolutions(&name, 1));
+    check(store.server_names(host, &name, Timestamp::MAX, 1));
+    check(store.links(host, Window::new(Timestamp::ZERO, Timestamp::MAX).unwrap(), 1));
 }
 
 /// A watermark that comes alone each second costs no write, and is seen all the same.
 #[test]
 fn a_watermark_that_comes_alone_is_written_later() {
-    use alibi_proto::{event::Batch, id::Epoch, time::Timestamp};
+    use alibi_proto::{event::Batch, id::Epoch};
     let directory = Directory::new();
     let store = directory.open();
     directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
@@ -196,8 +207,8 @@ fn questions_use_the_right_index() {
         ("2001:db8::/48", "flow_by_remote (host=? AND remote>? AND remote<?)"),
         ("::/0", "PRIMARY KEY (host=? AND last>? AND last<?)"),
     ] {
-        let target = Target::parse(target, None, None).unwrap();
-        let explain = format!("EXPLAIN QUERY PLAN SELECT record {}", condition(&target));
+        let network = Target::parse(target, None, None).unwrap().networks()[0];
+        let explain = format!("EXPLAIN QUERY PLAN SELECT record {}", condition(network));
         let plan: String = connection.query_row(&explain, [0; 8], |row| row.get(3)).unwrap();
         assert!(plan.ends_with(want), "{target}: {plan}");
     }

@@ -1,0 +1,200 @@
+//! Names: which addresses they were resolved to, and which connections asked for them by TLS.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade},
+    id::HostId,
+    name::{NAME_BYTES_MAX, NamePattern, NameResolution, ServerNameRecord, normal},
+    question::NAME_MEMORY,
+    time::Timestamp,
+    wire,
+};
+use prost::Message;
+use rusqlite::{Connection, params};
+
+use super::{
+    codec::{address, address_key, damaged, decode, host_row, time},
+    coverage,
+    flows::{Place, nothing},
+};
+use crate::store::{Bounded, Resolution, StoreError};
+
+/// What is kept of one DNS answer. Resolvers follow no longer chains, and give no more addresses than fit in a datagram;
+/// what goes beyond is a loss of the names facet.
+const ALIASES_MAX: usize = 16;
+const ADDRESSES_MAX: usize = 256;
+
+/// A name as it is stored: its labels from the last to the first, so that all names below one are one range.
+pub(super) fn name_key(name: &str) -> Vec<u8> {
+    let mut labels: Vec<&str> = name.split('.').collect();
+    labels.reverse();
+    labels.join(".").into_bytes()
+}
+
+/// The lowest key of a pattern, and the lowest after them.
+pub(super) fn key_range(pattern: &NamePattern) -> (Vec<u8>, Vec<u8>) {
+    match (pattern.exact(), pattern.suffix()) {
+        (Some(name), _) => {
+            let key = name_key(name);
+            (key.clone(), [key.as_slice(), &[0]].concat())
+        }
+        (None, suffix) => {
+            let key = name_key(suffix.unwrap_or_default());
+            // The byte after the dot.
+            ([key.as_slice(), b"."].concat(), [key.as_slice(), b"/"].concat())
+        }
+    }
+}
+
+pub(super) fn store_resolution(
+    connection: &Connection,
+    host: i64,
+    resolution: &NameResolution,
+) -> Result<(), StoreError> {
+    let names: BTreeSet<String> = std::iter::once(&resolution.name)
+        .chain(resolution.aliases.iter().take(ALIASES_MAX))
+        .map(|name| normal(name))
+        .collect();
+    let addresses: BTreeSet<IpAddr> =
+        resolution.addresses.iter().take(ADDRESSES_MAX).map(IpAddr::to_canonical).collect();
+    let too_long = names.iter().any(|name| name.len() > NAME_BYTES_MAX);
+    if too_long || resolution.aliases.len() > ALIASES_MAX || resolution.addresses.len() > ADDRESSES_MAX {
+        let reason = format!(
+            "a DNS answer was not kept whole: it has more than {ALIASES_MAX} aliases or {ADDRESSES_MAX} addresses, or a name of more than {NAME_BYTES_MAX} bytes"
+        );
+        lose(connection, host, resolution.at, reason)?;
+    }
+    let at = resolution.at.as_nanos_i64();
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO resolution (name, address, host, first, last, ttl) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT (name, address, host) DO UPDATE SET first = min(first, excluded.first),
+         ttl = CASE WHEN excluded.last >= last THEN excluded.ttl ELSE ttl END, last = max(last, excluded.last)",
+    )?;
+    for name in names.iter().filter(|name| name.len() <= NAME_BYTES_MAX) {
+        let key = name_key(name);
+        for address in &addresses {
+            statement.execute(params![key, address_key(*address), host, at, at, resolution.ttl_s])?;
+        }
+    }
+    Ok(())
+}
+
+/// A ClientHello without a name tells nothing that a question asks for.
+pub(super) fn store_server_name(
+    connection: &Connection,
+    place: Place,
+    hello: &ServerNameRecord,
+) -> Result<(), StoreError> {
+    let Some(name) = hello.name.as_deref().map(normal) else { return Ok(()) };
+    if name.len() > NAME_BYTES_MAX {
+        let reason = format!("a ClientHello asks for a name of more than {NAME_BYTES_MAX} bytes");
+        return lose(connection, place.host, hello.at, reason);
+    }
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO server_name (host, name, time, ring, seq, record) VALUES (?, ?, ?, ?, ?, ?)",
+    )?;
+    let record = wire::ServerName::from(hello.clone()).encode_to_vec();
+    let at = hello.at.as_nanos_i64();
+    statement.execute(params![place.host, name_key(&name), at, place.ring, place.seq, record])?;
+    Ok(())
+}
+
+fn lose(connection: &Connection, host: i64, at: Timestamp, reason: String) -> Result<(), StoreError> {
+    let change = CoverageChange {
+        facet: Facet::Names,
+        grade: Grade::Lost { count: 1, reason },
+        from: at,
+        to: Some(at.saturating_add(Duration::from_nanos(1))),
+        scope: None,
+        announced_from: None,
+    };
+    coverage::store(connection, host, &change)
+}
+
+pub(super) fn addresses(
+    connection: &Connection,
+    pattern: &NamePattern,
+    before: Timestamp,
+    limit: usize,
+) -> Result<Bounded<IpAddr>, StoreError> {
+    let (lowest, beyond) = key_range(pattern);
+    let mut statement = connection
+        .prepare_cached("SELECT address FROM resolution WHERE name >= ? AND name < ? AND first < ?")?;
+    let mut rows = statement.query(params![lowest, beyond, before.as_nanos_i64()])?;
+    let mut found: BTreeSet<IpAddr> = BTreeSet::new();
+    while let Some(row) = rows.next()? {
+        let address = address(row.get_ref(0)?.as_blob().map_err(|error| damaged("resolution", error))?)?;
+        if found.len() == limit && !found.contains(&address) {
+            return Ok(Bounded { rows: found.into_iter().collect(), left_out: 1 });
+        }
+        found.insert(address);
+    }
+    Ok(Bounded { rows: found.into_iter().collect(), left_out: 0 })
+}
+
+pub(super) fn resolutions(
+    connection: &Connection,
+    pattern: &NamePattern,
+    limit: usize,
+) -> Result<Bounded<Resolution>, StoreError> {
+    let (lowest, beyond) = key_range(pattern);
+    let mut statement = connection.prepare_cached(
+        "SELECT host.uuid, resolution.name, address, first, last, ttl FROM resolution
+         JOIN host ON host.id = resolution.host WHERE resolution.name >= ? AND resolution.name < ?
+         ORDER BY resolution.name, address, host.uuid LIMIT ?",
+    )?;
+    let mut rows = statement.query(params![lowest, beyond, super::codec::limit(limit.saturating_add(1))])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        if found.len() == limit {
+            return Ok(Bounded { rows: found, left_out: 1 });
+        }
+        let key = String::from_utf8(row.get(1)?).map_err(|error| damaged("name", error))?;
+        let mut labels: Vec<&str> = key.split('.').collect();
+        labels.reverse();
+        found.push(Resolution {
+            host: super::codec::host_id(&row.get::<_, Vec<u8>>(0)?)?,
+            name: labels.join("."),
+            address: address(&row.get::<_, Vec<u8>>(2)?)?,
+            first: time("resolution", row.get(3)?)?,
+            last: time("resolution", row.get(4)?)?,
+            ttl_s: row.get(5)?,
+        });
+    }
+    Ok(Bounded { rows: found, left_out: 0 })
+}
+
+pub(super) fn server_names(
+    connection: &Connection,
+    host: HostId,
+    pattern: &NamePattern,
+    before: Timestamp,
+    limit: usize,
+) -> Result<Bounded<ServerNameRecord>, StoreError> {
+    let Some(host) = host_row(connection, host)? else { return Ok(nothing()) };
+    let (lowest, beyond) = key_range(pattern);
+    let mut statement = connection.prepare_cached(
+        "SELECT record FROM server_name WHERE host = ? AND name >= ? AND name < ? AND time < ?
+         ORDER BY time DESC, ring DESC, seq DESC LIMIT ?",
+    )?;
+    let bound = super::codec::limit(limit.saturating_add(1));
+    let mut rows = statement.query(params![host, lowest, beyond, before.as_nanos_i64(), bound])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        if found.len() == limit {
+            return Ok(Bounded { rows: found, left_out: 1 });
+        }
+        let record = row.get_ref(0)?.as_blob().map_err(|error| damaged("ClientHello", error))?;
+        found.push(decode::<wire::ServerName, _>("ClientHello", record)?);
+    }
+    Ok(Bounded { rows: found, left_out: 0 })
+}
+
+/// Resolutions are kept as long as a program may go by them; ClientHellos as long as the coverage of names is.
+pub(super) fn forget(connection: &Connection, before: Timestamp) -> Result<(), StoreError> {
+    let resolved_before = before.saturating_sub(NAME_MEMORY).as_nanos_i64();
+    connection.execute("DELETE FROM resolution WHERE last < ?", [resolved_before])?;
+    connection.execute("DELETE FROM server_name WHERE time < ?", [before.as_nanos_i64()])?;
+    Ok(())
+}
