@@ -1,15 +1,22 @@
 //! The question, answered from the ring alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
 
 use alibi_proto::{
     convert::ConvertError,
     coverage::{Facet, Timeline},
     event::{Event, EventKind},
+    executable::{ExecutableRecord, ExecutableSighting, FileIdentity},
     flow::FlowRecord,
     id::{HostId, ProcessUid, Seq},
-    process::{ProcessExit, ProcessLife, ProcessRecord},
-    question::{Evidence, HostAnswer, Question, judge},
+    name::NamePattern,
+    process::{ProcessExecution, ProcessExit, ProcessLife},
+    question::{
+        Evidence, HostAnswer, NAME_ADDRESSES_MAX, NameEvidence, NamedRemotes, Question, judge, unnamed_since,
+    },
     time::Timestamp,
     wire,
 };
@@ -23,7 +30,10 @@ const RECORDS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
 const READ_BYTES: usize = 1 << 20;
 const READ_RECORDS: usize = 4096;
 
-/// The answer of this host, from everything that the ring holds.
+/// Executions that are told of one process, those before them being counted.
+const EXECUTIONS_MAX: usize = if cfg!(test) { 4 } else { 64 };
+
+/// The answer of this host, from everything that the ring holds, and the addresses that the target stood for.
 ///
 /// # Errors
 /// When the ring cannot be read.
@@ -33,19 +43,73 @@ pub fn answer(
     host: HostId,
     name: String,
     known_until: Option<Timestamp>,
-) -> Result<HostAnswer, QueryError> {
-    let found = find(view, question)?;
+) -> Result<(HostAnswer, Vec<String>), QueryError> {
+    let names = match question.target.name() {
+        Some(pattern) => Some(names(view, question, pattern)?),
+        None => None,
+    };
+    let nothing = NamedRemotes::default();
+    let remotes = names.as_ref().map_or(&nothing, |names| &names.remotes);
+    let found = find(view, question, remotes)?;
     let flows: Vec<FlowRecord> = found.flows.into_values().collect();
-    let lives = lives(view, &flows)?;
+    let lives = lives(view, &flows, question.window.to())?;
     let evidence = Evidence {
         host: Some(host),
         name,
         connections: &found.connections,
         known_until,
+        names: names.as_ref().map(|names| NameEvidence {
+            coverage: &names.coverage,
+            remotes,
+            unnamed_since: found.unnamed_since,
+        }),
         flows,
         flows_left_out: found.flows_left_out,
     };
-    Ok(judge(question, evidence, |uid| lives.get(&uid).cloned()))
+    let answer = judge(question, evidence, |uid| lives.get(&uid).cloned());
+    Ok((answer, remotes.used(question)))
+}
+
+#[derive(Default)]
+struct Names {
+    coverage: Timeline,
+    remotes: NamedRemotes,
+}
+
+/// What the ring knows of a name. A record may stand before the answer that tells its name, so this comes first.
+fn names(view: &View, question: &Question, pattern: &NamePattern) -> Result<Names, QueryError> {
+    let mut names = Names::default();
+    let NamedRemotes { addresses, left_out, hellos } = &mut names.remotes;
+    let until = question.window.to();
+    read_all(view, |item| match item {
+        Read::Hole(hole) => names.coverage.apply_hole(&hole),
+        Read::Event(event) => match event.kind {
+            EventKind::CoverageChanged(change) if change.facet == Facet::Names => {
+                names.coverage.apply(&change);
+            }
+            EventKind::NameResolved(resolution) if resolution.at < until => {
+                let mut asked = std::iter::once(&resolution.name).chain(&resolution.aliases);
+                if asked.any(|name| pattern.matches(name)) {
+                    addresses.extend(resolution.addresses.iter().map(IpAddr::to_canonical));
+                    while addresses.len() > NAME_ADDRESSES_MAX {
+                        addresses.pop_last();
+                        *left_out = true;
+                    }
+                }
+            }
+            EventKind::ServerName(hello)
+                if hello.at < until && hello.name.as_deref().is_some_and(|name| pattern.matches(name)) =>
+            {
+                if hellos.len() == NAME_ADDRESSES_MAX {
+                    *left_out = true;
+                } else {
+                    hellos.push(*hello);
+                }
+            }
+            _ => {}
+        },
+    })?;
+    Ok(names)
 }
 
 #[derive(Default)]
@@ -55,22 +119,30 @@ struct Found {
     /// is then never what came after a record that is kept, and ended its connection.
     flows: BTreeMap<(bool, Timestamp, Seq), FlowRecord>,
     flows_left_out: u64,
+    unnamed_since: Option<Timestamp>,
 }
 
-fn find(view: &View, question: &Question) -> Result<Found, QueryError> {
+fn find(view: &View, question: &Question, remotes: &NamedRemotes) -> Result<Found, QueryError> {
     let mut found = Found::default();
+    let (target, window) = (&question.target, question.window);
+    let near = |flow: &FlowRecord| {
+        flow.first < window.to()
+            && flow.last >= question.looks_back_to()
+            && target.admits(flow.protocol, flow.remote.port())
+    };
     read_all(view, |item| match item {
         Read::Hole(hole) => found.connections.apply_hole(&hole),
         Read::Event(event) => match event.kind {
             EventKind::CoverageChanged(change) if change.facet == Facet::Connections => {
                 found.connections.apply(&change);
             }
-            EventKind::Flow(flow)
-                if question.target.matches(flow.protocol, flow.remote)
-                    && flow.first < question.window.to()
-                    && flow.last >= question.looks_back_to() =>
-            {
-                let overlaps = question.window.overlaps(flow.first, flow.last);
+            EventKind::Flow(flow) if near(&flow) => {
+                let oldest = [found.unnamed_since, unnamed_since(&flow)].into_iter().flatten().min();
+                found.unnamed_since = oldest;
+                if !remotes.may_match(question, &flow) {
+                    return;
+                }
+                let overlaps = window.overlaps(flow.first, flow.last);
                 found.flows.insert((overlaps, flow.last, event.seq), *flow);
                 if found.flows.len() > RECORDS_MAX {
                     found.flows.pop_first();
@@ -83,32 +155,81 @@ fn find(view: &View, question: &Question) -> Result<Found, QueryError> {
     Ok(found)
 }
 
-/// The lives of the flows' owners.
-fn lives(view: &View, flows: &[FlowRecord]) -> Result<HashMap<ProcessUid, ProcessLife>, QueryError> {
-    let mut starts: HashMap<ProcessUid, Option<ProcessRecord>> =
-        flows.iter().filter_map(|flow| flow.process).map(|uid| (uid, None)).collect();
-    if starts.is_empty() {
-        return Ok(HashMap::new());
+/// The lives of the flows' owners, as far as they became what they were before `until`.
+fn lives(
+    view: &View,
+    flows: &[FlowRecord],
+    until: Timestamp,
+) -> Result<HashMap<ProcessUid, ProcessLife>, QueryError> {
+    let owners: HashSet<ProcessUid> = flows.iter().filter_map(|flow| flow.process).collect();
+    let mut lives: HashMap<ProcessUid, ProcessLife> = HashMap::new();
+    if owners.is_empty() {
+        return Ok(lives);
     }
     let mut exits: HashMap<ProcessUid, ProcessExit> = HashMap::new();
+    let mut executions: HashMap<ProcessUid, (Vec<ProcessExecution>, u64)> = HashMap::new();
     read_all(view, |item| match item {
-        Read::Event(Event { kind: EventKind::ProcessStarted(process), .. }) => {
-            if let Some(start) = starts.get_mut(&process.uid) {
-                // The first record of a process is from nearest its start.
-                start.get_or_insert(*process);
-            }
+        Read::Event(Event { kind: EventKind::ProcessStarted(process), .. })
+            if owners.contains(&process.uid) =>
+        {
+            // The first record of a process is from nearest its start.
+            lives.entry(process.uid).or_insert_with(|| ProcessLife::new(*process, None));
         }
-        Read::Event(Event { kind: EventKind::ProcessExited(exit), .. }) if starts.contains_key(&exit.uid) => {
+        Read::Event(Event { kind: EventKind::ProcessExited(exit), .. }) if owners.contains(&exit.uid) => {
             exits.insert(exit.uid, exit);
+        }
+        Read::Event(Event { kind: EventKind::ProcessExecuted(execution), .. })
+            if owners.contains(&execution.uid) && execution.executed < until =>
+        {
+            let (kept, left_out) = executions.entry(execution.uid).or_default();
+            kept.push(*execution);
+            if kept.len() > EXECUTIONS_MAX {
+                kept.remove(0);
+                *left_out += 1;
+            }
         }
         _ => {}
     })?;
-    Ok(starts
-        .into_iter()
-        .filter_map(|(uid, record)| {
-            Some((uid, ProcessLife { record: record?, exit: exits.get(&uid).copied() }))
-        })
-        .collect())
+    for (uid, life) in &mut lives {
+        life.exit = exits.get(uid).copied();
+        if let Some((kept, left_out)) = executions.remove(uid) {
+            life.executions = kept;
+            life.executions_left_out = left_out;
+        }
+    }
+    add_executables(view, &mut lives)?;
+    Ok(lives)
+}
+
+/// What the ring has of the executable files that the processes ran.
+fn add_executables(view: &View, lives: &mut HashMap<ProcessUid, ProcessLife>) -> Result<(), QueryError> {
+    let files: HashSet<FileIdentity> =
+        lives.values_mut().flat_map(ProcessLife::images_mut).filter_map(|image| image.file).collect();
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut seen: BTreeMap<(FileIdentity, ExecutableSighting), ExecutableRecord> = BTreeMap::new();
+    read_all(view, |item| {
+        if let Read::Event(Event { kind: EventKind::ExecutableSeen(executable), .. }) = item
+            && let Some(file) = executable.file.filter(|file| files.contains(file))
+        {
+            let kept = seen.entry((file, executable.sighting)).or_insert_with(|| (*executable).clone());
+            if kept.sha256.is_none() && executable.sha256.is_some() {
+                *kept = *executable;
+            }
+        }
+    })?;
+    let of = |file: FileIdentity| {
+        let sightings = [ExecutableSighting::Run, ExecutableSighting::Written];
+        sightings.into_iter().filter_map(|sighting| seen.get(&(file, sighting))).cloned().collect::<Vec<_>>()
+    };
+    for life in lives.values_mut() {
+        for image in life.images_mut().filter(|image| image.sha256.is_none()) {
+            image.sha256 = image.file.and_then(|file| of(file).iter().find_map(|seen| seen.sha256));
+        }
+        life.executable = life.image().file.map(of).unwrap_or_default();
+    }
+    Ok(())
 }
 
 enum Read {

@@ -169,12 +169,12 @@ impl Recorder for Service {
         let (view, host, name) = (self.view.clone(), self.host, self.facts.name.clone());
         // Taken before the ring is read: what it vouches for is in the ring already.
         let known_until = known_until(self.progress.clone(), &question).await;
-        let answer =
+        let (answer, addresses) =
             tokio::task::spawn_blocking(move || query::answer(&view, &question, host, name, known_until))
                 .await
                 .map_err(|_| Status::internal("the query was interrupted"))?
                 .map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(wire::QueryResponse { answer: Some(answer.into()) }))
+        Ok(Response::new(wire::QueryResponse { answer: Some(answer.into()), addresses }))
     }
 }
 

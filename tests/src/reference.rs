@@ -4,7 +4,7 @@
 //! a window. A verdict may be `unknown` where the model knows better; `clear` where somebody talked, `clear` where a
 //! second went unrecorded, and `talked` where nobody did are faults.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 /// What truly happened on one host, in whole seconds.
 #[derive(Clone, Debug, Default)]
@@ -24,5 +24,56 @@ impl Truth {
     /// Whether every second of the window was recorded.
     pub fn whole(&self, window: Range<u64>) -> bool {
         window.into_iter().all(|second| !self.unrecorded.iter().any(|lost| lost.contains(&second)))
+    }
+}
+
+/// What truly happened on one host when it is asked about by a name, in whole seconds.
+///
+/// A program that connects by the name uses one of its addresses, which it got from a DNS answer at most `memory` seconds
+/// before it opened the connection.
+#[derive(Clone, Debug, Default)]
+pub struct NamedTruth {
+    /// The connections that were truly made by the name.
+    pub by_name: Vec<NamedConnection>,
+    /// Seconds in which names were not recorded.
+    pub names_unrecorded: Vec<Range<u64>>,
+    /// Seconds in which connections were not recorded.
+    pub connections_unrecorded: Vec<Range<u64>>,
+}
+
+/// A connection made by a name.
+#[derive(Clone, Debug)]
+pub struct NamedConnection {
+    /// First and last second, both included.
+    pub life: Range<u64>,
+    /// When the answer came by which it was made.
+    pub resolved: u64,
+    /// Its address.
+    pub address: u8,
+}
+
+impl NamedTruth {
+    /// Whether a connection that was made by the name lived in some second of the window.
+    pub fn talked(&self, window: &Range<u64>) -> bool {
+        self.alive(window).next().is_some()
+    }
+
+    /// The addresses of those connections.
+    pub fn addresses(&self, window: &Range<u64>) -> BTreeSet<u8> {
+        self.alive(window).map(|connection| connection.address).collect()
+    }
+
+    fn alive<'a>(&'a self, window: &'a Range<u64>) -> impl Iterator<Item = &'a NamedConnection> {
+        self.by_name
+            .iter()
+            .filter(|connection| connection.life.start < window.end && connection.life.end >= window.start)
+    }
+
+    /// Whether every second was recorded, of names and of connections.
+    pub fn whole(&self, names: Range<u64>, connections: Range<u64>) -> bool {
+        let recorded = |seconds: Range<u64>, lost: &[Range<u64>]| {
+            !lost.iter().any(|lost| lost.start < seconds.end && lost.end > seconds.start)
+        };
+        recorded(names, &self.names_unrecorded) && recorded(connections, &self.connections_unrecorded)
     }
 }

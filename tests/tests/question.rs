@@ -5,12 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use alibi_lab::reference::Truth;
+use alibi_lab::reference::{NamedConnection, NamedTruth, Truth};
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Timeline},
     flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, Traffic},
     id::ConnectionUid,
-    question::{Evidence, InWindow, Question, Verdict, judge},
+    name::{NameSource, RemoteName, ServerNameRecord},
+    question::{
+        Evidence, InWindow, NAME_MEMORY, NameEvidence, NamedRemotes, Question, Verdict, judge, unnamed_since,
+    },
     target::Target,
     time::Timestamp,
     window::Window,
@@ -94,8 +97,13 @@ impl Connection {
 }
 
 fn timeline(losses: &[(u64, u64)]) -> Timeline {
+    timeline_of(Facet::Connections, 0, losses)
+}
+
+/// Complete from a second on, but for the losses.
+fn timeline_of(facet: Facet, begins: u64, losses: &[(u64, u64)]) -> Timeline {
     let change = |grade, from, to: Option<u64>| CoverageChange {
-        facet: Facet::Connections,
+        facet,
         grade,
         from: Timestamp::from_secs(from),
         to: to.map(Timestamp::from_secs),
@@ -103,7 +111,7 @@ fn timeline(losses: &[(u64, u64)]) -> Timeline {
         announced_from: None,
     };
     let mut timeline = Timeline::default();
-    timeline.apply(&change(Grade::Complete, 0, None));
+    timeline.apply(&change(Grade::Complete, begins, None));
     for (from, length) in losses {
         let grade = Grade::Lost { count: 1, reason: "test".into() };
         timeline.apply(&change(grade, *from, Some(from + length)));
@@ -145,6 +153,7 @@ proptest! {
             name: "host".into(),
             connections: &timeline,
             known_until: Some(Timestamp::from_secs(SECONDS)),
+            names: None,
             flows,
             flows_left_out: 0,
         };
@@ -194,6 +203,198 @@ proptest! {
             Verdict::Talked => prop_assert!(truth.talked(window)),
             Verdict::Clear => prop_assert!(!truth.talked(window.clone()) && truth.whole(window)),
             Verdict::Unknown => prop_assert!(!truth.whole(window), "needlessly unknown"),
+        }
+    }
+}
+
+/// The seconds of the test of names: long enough for memories to run out.
+const DAYS: u64 = 4 * 24 * 60 * 60;
+
+/// One connection, and how its name came to be known.
+#[derive(Clone, Debug)]
+struct Named {
+    /// It was made by the name that is asked for.
+    ours: bool,
+    address: u8,
+    opened: u64,
+    length: u64,
+    /// How long before its opening the answer came.
+    resolved_before: u64,
+    /// It says the name in its ClientHello.
+    says: bool,
+    /// That ClientHello is told by its ends only.
+    unmatched: bool,
+    /// Its own record carries the name of its ClientHello.
+    carries: bool,
+    inbound: bool,
+}
+
+prop_compose! {
+    fn named()(
+        (ours, address) in (any::<bool>(), 1..6_u8),
+        opened in 0..DAYS,
+        length in prop_oneof![0..900_u64, 0..DAYS],
+        resolved_before in 0..=NAME_MEMORY.as_secs(),
+        (says, unmatched, carries, inbound) in
+            (any::<bool>(), any::<bool>(), any::<bool>(), proptest::bool::weighted(0.2)),
+    ) -> Named {
+        Named { ours, address, opened, length, resolved_before, says, unmatched, carries, inbound: inbound && !ours }
+    }
+}
+
+impl Named {
+    fn name(&self) -> &'static str {
+        if self.ours { "cloud.example.com" } else { "other.example.com" }
+    }
+
+    fn last(&self) -> u64 {
+        (self.opened + self.length).min(DAYS)
+    }
+
+    fn resolved(&self) -> u64 {
+        self.opened.saturating_sub(self.resolved_before)
+    }
+
+    fn ends(&self, number: u8) -> (std::net::SocketAddr, std::net::SocketAddr) {
+        (([192, 0, 2, 1], 1000 + u16::from(number)).into(), ([198, 51, 100, self.address], 443).into())
+    }
+
+    /// Its records from second `from` on, each of at most a quarter of an hour; found open at `begins` if it is older.
+    fn records(&self, number: u8, begins: u64) -> Vec<FlowRecord> {
+        let (local, remote) = self.ends(number);
+        let already_open = self.opened < begins;
+        let opened = self.opened.max(begins);
+        let says = self.says && self.carries && !already_open;
+        let mut first = opened;
+        let mut records = Vec::new();
+        while first <= self.last() {
+            let last = (first + 900).min(self.last());
+            let ended = last == self.last();
+            records.push(FlowRecord {
+                connection: ConnectionUid::from_bytes([number; 16]),
+                process: None,
+                attribution: Attribution::Unknown,
+                protocol: Protocol::Tcp,
+                direction: if self.inbound { Direction::Inbound } else { Direction::Outbound },
+                local,
+                remote,
+                opened: Timestamp::from_secs(opened),
+                already_open,
+                first: Timestamp::from_secs(first),
+                last: Timestamp::from_secs(last),
+                traffic: None,
+                state: if ended { FlowState::Closed } else { FlowState::Established },
+                end_reason: if ended { FlowEndReason::EndOfFlow } else { FlowEndReason::IdleTimeout },
+                record: u32::try_from(records.len()).unwrap(),
+                interface: None,
+                network_namespace: None,
+                round_trip: None,
+                remote_name: says
+                    .then(|| RemoteName { name: self.name().to_owned(), source: NameSource::Sni }),
+            });
+            if ended {
+                break;
+            }
+            first = last;
+        }
+        records
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Nothing that was made by the name is ruled out, though its answer, its ClientHello, or its opening was not recorded.
+    #[test]
+    fn a_host_is_never_cleared_of_a_name_it_talked_to(
+        connections in proptest::collection::vec(named(), 0..5),
+        begins in prop_oneof![Just(0), 0..DAYS],
+        names_begin in prop_oneof![Just(0), 0..DAYS],
+        names_lost in proptest::collection::vec((0..DAYS, 1..10_000_u64), 0..2),
+        (from, length) in (0..DAYS, 1..3_600_u64),
+        given in proptest::option::of(1..6_u8),
+    ) {
+        let window = from..(from + length).min(DAYS);
+        let names_begin = names_begin.max(begins);
+        let seen = |second: u64| {
+            second >= names_begin && !names_lost.iter().any(|(from, length)| (*from..from + length).contains(&second))
+        };
+        let mut remotes = NamedRemotes::default();
+        let mut flows: Vec<FlowRecord> = Vec::new();
+        for (connection, number) in connections.iter().zip(1_u8..) {
+            let (local, remote) = connection.ends(number);
+            if connection.ours && seen(connection.resolved()) && connection.resolved() < window.end {
+                remotes.addresses.insert(remote.ip());
+            }
+            if connection.ours && connection.says && seen(connection.opened) && connection.opened < window.end {
+                remotes.hellos.push(ServerNameRecord {
+                    at: Timestamp::from_secs(connection.opened),
+                    connection: (!connection.unmatched).then(|| ConnectionUid::from_bytes([number; 16])),
+                    name: Some(connection.name().into()),
+                    local,
+                    remote,
+                    network_namespace: None,
+                });
+            }
+            flows.extend(connection.records(number, begins));
+        }
+
+        let target = Target::parse("cloud.example.com", None, None).unwrap();
+        let given: Vec<String> = given.iter().map(|address| format!("198.51.100.{address}")).collect();
+        let question = Question {
+            target: target.with_addresses(&given).unwrap(),
+            window: Window::new(Timestamp::from_secs(window.start), Timestamp::from_secs(window.end)).unwrap(),
+        };
+        flows.retain(|flow| flow.first < question.window.to() && flow.last >= question.looks_back_to());
+        // As a store tells it: not of a record near the opening.
+        let long = |flow: &&FlowRecord| flow.already_open || flow.last.since(flow.opened).as_secs() > 900;
+        let unnamed_since = flows.iter().filter(long).filter_map(unnamed_since).min();
+        let names = timeline_of(Facet::Names, names_begin, &names_lost);
+        let evidence = Evidence {
+            host: None,
+            name: "host".into(),
+            connections: &timeline_of(Facet::Connections, begins, &[]),
+            known_until: Some(Timestamp::from_secs(DAYS)),
+            names: Some(NameEvidence { coverage: &names, remotes: &remotes, unnamed_since }),
+            flows: flows.into_iter().filter(|flow| remotes.may_match(&question, flow)).collect(),
+            flows_left_out: 0,
+        };
+        let answer = judge(&question, evidence, |_| None);
+
+        let mut unrecorded: Vec<_> = names_lost.iter().map(|(from, length)| *from..from + length).collect();
+        unrecorded.push(0..names_begin);
+        let by_name = connections.iter().filter(|connection| connection.ours).map(|connection| NamedConnection {
+            life: connection.opened..connection.last(),
+            resolved: connection.resolved(),
+            address: connection.address,
+        });
+        let truth =
+            NamedTruth { by_name: by_name.collect(), names_unrecorded: unrecorded, connections_unrecorded: vec![0..begins] };
+        match answer.verdict {
+            Verdict::Clear if given.is_empty() => {
+                // Memories may be half an hour longer than a store tells, which the constant stands for.
+                let recent = truth.by_name.iter().all(|connection| {
+                    connection.life.start.saturating_sub(connection.resolved) + 1_800 <= NAME_MEMORY.as_secs()
+                });
+                prop_assert!(!recent || !truth.talked(&window), "{connections:?} in {window:?}");
+                let names = window.start.saturating_sub(NAME_MEMORY.as_secs())..window.end;
+                prop_assert!(truth.whole(names, window));
+            }
+            Verdict::Clear => {
+                let addresses = truth.addresses(&window);
+                prop_assert!(!addresses.iter().any(|address| given.contains(&format!("198.51.100.{address}"))));
+                prop_assert!(truth.whole(0..0, window));
+            }
+            Verdict::Talked => {
+                let alive = |connection: &&Named| connection.opened < window.end && connection.last() >= window.start;
+                let known = |connection: &Named| {
+                    let address = ([198, 51, 100, connection.address]).into();
+                    connection.ours || remotes.addresses.contains(&address)
+                        || given.contains(&format!("198.51.100.{}", connection.address))
+                };
+                prop_assert!(connections.iter().filter(alive).any(known), "found what never was");
+            }
+            Verdict::Unknown => {}
         }
     }
 }

@@ -146,7 +146,11 @@ fn a_target_that_is_none_is_refused() {
     const PORTS: &str = "1 to 65535";
     for (words, wanted) in [
         (&["banana"][..], &["`banana`", EXAMPLE][..]),
-        (&["cloud.example.com:443"], &["`cloud.example.com:443`", EXAMPLE, "names"]),
+        (&["cloud..example.com"], &["`cloud..example.com`", "DNS name"]),
+        (&["bücher.example"], &["`bücher.example`", "xn--"]),
+        (&["cloud.example.com:99999"], &["`cloud.example.com:99999`", PORTS]),
+        (&["cloud.example.com", "--address", "banana"], &["`banana`", EXAMPLE]),
+        (&[TARGET, "--address", "203.0.113.8"], &["with a name only"]),
         (&[""], &["``", EXAMPLE]),
         (&["203.0.113.0/33"], &["`203.0.113.0/33`", "32"]),
         (&["2001:db8::/129"], &["`2001:db8::/129`", "128"]),

@@ -287,6 +287,7 @@ impl World {
             name: "host".into(),
             connections: &self.collector.timeline,
             known_until: self.collector.known_until,
+            names: None,
             // A store gives them in any order.
             flows: self.collector.flows.iter().rev().cloned().collect(),
             flows_left_out: 0,

@@ -20,15 +20,15 @@ pub(super) async fn query(arguments: QueryArgs) -> Result<u8> {
     let question = arguments.question.question(sys::now().wall)?;
     check_marker(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let ours = identity::load(&arguments.data)?;
-    let host = match ask_running_agent(&arguments.data, &question).await? {
+    let (host, addresses) = match ask_running_agent(&arguments.data, &question).await? {
         // Whoever answers for another host has the address that ours had before it was killed.
-        Some(answer) if answer.host == ours => answer,
+        Some((answer, addresses)) if answer.host == ours => (answer, addresses),
         _ => {
             let (data, question) = (arguments.data.clone(), question.clone());
             tokio::task::spawn_blocking(move || read_ring(&data, &question)).await??
         }
     };
-    let answer = Answer { addresses: vec![question.target.addresses()], question, hosts: vec![host] };
+    let answer = Answer { addresses, question, hosts: vec![host] };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&WhoJson::from(&answer))?);
     } else {
@@ -37,8 +37,8 @@ pub(super) async fn query(arguments: QueryArgs) -> Result<u8> {
     Ok(exit_status(answer.verdict()))
 }
 
-/// The answer of the agent that runs over this data; none if none does.
-async fn ask_running_agent(data: &Path, question: &Question) -> Result<Option<HostAnswer>> {
+/// The answer of the agent that runs over this data, with the addresses used; none if none does.
+async fn ask_running_agent(data: &Path, question: &Question) -> Result<Option<(HostAnswer, Vec<String>)>> {
     let Ok(text) = fs::read_to_string(data.join(ADDRESS)) else { return Ok(None) };
     let address: Address = text.trim().parse().context("the running agent's address cannot be read")?;
     let mut client =
@@ -46,8 +46,9 @@ async fn ask_running_agent(data: &Path, question: &Question) -> Result<Option<Ho
     let request = wire::QueryRequest { question: Some(question.clone().into()) };
     match client.query(request).await {
         Ok(response) => {
-            let answer = response.into_inner().answer.context("the running agent gave no answer")?;
-            Ok(Some(answer.try_into()?))
+            let wire::QueryResponse { answer, addresses } = response.into_inner();
+            let answer = answer.context("the running agent gave no answer")?;
+            Ok(Some((answer.try_into()?, addresses)))
         }
         // Left behind by one that was killed.
         Err(status) if status.code() == tonic::Code::Unavailable => Ok(None),
@@ -55,7 +56,7 @@ async fn ask_running_agent(data: &Path, question: &Question) -> Result<Option<Ho
     }
 }
 
-fn read_ring(data: &Path, question: &Question) -> Result<HostAnswer> {
+fn read_ring(data: &Path, question: &Question) -> Result<(HostAnswer, Vec<String>)> {
     let host =
         identity::load(data)?.context("the data directory has no identity: nothing was recorded yet")?;
     let view = View::open_read_only(&data.join(RING))?;

@@ -309,6 +309,7 @@ fn verdict(events: &[Event], from: u64, to: u64, known_until: u64) -> Verdict {
         name: "host".into(),
         connections: &timeline,
         known_until: Some(at(known_until).wall),
+        names: None,
         flows,
         flows_left_out: 0,
     };

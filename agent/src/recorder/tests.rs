@@ -60,7 +60,7 @@ impl Recording {
             window: Window::new(at(from).wall, at(to).wall).unwrap(),
         };
         let watermark = self.progress.borrow().watermark;
-        query::answer(&self.view, &question, HOST, "host".into(), watermark).unwrap().verdict
+        query::answer(&self.view, &question, HOST, "host".into(), watermark).unwrap().0.verdict
     }
 }
 

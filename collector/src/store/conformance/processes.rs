@@ -36,7 +36,7 @@ pub(in crate::store) fn are_joined_with_their_end_in_either_order<H: Home>() {
     assert_eq!(life(uid(3)), Some(ProcessLife::new(three, None)));
     assert_eq!(life(uid(4)), None, "of which the end alone is known");
     assert_eq!(life(uid(5)), None);
-    assert_eq!(store.process(HostId::from_bytes([9; 16]), uid(1)).unwrap(), None);
+    assert_eq!(store.process(HostId::from_bytes([9; 16]), uid(1), Timestamp::MAX).unwrap(), None);
 
     let late = process(4, None, 13);
     store.commit(HOST, &batch(EPOCH, 8, vec![start(&late)]), at(3)).unwrap();
