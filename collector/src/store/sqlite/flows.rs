@@ -16,7 +16,7 @@ use alibi_proto::{
 };
 use ipnet::IpNet;
 use prost::Message;
-use rusqlite::{Connection, ToSql, named_params, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
 
 use super::{
     codec::{
@@ -171,13 +171,25 @@ impl Search<'_> {
         name: &NamePattern,
         by_address: impl Fn(&FlowRecord) -> bool,
     ) -> Result<(), StoreError> {
-        let (lowest, beyond) = key_range(name);
+        let (mut lowest, beyond) = key_range(name);
         let select = format!(
             "SELECT last, ring, seq, record FROM flow INDEXED BY flow_by_name
-             WHERE host = :host AND name >= :lowest AND name < :beyond {IN_TIME}"
+             WHERE host = :host AND name = :name {IN_TIME}"
         );
-        let own: &[(&str, &dyn ToSql)] = named_params! { ":lowest": lowest, ":beyond": beyond };
-        self.read(&select, own, |flow| Ok(!by_address(flow)))
+        // From name to name: of each, the index leads to the time, however much is stored of other times.
+        let next = "SELECT name FROM flow INDEXED BY flow_by_name
+             WHERE host = ? AND name >= ? AND name < ? ORDER BY name LIMIT 1";
+        loop {
+            let found: Option<Vec<u8>> = self
+                .connection
+                .prepare_cached(next)?
+                .query_row(params![self.host, lowest, beyond], |row| row.get(0))
+                .optional()?;
+            let Some(found) = found else { return Ok(()) };
+            let own: &[(&str, &dyn ToSql)] = named_params! { ":name": found };
+            self.read(&select, own, |flow| Ok(!by_address(flow)))?;
+            lowest = [found.as_slice(), &[0]].concat();
+        }
     }
 
     /// The records with an address that are wanted.

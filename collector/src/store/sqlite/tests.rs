@@ -213,3 +213,97 @@ fn questions_use_the_right_index() {
         assert!(plan.ends_with(want), "{target}: {plan}");
     }
 }
+
+/// `cargo test --release -p alibi-collector -- --ignored --nocapture a_name_is_found`
+#[test]
+#[ignore = "a measurement: a million flows"]
+fn a_name_is_found_among_a_million_flows() {
+    use alibi_proto::{
+        event::{Batch, Event, EventKind},
+        flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol},
+        id::{ConnectionUid, Epoch, Seq},
+        name::{NameResolution, NameSource, RemoteName},
+        question::{NamedRemotes, Question},
+        time::Moment,
+    };
+    const FLOWS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1_000_000 };
+    let directory = Directory::new();
+    let store = directory.open();
+    directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
+    let recorded = Moment { wall: Timestamp::from_secs(1), boot_ns: 1 };
+    let flow = |number: u64| FlowRecord {
+        connection: ConnectionUid::from_bytes(u128::from(number).to_be_bytes()),
+        process: Some(ProcessUid::from_bytes([2; 16])),
+        attribution: Attribution::InKernel,
+        protocol: Protocol::Tcp,
+        direction: Direction::Outbound,
+        local: ([192, 0, 2, 1], 5000).into(),
+        remote: ([10, 0, (number / 256 % 64) as u8, (number % 256) as u8], 443).into(),
+        opened: Timestamp::from_secs(number),
+        already_open: false,
+        first: Timestamp::from_secs(number),
+        last: Timestamp::from_secs(number + 1),
+        traffic: None,
+        state: FlowState::Closed,
+        end_reason: FlowEndReason::EndOfFlow,
+        record: 0,
+        interface: None,
+        network_namespace: None,
+        round_trip: None,
+        remote_name: Some(RemoteName {
+            name: format!("host{}.example.com", number % 16_384),
+            source: NameSource::Sni,
+        }),
+    };
+    let resolution = |number: u64| NameResolution {
+        at: Timestamp::from_secs(number),
+        name: format!("host{number}.example.com"),
+        aliases: vec![],
+        addresses: vec![([10, 0, (number / 256) as u8, (number % 256) as u8]).into()],
+        ttl_s: 60,
+        server: ([192, 0, 2, 53], 53).into(),
+        process: None,
+        network_namespace: None,
+    };
+    let names = (0..16_384).map(|number| EventKind::NameResolved(Box::new(resolution(number))));
+    let mut kinds = names.chain((0..FLOWS).map(|number| EventKind::Flow(Box::new(flow(number)))));
+    let mut seq = 1;
+    let begun = std::time::Instant::now();
+    loop {
+        let events: Vec<Event> = kinds
+            .by_ref()
+            .take(4096)
+            .zip(seq..)
+            .map(|(kind, seq)| Event { seq: Seq(seq), recorded, kind })
+            .collect();
+        let Some(last) = events.last().map(|event| event.seq.0) else { break };
+        seq = last + 1;
+        let batch = Batch { epoch: Epoch(5), hole: None, events, watermark: None };
+        store.commit(HOST, &batch, Timestamp::from_secs(1)).unwrap();
+    }
+    println!("ingest: {:.0} events/s", (seq - 1) as f64 / begun.elapsed().as_secs_f64());
+    for (text, from, to) in [
+        ("host77.example.com", FLOWS - 600, FLOWS),
+        ("host77.example.com", 0, FLOWS),
+        ("nobody.example.org", 0, FLOWS),
+        ("*.example.com", FLOWS - 600, FLOWS),
+    ] {
+        let name = NamePattern::parse(text).unwrap();
+        let window = Window::new(Timestamp::from_secs(from), Timestamp::from_secs(to)).unwrap();
+        let question = Question { target: Target::parse(text, None, None).unwrap(), window };
+        let mut micros = Vec::new();
+        let mut found = 0;
+        for _ in 0..20 {
+            let begun = std::time::Instant::now();
+            let addresses = store.addresses_of(&name, window.to(), 1_000).unwrap().rows;
+            let remotes =
+                NamedRemotes { addresses: addresses.into_iter().collect(), ..NamedRemotes::default() };
+            let flows = store.flows(HOST, &question, &remotes, 2_000).unwrap();
+            store.oldest_unnamed(HOST, &question).unwrap();
+            micros.push(begun.elapsed().as_micros());
+            found = flows.rows.len() as u64 + flows.left_out;
+        }
+        micros.sort_unstable();
+        println!("who {text} over {} s: {found} records, median {} µs", to - from, micros[10]);
+    }
+}
