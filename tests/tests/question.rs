@@ -363,13 +363,14 @@ proptest! {
 
         let mut unrecorded: Vec<_> = names_lost.iter().map(|(from, length)| *from..from + length).collect();
         unrecorded.push(0..names_begin);
+        let connections_unrecorded = Vec::from([0..begins]);
         let by_name = connections.iter().filter(|connection| connection.ours).map(|connection| NamedConnection {
             life: connection.opened..connection.last(),
             resolved: connection.resolved(),
             address: connection.address,
         });
         let truth =
-            NamedTruth { by_name: by_name.collect(), names_unrecorded: unrecorded, connections_unrecorded: vec![0..begins] };
+            NamedTruth { by_name: by_name.collect(), names_unrecorded: unrecorded, connections_unrecorded };
         match answer.verdict {
             Verdict::Clear if given.is_empty() => {
                 // Memories may be half an hour longer than a store tells, which the constant stands for.
