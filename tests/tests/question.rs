@@ -363,7 +363,7 @@ proptest! {
 
         let mut unrecorded: Vec<_> = names_lost.iter().map(|(from, length)| *from..from + length).collect();
         unrecorded.push(0..names_begin);
-        let connections_unrecorded = Vec::from([0..begins]);
+        let connections_unrecorded = std::iter::once(0..begins).collect();
         let by_name = connections.iter().filter(|connection| connection.ours).map(|connection| NamedConnection {
             life: connection.opened..connection.last(),
             resolved: connection.resolved(),
