@@ -1,7 +1,7 @@
 //! `cargo lab`.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -60,6 +60,14 @@ enum Command {
         /// Where it listens
         listen: SocketAddr,
     },
+    /// A DNS server that answers every question with one address
+    #[command(hide = true)]
+    NameServer {
+        /// Where it listens
+        listen: SocketAddr,
+        /// The answer
+        address: Ipv4Addr,
+    },
 }
 
 /// Says what it has cost in the last line.
@@ -79,6 +87,7 @@ fn main() -> ExitCode {
         Command::Line { address } => workload::line::keep(address),
         Command::Client => traffic::client(),
         Command::Server { listen } => traffic::server(listen),
+        Command::NameServer { listen, address } => traffic::name_server(listen, address),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,14 +3,15 @@
 use std::{
     collections::HashMap,
     io::{self, BufRead as _, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 
-/// Reads `connect NAME ADDRESS` and `close NAME`, one in a line, and answers each with the local address, `closed`, or
-/// `failed ERROR`. Ends with its input.
+/// Reads `connect NAME ADDRESS`, `close NAME` and `resolve HOST SERVER`, one in a line, and answers each with the local
+/// address, `closed`, the address that was found, or `failed ERROR`. Ends with its input.
 ///
 /// # Errors
 /// When a line cannot be understood.
@@ -31,6 +32,10 @@ pub fn client() -> Result<()> {
                     Err(error) => format!("failed {error}"),
                 }
             }
+            ["resolve", host, server] => {
+                let found = resolve(host, server.parse().context("an address")?);
+                found.map_or_else(|error| format!("failed {error}"), |address| address.to_string())
+            }
             ["close", name] => {
                 open.remove(name).context("close of what is not open")?;
                 "closed".to_owned()
@@ -49,6 +54,53 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     stream.write_all(b"x")?;
     stream.read_exact(&mut [0])?;
     Ok(stream)
+}
+
+/// How long an answer is waited for.
+const DNS_PATIENCE: Duration = Duration::from_secs(5);
+/// Of a DNS message that fits into any network.
+const DNS_BYTES_MAX: usize = 512;
+
+/// Asks `server` for the IPv4 address of `host` (RFC 1035).
+fn resolve(host: &str, server: SocketAddr) -> io::Result<Ipv4Addr> {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in host.split('.') {
+        query.push(u8::try_from(label.len()).map_err(io::Error::other)?);
+        query.extend(label.as_bytes());
+    }
+    // The root, and then: an address (A) in the Internet.
+    query.extend([0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_read_timeout(Some(DNS_PATIENCE))?;
+    socket.send_to(&query, server)?;
+    let mut answer = [0; DNS_BYTES_MAX];
+    let (length, _) = socket.recv_from(&mut answer)?;
+    let address = answer[..length].last_chunk::<4>().ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(Ipv4Addr::from(*address))
+}
+
+/// Says `listening ADDRESS`, then answers each question for an address with `address`, until it is ended.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn name_server(listen: SocketAddr, address: Ipv4Addr) -> Result<()> {
+    let socket = UdpSocket::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    println!("listening {}", socket.local_addr()?);
+    io::stdout().flush()?;
+    let mut query = [0; DNS_BYTES_MAX];
+    loop {
+        let (length, asker) = socket.recv_from(&mut query)?;
+        let mut answer = query[..length].to_vec();
+        if answer.len() < 12 {
+            continue;
+        }
+        // A response without error, with one answer, to the question that follows.
+        answer[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1]);
+        // The name stands at byte 12; A, Internet, for 60 s, 4 bytes.
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address.octets());
+        socket.send_to(&answer, asker)?;
+    }
 }
 
 /// Says `listening ADDRESS`, then answers each byte of each connection with the same, until it is ended.

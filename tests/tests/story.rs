@@ -13,13 +13,16 @@ use alibi_lab::{
 use alibi_proto::time::Timestamp;
 use serde_json::Value;
 
+/// What the server is called, and who says so.
+const NAME: &str = "cloud.example.com";
+const NAME_SERVER: &str = "198.51.100.7:53";
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
 /// A server, two laptops with an agent each, and a collector that follows both.
 struct Story {
     network: Network,
     server_address: String,
-    _server: Running,
+    _servers: [Running; 2],
     collector: Collector,
     agents: Vec<Agent>,
     _directory: tempfile::TempDir,
@@ -35,6 +38,11 @@ impl Story {
         let server = Running::start("the server", &mut command);
         server.line_with("listening", 0);
 
+        let mut command = network.on_server(LAB);
+        command.args(["name-server", NAME_SERVER, &SERVER.to_string()]);
+        let name_server = Running::start("the name server", &mut command);
+        name_server.line_with("listening", 0);
+
         let collector = Collector::start(&directory.path().join("collector"));
         let agents = ["laptop-a", "laptop-b"].iter().enumerate();
         let agents: Vec<_> =
@@ -42,7 +50,14 @@ impl Story {
         for agent in &agents {
             collector.follow(&agent.address);
         }
-        Self { network, server_address, _server: server, collector, agents, _directory: directory }
+        Self {
+            network,
+            server_address,
+            _servers: [server, name_server],
+            collector,
+            agents,
+            _directory: directory,
+        }
     }
 
     /// A client on a laptop, known to the collector before anything else happens.
@@ -61,7 +76,12 @@ fn agent(network: &Network, laptop: usize, name: &str, directory: &Path) -> Agen
     let program = programs().agent.to_str().expect("a path in UTF-8");
     let command = network.on_laptop(laptop, name, program);
     let listen = format!("unix:{}", directory.join(format!("{name}.sock")).display());
-    Agent::start_with(command, &directory.join(name), &listen, &["--source", "poll"])
+    Agent::start_with(
+        command,
+        &directory.join(name),
+        &listen,
+        &["--source", "ebpf", "--own-network-namespace"],
+    )
 }
 
 fn host<'a>(answer: &'a Value, name: &str) -> &'a Value {
@@ -90,6 +110,7 @@ fn a_process_from_before_the_window_that_reconnects_inside_it_is_found() {
     let idle = story.client(1, "laptop-b");
 
     // Yesterday, as it were: the client talks to the server, and the connection ends.
+    assert_eq!(client.ask(&format!("resolve {NAME} {NAME_SERVER}")), SERVER.to_string());
     let first_local = client.ask(&format!("connect first {}", story.server_address));
     story.collector.json_until(&["who", &story.server_address, "--last", "1h"], |answer| {
         answer["hosts"].to_string().contains(&first_local)
@@ -125,18 +146,42 @@ fn a_process_from_before_the_window_that_reconnects_inside_it_is_found() {
     assert_eq!(flows[0]["local"], local.as_str());
     assert_eq!(flows[0]["remote"], story.server_address.as_str());
     assert_eq!(flows[0]["direction"], "outbound");
-    assert_eq!(flows[0]["attribution"], "socket_table");
-    assert_eq!(flows[0]["in_window"], "attempt");
+    assert_eq!(flows[0]["attribution"], "in_kernel");
+    // One byte there and back.
+    assert_eq!((&flows[0]["bytes_sent"], &flows[0]["bytes_received"]), (&1.into(), &1.into()));
+    assert_eq!(flows[0]["in_window"], "bytes");
     assert!((from..to).contains(&time(&flows[0]["first"])), "{flows:#?}");
 
-    // The other laptop has nothing, and polling proves nothing.
+    // The other laptop has nothing, which is proven; the proof names what it covers.
     let laptop_b = host(&answer, "laptop-b");
-    assert_eq!(laptop_b["verdict"], "unknown");
-    assert_eq!(laptop_b["gaps"][0]["grade"], "sampled");
-    assert_eq!(laptop_b["gaps"][0]["facet"], "connections");
+    assert_eq!((&laptop_b["verdict"], &laptop_b["gaps"]), (&"clear".into(), &Value::Array(vec![])));
+    let scope = laptop_b["scopes"].to_string();
+    assert!(scope.contains("TCP and UDP over IPv4 and IPv6 by eBPF"), "{scope}");
     let (status, answer) =
         story.who(&[&SERVER.to_string(), "--from", &from_text, "--to", &to_text, "--host", "laptop-b"]);
-    assert_eq!((status, answer["hosts"].as_array().unwrap().len()), (3, 1));
+    assert_eq!((status, answer["hosts"].as_array().unwrap().len()), (1, 1));
+
+    // By name, too, though it was looked up before the window. The other laptop can have had the address from somewhere
+    // else, for all that its hour of recording knows; asked by address besides, it is ruled out.
+    let by_name = ["who", NAME, "--from", &from_text, "--to", &to_text];
+    let (status, named) = story.collector.json(&by_name);
+    assert_eq!((status, &named["addresses"]), (0, &serde_json::json!([SERVER.to_string()])), "{named:#}");
+    let found = &host(&named, "laptop-a")["processes"][0];
+    assert_eq!(found["process"], process["process"]);
+    assert_eq!(
+        (&found["flows"][0]["name"], &found["flows"][0]["name_source"]),
+        (&NAME.into(), &"dns".into())
+    );
+    let other = host(&named, "laptop-b");
+    assert_eq!(
+        (&other["verdict"], &other["gaps"][0]["facet"]),
+        (&"unknown".into(), &"names".into()),
+        "{other:#}"
+    );
+    let server = SERVER.to_string();
+    let with_address = [&by_name[..], &["--address", &server]].concat();
+    let (status, named) = story.collector.json(&with_address);
+    assert_eq!((status, &host(&named, "laptop-b")["verdict"]), (0, &"clear".into()), "{named:#}");
 
     // The trap: no process with a connection to the server was started inside the window, so the classic search finds
     // nobody. Over all time it would have found this one, so it is the window that hides it.
@@ -148,14 +193,19 @@ fn a_process_from_before_the_window_that_reconnects_inside_it_is_found() {
     let (status, shown) = story.collector.json(&["process", uid]);
     assert_eq!((status, &shown["pid"], &shown["host_name"]), (0, &process["pid"], &"laptop-a".into()));
     assert_eq!(shown["ancestors"][0]["pid"], std::process::id(), "{shown:#}");
-    assert_eq!(shown["flows"].as_array().unwrap().len(), 2);
+    // Two connections to the server, and one question to its name server.
+    assert_eq!(shown["flows"].as_array().unwrap().len(), 3);
 
     // A person reads the same.
     let output = story.collector.alibi(&["who", &SERVER.to_string(), "--from", &from_text, "--to", &to_text]);
     let text = String::from_utf8(output.stdout).unwrap();
-    for wanted in
-        ["TALKED   laptop-a", "UNKNOWN  laptop-b", LAB, "sampled each 1 s", "0 hosts can be ruled out"]
-    {
+    for wanted in [
+        "TALKED   laptop-a",
+        "CLEAR    laptop-b",
+        LAB,
+        "TCP and UDP over IPv4 and IPv6",
+        "1 host can be ruled out",
+    ] {
         assert!(text.contains(wanted), "no `{wanted}` in:\n{text}");
     }
     assert_eq!(idle.said(), Vec::<String>::new());
@@ -177,9 +227,15 @@ fn a_process_from_before_the_window_that_reconnects_inside_it_is_found() {
         let output = command.arg(&agent.data).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         let local_answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(local_answer["hosts"][0]["processes"], laptop_a["processes"]);
+        let processes = &local_answer["hosts"][0]["processes"];
+        assert_eq!(processes[0]["process"], process["process"]);
+        assert_eq!(processes[0]["flows"][0]["connection"], flows[0]["connection"]);
         if let Some(running) = running {
             assert!(running.stop().success());
+        } else {
+            // Now that nothing is added any more, both answer alike, in every word.
+            let (_, answer) = story.who(&[&SERVER.to_string(), "--from", &from_text, "--to", &to_text]);
+            assert_eq!(*processes, host(&answer, "laptop-a")["processes"]);
         }
     }
 }

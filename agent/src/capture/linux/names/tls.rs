@@ -237,7 +237,7 @@ pub(super) mod tests {
         let both = [other, vec![HOST_NAME], block16(b"cloud.example.com")].concat();
         assert_eq!(read(&hello(&[extension(SERVER_NAME, &block16(&both))])), asks);
         for record_bytes in [1, 3, 50, 300] {
-            assert_eq!(read(&records(&message(Some(&[name.clone()])), record_bytes)), asks);
+            assert_eq!(read(&records(&message(Some(std::slice::from_ref(&name))), record_bytes)), asks);
         }
     }
 

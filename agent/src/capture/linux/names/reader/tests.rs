@@ -96,7 +96,7 @@ fn an_answer_becomes_a_fact() {
 fn a_hello_becomes_a_fact_with_this_end_first() {
     let packet = ipv4(6, 0, &tcp(5000, 8000, 1, 0x18, &hello(&[server_name_extension(b"a.example")])));
     for direction in [Direction::Outbound, Direction::Inbound] {
-        let facts = facts(&[packet.clone()], Sighting { direction, ..outbound(0) });
+        let facts = facts(std::slice::from_ref(&packet), Sighting { direction, ..outbound(0) });
         let [Fact::ServerName(hello)] = &facts[..] else { panic!("{facts:?}") };
         let client = "192.0.2.1:5000".parse().unwrap();
         let end = if direction == Direction::Outbound { hello.local } else { hello.remote };
@@ -219,7 +219,7 @@ fn encrypted_dns_is_a_gap() {
     assert_eq!(names(&facts).len(), 3);
     let quic = ipv4(17, 0, &udp(5000, 853, &[0xc3; 30]));
     let inbound = Sighting { direction: Direction::Inbound, ..outbound(0) };
-    assert_eq!(self::facts(&[quic.clone()], outbound(0)).len(), 1);
+    assert_eq!(self::facts(std::slice::from_ref(&quic), outbound(0)).len(), 1);
     assert_eq!(self::facts(&[quic], inbound), []);
 }
 
