@@ -308,6 +308,35 @@ pub(super) mod tests {
         assert_eq!(first_message(&[0, 50, 0, 1, 0x01]), Framed::Unreadable);
     }
 
+    #[test]
+    fn a_message_made_to_take_long_takes_not_long() {
+        // Names that point back from pointer to pointer, as often as fits.
+        let mut bytes = vec![0, 1, 0x81, 0x80, 0, 0, 0, 0, 0, 0, 0, 0];
+        let count: u16 = 600;
+        bytes[6..8].copy_from_slice(&count.to_be_bytes());
+        bytes.extend([0, 0, 10, 0, 1, 0, 0, 0, 9, 0x1f, 0x40]);
+        let hops_from = bytes.len();
+        bytes.push(0);
+        bytes.push(0);
+        while bytes.len() < hops_from + 8_000 {
+            let before = u16::try_from(bytes.len() - 2).unwrap() | 0xc000;
+            bytes.extend(before.to_be_bytes());
+        }
+        let last = u16::try_from(bytes.len() - 2).unwrap() | 0xc000;
+        while bytes.len() < crate::capture::linux::names::filter::SNAP_BYTES - 20 {
+            bytes.extend(last.to_be_bytes());
+            bytes.extend([0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1]);
+        }
+        let began = std::time::Instant::now();
+        let outcome = read(&bytes);
+        println!(
+            "{:?} in {:?}",
+            outcome.map(|answer| answer.map(|answer| answer.addresses)),
+            began.elapsed()
+        );
+        assert!(began.elapsed() < std::time::Duration::from_secs(1));
+    }
+
     proptest::proptest! {
         #[test]
         fn reading_ends(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {

@@ -142,7 +142,10 @@ const PROGRAM: &[Line] = &[
     // segment: of a bulk transfer, only few packets are so.
     At("piece"),
     Do(LOAD_BYTE, PACKET_TYPE),
-    If(EQUAL, OUTGOING, NEXT, "reject"),
+    If(EQUAL, OUTGOING, "sent", NEXT),
+    Do(LOAD_HALF, HARDWARE_TYPE),
+    If(EQUAL, LOOPBACK, "sent", "reject"),
+    At("sent"),
     Do(LOAD_MEMORY, REMOTE_PORT),
     If(EQUAL, 443, "pushed", NEXT),
     If(EQUAL, 853, "pushed", NEXT),
@@ -416,6 +419,7 @@ pub(super) mod tests {
             assert!(passes(port, 0x18, &piece, Aside::IPV4_OUT), "{port}");
         }
         assert!(passes(443, 0x18, &[0x16, 0xab, 1, 2, 3, 4], Aside::IPV4_OUT));
+        assert!(passes(443, 0x18, &piece, Aside::LOOPBACK_IN));
         assert!(!passes(443, 0x10, &piece, Aside::IPV4_OUT));
         assert!(!passes(443, 0x18, &piece, Aside::IPV4_IN));
         assert!(!passes(444, 0x18, &piece, Aside::IPV4_OUT));

@@ -1,20 +1,240 @@
-use super::*;
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+
+use super::{
+    dns::tests::{a, message, record},
+    tls::tests::{hello, long_hello, server_name_extension},
+    *,
+};
+use crate::capture::Fact;
 
 fn at(wall_ms: u64, boot_ms: u64) -> Moment {
-    Moment {
-        wall: Timestamp::from_nanos(1_764_000_000_000_000_000 + wall_ms * 1_000_000),
-        boot_ns: boot_ms * 1_000_000,
-    }
+    let wall = Timestamp::from_nanos(1_764_000_000_000_000_000 + wall_ms * 1_000_000);
+    Moment { wall, boot_ns: boot_ms * 1_000_000 }
 }
 
 #[test]
 fn a_packets_time_is_told_by_both_clocks() {
-    let (earliest, now) = (at(10_000, 1_000), at(10_500, 1_500));
+    const HOUR_MS: u64 = 3_600_000;
+    let (earliest, now) = (at(2 * HOUR_MS, 1_000), at(2 * HOUR_MS + 500, 1_500));
     let of = |wall_ms: u64| moment(Some(at(wall_ms, 0).wall), earliest, now);
-    assert_eq!(of(10_200), at(10_200, 1_200));
-    assert_eq!(of(10_503), at(10_503, 1_503));
+    assert_eq!(of(2 * HOUR_MS + 200), at(2 * HOUR_MS + 200, 1_200));
+    assert_eq!(of(2 * HOUR_MS + 503), at(2 * HOUR_MS + 503, 1_503));
     // The clock was set forward by an hour, or back.
-    assert_eq!(of(10_200 - 3_600_000), at(10_000, 1_000));
-    assert_eq!(of(10_200 + 3_600_000), at(11_500, 2_500));
+    assert_eq!(of(HOUR_MS + 200), at(2 * HOUR_MS, 1_000));
+    assert_eq!(of(3 * HOUR_MS + 200), at(2 * HOUR_MS + 1_500, 2_500));
     assert_eq!(moment(None, earliest, now), now);
+}
+
+/// A network namespace with nothing but loopback, kept by a process that ends with it.
+struct Elsewhere {
+    keeper: Child,
+    namespace: u64,
+}
+
+impl Elsewhere {
+    /// None, and a word on it, where that may not be made.
+    fn new(test: &str) -> Option<Self> {
+        let tools = Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success());
+        if !(sys::is_privileged() && tools) {
+            let why = "root and the `ip` command, for network namespaces";
+            assert!(std::env::var("ALIBI_LAB_SKIP").as_deref() != Ok("forbid"), "{test} needs {why}");
+            let _ = writeln!(io::stderr(), "SKIPPED {test}: needs {why}");
+            return None;
+        }
+        let mut keeper = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        let found = namespaces::find().unwrap();
+        let namespace = found.iter().find(|(_, pid)| **pid == keeper.id()).map(|(namespace, _)| *namespace);
+        Some(Self { namespace: namespace.unwrap(), keeper })
+    }
+
+    /// Does something in it.
+    fn within<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let link = File::open(format!("/proc/{}/ns/net", self.keeper.id())).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                move_into_link_name_space(link.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                act()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    /// Sends `count` DNS answers, each to its own name, from one address to another on loopback.
+    fn answer(&self, count: usize) {
+        self.within(|| {
+            let (server, client) =
+                (UdpSocket::bind("127.0.0.53:53").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+            for index in 0..count {
+                let name = format!("host{index}.example.com");
+                let answer = message(&name, vec![record(&name, 60, a("198.51.100.9"))]);
+                server.send_to(&answer, client.local_addr().unwrap()).unwrap();
+            }
+        });
+    }
+
+    /// Connects on loopback, and sends these pieces.
+    fn send(&self, port: u16, pieces: &[&[u8]]) {
+        self.within(|| {
+            let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.set_nodelay(true).unwrap();
+            for piece in pieces {
+                client.write_all(piece).unwrap();
+            }
+            let _ = listener.accept().unwrap();
+        });
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Whether there is something to take.
+fn is_awake(names: &Names) -> bool {
+    let mut descriptors = [PollFd::from_borrowed_fd(names.descriptor(), PollFlags::IN)];
+    poll(&mut descriptors, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+}
+
+/// What has happened in one namespace up to now, and what was lost anywhere. What is sent on loopback has been heard when
+/// sending it returns.
+fn take(names: &mut Names, namespace: u64) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    while !names.take(sys::now(), &mut facts).unwrap() {}
+    let facts = facts.into_iter().map(|observation| observation.fact);
+    let concerns = |fact: &Fact| match fact {
+        Fact::NameResolved(resolution) => resolution.network_namespace == Some(namespace),
+        Fact::ServerName(hello) => hello.network_namespace == Some(namespace),
+        Fact::Coverage(_) => true,
+        _ => false,
+    };
+    facts.filter(concerns).collect()
+}
+
+fn lost_for(facts: &[Fact], words: &str) -> Option<u64> {
+    facts.iter().find_map(|fact| match fact {
+        Fact::Coverage(change) if change.grade.reason().contains(words) => Some(change.grade.count()),
+        _ => None,
+    })
+}
+
+#[test]
+fn names_are_heard_in_a_namespace_that_was_not_there_at_the_start() {
+    let mut names = Names::open().unwrap();
+    let Some(elsewhere) = Elsewhere::new("names_are_heard_in_a_namespace_that_was_not_there_at_the_start")
+    else {
+        return;
+    };
+    assert_eq!(names.facets()[0].grade, Grade::Complete);
+    let namespace = elsewhere.namespace;
+    names.meet(namespace, elsewhere.keeper.id());
+    names.meet(namespace, elsewhere.keeper.id());
+    let facts = take(&mut names, namespace);
+    assert_eq!(lost_for(&facts, &format!("{namespace} was not known before")), Some(0), "{facts:?}");
+
+    elsewhere.answer(1);
+    elsewhere.send(8000, &[&hello(&[server_name_extension(b"a.example")])]);
+    let long = long_hello("cloud.example.com");
+    elsewhere.send(443, &[&long[..1_000], &long[1_000..]]);
+    let before = sys::now();
+    let mut facts = Vec::new();
+    names.take(before, &mut facts).unwrap();
+    let told: Vec<_> = facts
+        .iter()
+        .filter_map(|observation| match &observation.fact {
+            Fact::NameResolved(told) if told.network_namespace == Some(namespace) => {
+                assert_eq!(told.server, "127.0.0.53:53".parse().unwrap());
+                Some(told.name.clone())
+            }
+            Fact::ServerName(told) if told.network_namespace == Some(namespace) => {
+                assert_eq!(told.direction, Direction::Outbound);
+                told.name.clone()
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, ["host0.example.com", "a.example", "cloud.example.com"]);
+    let age = |observation: &Observation| before.boot_ns.saturating_sub(observation.at.boot_ns);
+    assert!(facts.iter().all(|observation| age(observation) < 60_000_000_000));
+}
+
+#[test]
+fn a_namespace_is_found_and_let_go_when_it_is_gone() {
+    let mut names = Names::open().unwrap();
+    let Some(elsewhere) = Elsewhere::new("a_namespace_is_found_and_let_go_when_it_is_gone") else { return };
+    let namespace = elsewhere.namespace;
+    let mut facts = Vec::new();
+    names.search(sys::now(), &mut facts);
+    assert!(names.ears.contains_key(&namespace));
+    let facts: Vec<_> = facts.into_iter().map(|observation| observation.fact).collect();
+    assert_eq!(lost_for(&facts, "not known before"), Some(0), "{facts:?}");
+    drop(elsewhere);
+    names.search(sys::now(), &mut Vec::new());
+    assert!(!names.ears.contains_key(&namespace));
+    names.meet(namespace, std::process::id());
+    assert_eq!(lost_for(&take(&mut names, namespace), "could not be listened in"), Some(0));
+}
+
+#[test]
+fn what_finds_no_room_is_counted_exactly() {
+    const SENT: usize = 20_000;
+    let mut names = Names::open().unwrap();
+    let Some(elsewhere) = Elsewhere::new("what_finds_no_room_is_counted_exactly") else { return };
+    names.meet(elsewhere.namespace, elsewhere.keeper.id());
+    take(&mut names, elsewhere.namespace);
+    elsewhere.answer(SENT);
+    let began = Instant::now();
+    let facts = take(&mut names, elsewhere.namespace);
+    let took = began.elapsed();
+    let heard = facts.iter().filter(|fact| matches!(fact, Fact::NameResolved(_))).count();
+    let lost = lost_for(&facts, "faster than they were taken").unwrap();
+    assert_eq!(heard + usize::try_from(lost).unwrap(), SENT);
+    assert!(heard > 1_000, "{heard}");
+    println!("{heard} answers heard in {took:?}, {lost} lost");
+    elsewhere.answer(1);
+    assert_eq!(lost_for(&take(&mut names, elsewhere.namespace), "faster than they were taken"), None);
+}
+
+#[test]
+fn other_traffic_wakes_nobody() {
+    const CONNECTIONS: usize = 2_000;
+    let mut names = Names::open().unwrap();
+    let Some(elsewhere) = Elsewhere::new("other_traffic_wakes_nobody") else { return };
+    names.meet(elsewhere.namespace, elsewhere.keeper.id());
+    take(&mut names, elsewhere.namespace);
+    // Alone in its epoll, so that what others say meanwhile does not wake it.
+    names.ears.retain(|namespace, _| *namespace == elsewhere.namespace);
+    elsewhere.within(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for _ in 0..CONNECTIONS {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(b"GET / HTTP/1.1").unwrap();
+            listener.accept().unwrap().0.write_all(b"HTTP/1.1 200 OK").unwrap();
+        }
+    });
+    assert!(!is_awake(&names));
+    elsewhere.answer(1);
+    assert!(is_awake(&names));
 }

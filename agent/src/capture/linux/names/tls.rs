@@ -81,6 +81,7 @@ fn first_message(stream: &[u8]) -> Result<Message, Stop> {
         let there = length.min(records.0.len());
         bytes.extend(records.take(there)?);
         if there < length {
+            message_bytes(&bytes)?;
             return Ok(Message { bytes, is_whole: false });
         }
     }

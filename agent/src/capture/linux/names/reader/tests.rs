@@ -34,27 +34,23 @@ fn facts(packets: &[Vec<u8>], seen: Sighting) -> Vec<Fact> {
 }
 
 fn names(facts: &[Fact]) -> Vec<Option<&str>> {
-    let name = |fact: &'_ Fact| match fact {
-        Fact::ServerName(hello) => Some(hello.name.clone()),
-        Fact::NameResolved(resolution) => Some(Some(resolution.name.clone())),
+    let names = facts.iter().filter_map(|fact| match fact {
+        Fact::ServerName(hello) => Some(hello.name.as_deref()),
+        Fact::NameResolved(resolution) => Some(Some(&*resolution.name)),
         _ => None,
-    };
-    let names: Vec<_> = facts.iter().filter_map(name).collect();
-    names.into_iter().map(|name| name.map(|name| &*name.leak())).collect()
+    });
+    names.collect()
 }
 
 fn losses(facts: &[Fact]) -> Vec<(u64, &str, Timestamp, Option<Timestamp>)> {
-    let loss = |fact: &'_ Fact| match fact {
-        Fact::Coverage(CoverageChange {
-            facet: Facet::Names,
-            grade: Grade::Lost { count, reason },
-            from,
-            to,
-            ..
-        }) => Some((*count, &*reason.clone().leak(), *from, *to)),
+    let losses = facts.iter().filter_map(|fact| match fact {
+        Fact::Coverage(change) => match &change.grade {
+            Grade::Lost { count, reason } => Some((*count, &**reason, change.from, change.to)),
+            _ => None,
+        },
         _ => None,
-    };
-    facts.iter().filter_map(loss).collect()
+    });
+    losses.collect()
 }
 
 fn answer_packet(name: &str) -> Vec<u8> {
