@@ -344,7 +344,7 @@ impl Sensor for Names {
     }
 
     fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
-        facts.append(&mut self.untold);
+        facts.extend(self.untold.drain(..).map(|observation| Observation { at: now, ..observation }));
         let has_all = self.hear(now, facts)?;
         let may_wait = !has_all || since(self.heard_until, now) < WAIT_MAX;
         let is_settled = self.reader.settle(now, may_wait, facts);

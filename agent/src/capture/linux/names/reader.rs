@@ -21,8 +21,8 @@ use crate::capture::{Fact, Observation, ObservedResolution, ObservedServerName};
 const DNS_PORT: u16 = 53;
 const ENCRYPTED_DNS_PORT: u16 = 853;
 
-const CUT_ANSWER: &str = "a DNS answer came in fragments, or is too long";
-const STRANGE_ANSWER: &str = "a DNS answer could not be understood";
+const CUT_ANSWER: &str = "a DNS answer came in fragments";
+const STRANGE_ANSWER: &str = "a DNS answer could not be understood, or is too long";
 const STRANGE_HELLO: &str = "a TLS ClientHello could not be understood";
 const LONG_HELLO: &str = "a TLS ClientHello is too long";
 const LONG_STREAM: &str = "a DNS answer over TCP is too long";

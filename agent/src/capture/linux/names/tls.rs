@@ -30,16 +30,12 @@ pub(super) fn begins_hello(bytes: &[u8]) -> bool {
 
 /// Reads what a client sent from its first byte on.
 pub(super) fn read(stream: &[u8]) -> Hello {
-    match first_message(stream) {
-        Ok(Message { bytes, is_whole }) => match server_name(&bytes) {
-            Ok(Some(name)) => Hello::Asks(name),
-            Ok(None) => Hello::AsksForNone,
-            Err(Stop::End) if is_whole => Hello::Unreadable,
-            Err(Stop::End) => Hello::Unfinished,
-            Err(Stop::Wrong) => Hello::Unreadable,
-        },
-        Err(Stop::End) => Hello::Unfinished,
-        Err(Stop::Wrong) => Hello::Unreadable,
+    let message = first_message(stream);
+    match server_name(&message.bytes) {
+        Ok(Some(name)) => Hello::Asks(name),
+        Ok(None) => Hello::AsksForNone,
+        Err(Stop::End) if !message.is_final => Hello::Unfinished,
+        Err(_) => Hello::Unreadable,
     }
 }
 
@@ -55,35 +51,39 @@ enum Stop {
 /// The first message of a handshake, or as much of it as there is.
 struct Message {
     bytes: Vec<u8>,
-    is_whole: bool,
+    /// It is whole, or no more of it can come.
+    is_final: bool,
 }
 
 /// Takes the message out of the records that it may be spread over.
-fn first_message(stream: &[u8]) -> Result<Message, Stop> {
+fn first_message(stream: &[u8]) -> Message {
     let mut records = Reader(stream);
     let mut bytes = Vec::with_capacity(stream.len());
-    loop {
-        if let Some(length) = message_bytes(&bytes)?
-            && bytes.len() >= length
-        {
-            bytes.truncate(length);
-            return Ok(Message { bytes, is_whole: true });
-        }
-        let header = match records.take(5) {
-            Ok(header) => header,
-            Err(_) => return Ok(Message { bytes, is_whole: false }),
-        };
-        let &[kind, major, _, high, low] = header else { return Err(Stop::Wrong) };
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        if kind != HANDSHAKE || major != 3 || length == 0 || length > RECORD_BYTES_MAX {
-            return Err(Stop::Wrong);
+    while !is_final(&mut bytes) {
+        let Ok(header) = records.take(5) else { return Message { bytes, is_final: false } };
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        if header[..2] != [HANDSHAKE, 3] || !(1..=RECORD_BYTES_MAX).contains(&length) {
+            break;
         }
         let there = length.min(records.0.len());
-        bytes.extend(records.take(there)?);
+        bytes.extend(records.take(there).unwrap_or_default());
         if there < length {
-            message_bytes(&bytes)?;
-            return Ok(Message { bytes, is_whole: false });
+            let is_final = is_final(&mut bytes);
+            return Message { bytes, is_final };
         }
+    }
+    Message { bytes, is_final: true }
+}
+
+/// Whether the message is whole, or none. Cuts off what comes after it.
+fn is_final(bytes: &mut Vec<u8>) -> bool {
+    match message_bytes(bytes) {
+        Ok(Some(length)) if bytes.len() >= length => {
+            bytes.truncate(length);
+            true
+        }
+        Ok(_) => false,
+        Err(_) => true,
     }
 }
 
@@ -101,6 +101,7 @@ fn message_bytes(bytes: &[u8]) -> Result<Option<usize>, Stop> {
 
 /// The first host name that the message asks for.
 fn server_name(message: &[u8]) -> Result<Option<String>, Stop> {
+    message_bytes(message)?;
     let mut hello = Reader(message);
     hello.take(4)?; // kind, length
     hello.take(2 + 32)?; // version, random
