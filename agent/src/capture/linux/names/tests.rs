@@ -142,7 +142,7 @@ fn lost_for(facts: &[Fact], words: &str) -> Option<u64> {
 
 #[test]
 fn names_are_heard_in_a_namespace_that_was_not_there_at_the_start() {
-    let mut names = Names::open().unwrap();
+    let mut names = Names::open(false).unwrap();
     let Some(elsewhere) = Elsewhere::new("names_are_heard_in_a_namespace_that_was_not_there_at_the_start")
     else {
         return;
@@ -182,7 +182,7 @@ fn names_are_heard_in_a_namespace_that_was_not_there_at_the_start() {
 
 #[test]
 fn a_namespace_is_found_and_let_go_when_it_is_gone() {
-    let mut names = Names::open().unwrap();
+    let mut names = Names::open(false).unwrap();
     let Some(elsewhere) = Elsewhere::new("a_namespace_is_found_and_let_go_when_it_is_gone") else { return };
     let namespace = elsewhere.namespace;
     let mut facts = Vec::new();
@@ -200,7 +200,7 @@ fn a_namespace_is_found_and_let_go_when_it_is_gone() {
 #[test]
 fn what_finds_no_room_is_counted_exactly() {
     const SENT: usize = 20_000;
-    let mut names = Names::open().unwrap();
+    let mut names = Names::open(false).unwrap();
     let Some(elsewhere) = Elsewhere::new("what_finds_no_room_is_counted_exactly") else { return };
     names.meet(elsewhere.namespace, elsewhere.keeper.id());
     take(&mut names, elsewhere.namespace);
@@ -220,7 +220,7 @@ fn what_finds_no_room_is_counted_exactly() {
 #[test]
 fn other_traffic_wakes_nobody() {
     const CONNECTIONS: usize = 2_000;
-    let mut names = Names::open().unwrap();
+    let mut names = Names::open(false).unwrap();
     let Some(elsewhere) = Elsewhere::new("other_traffic_wakes_nobody") else { return };
     names.meet(elsewhere.namespace, elsewhere.keeper.id());
     take(&mut names, elsewhere.namespace);
