@@ -246,6 +246,10 @@ impl Names {
 
     /// Looks for namespaces that came or went.
     fn search(&mut self, now: Moment, facts: &mut Vec<Observation>) {
+        if matches!(self.reach, Reach::Own(_)) && self.reader.watched_namespaces().is_empty() {
+            self.searched = now;
+            return;
+        }
         let found = match namespaces::find() {
             Ok(found) => found,
             Err(problem) => {

@@ -16,7 +16,7 @@ use super::{
     tls::tests::{hello, long_hello, server_name_extension},
     *,
 };
-use crate::capture::Fact;
+use crate::capture::{Fact, ObservedServerName};
 
 fn at(wall_ms: u64, boot_ms: u64) -> Moment {
     let wall = Timestamp::from_nanos(1_764_000_000_000_000_000 + wall_ms * 1_000_000);
@@ -105,6 +105,26 @@ impl Elsewhere {
     }
 }
 
+/// Runs a command that must succeed.
+fn run(words: &[&str]) {
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Joins two namespaces by a cable with a network card at each end that leaves segmentation to the kernel.
+fn join(here: &Elsewhere, there: &Elsewhere) {
+    let [here, there] = [here, there].map(|end| end.keeper.id().to_string());
+    let within = |pid: &str, words: &[&str]| run(&[&["nsenter", "--net", "-t", pid, "ip"], words].concat());
+    within(
+        &here,
+        &["link", "add", "c0", "gso_max_segs", "1", "type", "veth", "peer", "name", "c1", "netns", &there],
+    );
+    for (pid, card, address) in [(&here, "c0", "192.0.2.1/30"), (&there, "c1", "192.0.2.2/30")] {
+        within(pid, &["address", "add", address, "dev", card]);
+        within(pid, &["link", "set", card, "up"]);
+    }
+}
+
 impl Drop for Elsewhere {
     fn drop(&mut self) {
         let _ = self.keeper.kill();
@@ -178,6 +198,55 @@ fn names_are_heard_in_a_namespace_that_was_not_there_at_the_start() {
     assert_eq!(told, ["host0.example.com", "a.example", "cloud.example.com"]);
     let age = |observation: &Observation| before.boot_ns.saturating_sub(observation.at.boot_ns);
     assert!(facts.iter().all(|observation| age(observation) < 60_000_000_000));
+}
+
+#[test]
+fn a_hello_that_is_cut_into_segments_is_heard_where_it_is_sent() {
+    let test = "a_hello_that_is_cut_into_segments_is_heard_where_it_is_sent";
+    let mut names = Names::open(false).unwrap();
+    let (Some(client), Some(server)) = (Elsewhere::new(test), Elsewhere::new(test)) else { return };
+    join(&client, &server);
+    for end in [&client, &server] {
+        names.meet(end.namespace, end.keeper.id());
+    }
+    take(&mut names, client.namespace);
+    let listener = server.within(|| TcpListener::bind("192.0.2.2:443").unwrap());
+    let local = client.within(|| {
+        let mut stream = TcpStream::connect("192.0.2.2:443").unwrap();
+        stream.write_all(&long_hello("cloud.example.com")).unwrap();
+        stream.local_addr().unwrap()
+    });
+    drop(listener);
+    let facts = take(&mut names, client.namespace);
+    let remote = "192.0.2.2:443".parse().unwrap();
+    let hello = ObservedServerName {
+        name: Some("cloud.example.com".into()),
+        direction: Direction::Outbound,
+        local,
+        remote,
+        network_namespace: Some(client.namespace),
+    };
+    assert!(facts.contains(&Fact::ServerName(Box::new(hello))), "{facts:?}");
+    assert_eq!(lost_for(&facts, "ClientHello"), None, "{facts:?}");
+
+    // An answer crosses the cable: it is heard at both ends, once at each.
+    server.within(|| {
+        let socket = UdpSocket::bind("192.0.2.2:53").unwrap();
+        let answer = message("a.example", vec![record("a.example", 60, a("198.51.100.9"))]);
+        socket.send_to(&answer, "192.0.2.1:4000").unwrap();
+    });
+    let mut facts = Vec::new();
+    while !names.take(sys::now(), &mut facts).unwrap() {}
+    let heard: Vec<_> = facts
+        .iter()
+        .filter_map(|observation| match &observation.fact {
+            Fact::NameResolved(told) => told.network_namespace,
+            _ => None,
+        })
+        .filter(|namespace| [client.namespace, server.namespace].contains(namespace))
+        .collect();
+    assert_eq!(heard.len(), 2);
+    assert_ne!(heard[0], heard[1]);
 }
 
 #[test]
