@@ -63,8 +63,9 @@ const COVERS: &str =
     "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos over TCP, on every interface";
 const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; \
      DNS on other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; \
-     the inner name of an encrypted ClientHello (ECH); ClientHellos to this host in pieces; inside tunnels and VLANs \
-     that no interface here unwraps, and virtual machines";
+     the inner name of an encrypted ClientHello (ECH); ClientHellos to this host in pieces; packets with IPv6 extension \
+     headers, or inside tunnels and VLANs that no interface here unwraps; virtual machines; network namespaces that come and \
+     go within 5 s without a connection";
 
 /// The sensor.
 pub(in crate::capture) struct Names {
@@ -164,23 +165,27 @@ impl Names {
     /// Another sensor has seen process `pid` in a network namespace: it is listened in from now on.
     pub(in crate::capture) fn meet(&mut self, network_namespace: u64, pid: u32) {
         let is_known = self.ears.contains_key(&network_namespace) || self.tried.contains(&network_namespace);
-        if is_known || matches!(self.reach, Reach::Own(_)) || self.tried.len() >= TRIED_MAX {
+        if is_known || matches!(self.reach, Reach::Own(_)) || self.tried.len() > TRIED_MAX {
             return;
         }
         let now = sys::now();
         self.tried.insert(network_namespace);
-        let outcome = if self.ears.len() < NAMESPACES_MAX {
-            namespaces::listen_in(&[(network_namespace, pid)]).pop().map(|(_, outcome)| outcome)
-        } else {
-            None
+        let has_room = self.tried.len() <= TRIED_MAX && self.ears.len() < NAMESPACES_MAX;
+        let target = [(network_namespace, pid)];
+        let opened = namespaces::listen_in(if has_room { &target } else { &[] }).pop();
+        let outcome = opened.map(|(_, outcome)| outcome.and_then(|ear| self.follow(network_namespace, ear)));
+        // What was said in it before there was an ear is lost; without one, also what is said until the next search.
+        let (reason, until) = match outcome {
+            Some(Ok(())) => ("was not known before".to_owned(), sys::now().wall),
+            Some(Err(problem)) => (format!("could not be listened in: {problem}"), after_next_search(now)),
+            None if self.tried.len() > TRIED_MAX => (
+                format!("and others came, after {TRIED_MAX} within {SEARCH_INTERVAL:?}"),
+                after_next_search(now),
+            ),
+            None => (format!("is beyond the {NAMESPACES_MAX} that are listened in"), after_next_search(now)),
         };
-        let outcome = outcome.and_then(Result::ok).map(|ear| self.follow(network_namespace, ear));
-        let reason = match outcome {
-            Some(Ok(())) => format!("the network namespace {network_namespace} was not known before"),
-            _ => format!("the network namespace {network_namespace} could not be listened in"),
-        };
-        // What was said in it before is lost, up to the instant at which there was an ear.
-        self.untold.push(lost(0, reason, self.searched.wall, sys::now().wall, now));
+        let reason = format!("the network namespace {network_namespace} {reason}");
+        self.untold.push(lost(0, reason, self.searched.wall, until, now));
     }
 
     /// Adds an ear to those that are waited for.

@@ -307,3 +307,30 @@ fn other_traffic_wakes_nobody() {
     elsewhere.answer(1);
     assert!(is_awake(&names));
 }
+
+#[test]
+fn namespaces_that_cannot_be_listened_in_are_told_up_to_a_bound() {
+    let mut names = Names::open(false).unwrap();
+    if matches!(names.reach, Reach::Own(_)) {
+        let _ = writeln!(
+            io::stderr(),
+            "SKIPPED namespaces_that_cannot_be_listened_in_are_told_up_to_a_bound: needs root"
+        );
+        return;
+    }
+    // This process is in none of them.
+    let count = TRIED_MAX as u64 + 9;
+    for namespace in 0..count {
+        names.meet(namespace, std::process::id());
+        names.meet(namespace, std::process::id());
+    }
+    let facts = take(&mut names, 0);
+    assert_eq!(facts.len(), TRIED_MAX + 1);
+    assert!(lost_for(&facts, "and others came, after 1024").is_some());
+    let until =
+        facts.iter().filter_map(|fact| if let Fact::Coverage(change) = fact { change.to } else { None });
+    assert!(until.min().unwrap() > sys::now().wall);
+    names.search(sys::now(), &mut Vec::new());
+    names.meet(0, std::process::id());
+    assert_eq!(take(&mut names, 0).iter().filter(|fact| matches!(fact, Fact::Coverage(_))).count(), 1);
+}
