@@ -5,9 +5,14 @@
 //!
 //! While the host is suspended the boot clock goes on and the monotonic clock does not. By how much they have come apart
 //! since the last look is exactly how long nothing ran. When that was is known less exactly: between the two looks. What
-//! is told is the stretch in which the host slept in any case, so that nothing that happened beside it is denied.
+//! is told is the stretch in which the host slept in any case, so that nothing that happened beside it is denied. That
+//! takes a host that slept once and not twice with something in between, which the kernel's count of suspends must show;
+//! where it does not, nothing is told, and what is open is believed to be open all the time.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::{
+    fs,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
 
 use alibi_proto::time::Moment;
 use rustix::{
@@ -29,8 +34,18 @@ const NEVER_SECS: i64 = 7_258_118_400;
 /// The sensor of the clocks.
 pub(super) struct Clock {
     timer: OwnedFd,
-    monotonic_ns: fn() -> u64,
+    instruments: Instruments,
     previous: Option<Look>,
+    /// How often the host had been suspended when that was looked at last.
+    suspends: Option<u64>,
+}
+
+/// What the clocks and the kernel say.
+#[derive(Clone, Copy)]
+struct Instruments {
+    monotonic_ns: fn() -> u64,
+    /// How often this host has been suspended; none where the kernel does not count.
+    suspends: fn() -> Option<u64>,
 }
 
 /// Both clocks at one look.
@@ -44,20 +59,32 @@ impl Clock {
     /// # Errors
     /// When the system has no such timers.
     pub(super) fn open() -> Result<Self, CaptureError> {
-        Self::open_with(|| nanos(clock_gettime(ClockId::Monotonic)))
+        Self::open_with(Instruments {
+            monotonic_ns: || nanos(clock_gettime(ClockId::Monotonic)),
+            // A hibernation is none of these.
+            suspends: || fs::read_to_string("/sys/power/suspend_stats/success").ok()?.trim().parse().ok(),
+        })
     }
 
-    fn open_with(monotonic_ns: fn() -> u64) -> Result<Self, CaptureError> {
+    fn open_with(instruments: Instruments) -> Result<Self, CaptureError> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Realtime, flags).map_err(unarmed)?;
         arm(&timer)?;
-        Ok(Self { timer, monotonic_ns, previous: None })
+        Ok(Self { timer, instruments, previous: None, suspends: (instruments.suspends)() })
     }
 
     fn look(&mut self, at: Moment) -> Option<Fact> {
-        let look = Look { at, monotonic_ns: (self.monotonic_ns)() };
+        let look = Look { at, monotonic_ns: (self.instruments.monotonic_ns)() };
         let previous = self.previous.replace(look)?;
-        suspended(previous, look)
+        let slept_ns = slept_ns(previous, look);
+        if slept_ns < SLEPT_MIN_NS {
+            return None;
+        }
+        let suspends = (self.instruments.suspends)();
+        let before = std::mem::replace(&mut self.suspends, suspends);
+        let is_once = suspends.zip(before).is_some_and(|(now, before)| now.saturating_sub(before) <= 1);
+        tracing::info!(slept_ms = slept_ns / 1_000_000, is_once, "the host was suspended");
+        is_once.then(|| suspended(previous, look)).flatten()
     }
 }
 
@@ -79,19 +106,23 @@ impl Sensor for Clock {
     }
 }
 
-/// What the two looks say of a suspend between them.
+/// By how much the clocks came apart between two looks.
+fn slept_ns(earlier: Look, later: Look) -> u64 {
+    later.at.boot_ns.saturating_sub(earlier.at.boot_ns).saturating_sub(awake_ns(earlier, later))
+}
+
+fn awake_ns(earlier: Look, later: Look) -> u64 {
+    later.monotonic_ns.saturating_sub(earlier.monotonic_ns)
+}
+
+/// What the two looks say of one suspend between them.
 ///
-/// The host slept for as long as the clocks came apart, once or in pieces, and was awake for the rest. If all of that was
-/// before it slept, it fell asleep at `later - slept`, and if all was after it, it woke up at `earlier + slept`. Between
-/// these two it slept in any case. When it was awake for longer than it slept, that is no time at all.
+/// The host slept for as long as the clocks came apart, and was awake for the rest. If all of that was before it slept, it
+/// fell asleep at `later - slept`, and if all was after it, it woke up at `earlier + slept`. Between these two it slept in
+/// any case. When it was awake for longer than it slept, that is no time at all.
 fn suspended(earlier: Look, later: Look) -> Option<Fact> {
-    let passed_ns = later.at.boot_ns.saturating_sub(earlier.at.boot_ns);
-    let awake_ns = later.monotonic_ns.saturating_sub(earlier.monotonic_ns);
-    let slept_ns = passed_ns.saturating_sub(awake_ns);
-    let asleep_ns = slept_ns.checked_sub(awake_ns)?;
-    if slept_ns < SLEPT_MIN_NS || asleep_ns == 0 {
-        return None;
-    }
+    let slept_ns = slept_ns(earlier, later);
+    let asleep_ns = slept_ns.checked_sub(awake_ns(earlier, later)).filter(|asleep_ns| *asleep_ns > 0)?;
     let from = before(later.at, slept_ns);
     Some(Fact::Suspended { from, to: before(later.at, slept_ns - asleep_ns) })
 }
@@ -151,7 +182,8 @@ mod tests {
     #[track_caller]
     fn check(passed: u64, awake: u64, want: Option<(u64, u64)>) {
         let (earlier, later) = (look(5_000, 2_000), look(5_000 + passed, 2_000 + awake));
-        let told = suspended(earlier, later).map(|fact| {
+        let told = Some(slept_ns(earlier, later)).filter(|slept| *slept >= SLEPT_MIN_NS);
+        let told = told.and_then(|_| suspended(earlier, later)).map(|fact| {
             let Fact::Suspended { from, to } = fact else { panic!("{fact:?}") };
             let since = |moment: Moment| (moment.boot_ns - earlier.at.boot_ns) / MS;
             assert_eq!(u128::from(since(from)), from.wall.since(earlier.at.wall).as_millis());
@@ -191,10 +223,34 @@ mod tests {
 
     #[test]
     fn a_suspend_is_told_once() {
-        let mut clock = Clock::open_with(|| 7_000 * MS).unwrap();
+        let instruments = Instruments { monotonic_ns: || 7_000 * MS, suspends: || Some(3) };
+        let mut clock = Clock::open_with(instruments).unwrap();
         assert_eq!(clock.look(look(10_000, 0).at), None, "there is nothing to compare the first look with");
         assert!(matches!(clock.look(look(20_000, 0).at), Some(Fact::Suspended { .. })));
         assert_eq!(clock.look(look(20_000, 0).at), None);
+    }
+
+    #[test]
+    fn a_host_that_may_have_woken_up_in_between_is_not_said_to_have_slept_through() {
+        for (before, now, is_told) in [
+            (Some(3), Some(4), true),
+            (Some(3), Some(5), false),
+            (None, Some(1), false),
+            (Some(3), None, false),
+            (None, None, false),
+        ] {
+            let mut clock = Clock::open_with(Instruments { monotonic_ns: || 0, suspends: || None }).unwrap();
+            clock.look(look(10_000, 0).at);
+            clock.suspends = before;
+            clock.instruments.suspends = match now {
+                None => || None,
+                Some(1) => || Some(1),
+                Some(4) => || Some(4),
+                Some(_) => || Some(5),
+            };
+            assert_eq!(clock.look(look(20_000, 0).at).is_some(), is_told, "{before:?} {now:?}");
+            assert_eq!(clock.suspends, now, "the next one is compared with this");
+        }
     }
 
     #[test]

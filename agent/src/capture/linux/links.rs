@@ -46,9 +46,10 @@ pub(super) struct Links {
     asker: Asker,
     network_namespace: Option<u64>,
     table: Table,
-    /// The first dump has not been taken yet.
-    is_new: bool,
+    /// What is known is not what there is: at first, and after a failure.
+    is_stale: bool,
     overruns: u64,
+    failures: u64,
 }
 
 impl Links {
@@ -71,8 +72,9 @@ impl Links {
             asker: Asker::open(ROUTE).map_err(problem)?,
             network_namespace: sys::network_namespace(),
             table: Table::default(),
-            is_new: true,
+            is_stale: true,
             overruns: 0,
+            failures: 0,
         })
     }
 
@@ -136,15 +138,20 @@ impl Sensor for Links {
     }
 
     fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
+        let taken = if self.is_stale { self.resync() } else { Ok(()) };
+        self.report(now, facts);
+        let taken = taken.and_then(|()| self.hear(now, facts));
+        self.report(now, facts);
+        // No answer about processes or connections depends on an interface: what they do goes on being recorded.
+        self.is_stale = taken.is_err();
+        if let Err(problem) = taken {
+            self.failures += 1;
+            if self.failures.is_power_of_two() {
+                let failures = self.failures;
+                tracing::warn!(%problem, failures, "network interfaces cannot be looked at: trying again");
+            }
+        }
         // What an interface was at an instant is not promised to anybody, so nothing waits for a burst to be over.
-        let taken = if std::mem::take(&mut self.is_new) { self.resync() } else { Ok(()) };
-        self.report(now, facts);
-        taken.and_then(|()| self.hear(now, facts)).map_err(|source| CaptureError::Kernel {
-            what: "ask for the network interfaces (rtnetlink)",
-            source,
-            way_out: "restart the agent",
-        })?;
-        self.report(now, facts);
         Ok(true)
     }
 }

@@ -103,18 +103,29 @@ fn users(pid: u32) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{
+        io::Write as _,
+        process::{Command, Stdio},
+    };
 
     use super::*;
     use crate::sys;
 
     #[test]
     fn a_process_is_seen_as_long_as_it_is_there() {
-        let mut running =
-            Command::new("cat").arg("-").arg("").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        // `cat` waits for its input; what it runs is there as soon as `spawn` has returned.
+        let mut running = Command::new("cat")
+            .args(["-", ""])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Once it answers it is what it was to become.
+        running.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        running.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let seen = glimpse(running.id()).unwrap();
-        assert!(seen.path.unwrap().contains("cat") || seen.name == "cat");
+        assert_eq!(seen.name, "cat");
+        assert!(seen.path.unwrap().contains('/'));
         assert_eq!(seen.arguments, ["cat", "-", ""]);
         assert_eq!(seen.parent_pid, Some(std::process::id()));
         assert_eq!(Some(seen.start), sys::process_start(running.id()));

@@ -307,7 +307,7 @@ fn scope() -> Scope {
                  every network namespace that a process is in or that has a name"
             .to_owned(),
         cannot_see: "the owner of a connection that is over before the next look, and when it began; the remote port of \
-                     one that failed, or that this host reset, between two looks; why an attempt failed; UDP sent \
+                     one that failed, or that this host reset, between two looks; why an attempt failed; one byte of what was received, at times; UDP sent \
                      without connect, and bytes over UDP; connections in a network namespace before its first look, or \
                      that only a thread or an open file leads to; raw and packet sockets; other protocols; the own \
                      traffic of virtual machines; tunnels made by the kernel"

@@ -7,7 +7,9 @@
 //!   its remote port, its local address and its counters; the remote address is still there.
 //! - Who had it, its inode and its user, are never there.
 //! - A connect that was never answered and given up goes only when the neighbour is given up too, some seconds later.
-//! - `bytes_received` counts the FIN; `bytes_acked` the SYN of a connection that was asked for here, and the FIN.
+//! - `bytes_received` counts the FIN; `bytes_acked` the SYN of a connection that was asked for here, and the FIN. Whether
+//!   there was a FIN is not told: there is none after a reset, nor where this end closed first and its socket went before
+//!   the other end closed too. There the last byte received is missing.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -133,7 +135,7 @@ fn tcp(info: &[u8], state: u8) -> Option<Tcp> {
     let round_trip_us = u32_at(info, 68)?;
     // Since Linux 4.19: bytes sent, and of them those sent again. Before, what has been acknowledged must do.
     let sent = u64_at(info, 200).zip(u64_at(info, 208)).map(|(sent, again)| sent.saturating_sub(again));
-    // One that was reset had no FIN, and is counted a byte short: which it was, is not told.
+    // Of one that has gone, most likely.
     let has_fin = matches!(state, CLOSE | CLOSE_WAIT | CLOSING | LAST_ACK) && received > 0;
     Some(Tcp {
         traffic: Traffic {

@@ -145,7 +145,10 @@ fn connections_between_two_looks_are_known_by_their_ends() {
         let cookies: HashSet<u64> = connections.iter().map(|connection| connection.socket.socket).collect();
         assert_eq!(cookies.len(), 200);
         for connection in connections {
-            assert_eq!((connection.state, bytes(connection.traffic.unwrap())), (FlowState::Closed, (10, 7)));
+            assert_eq!(connection.state, FlowState::Closed);
+            // A byte less where the socket went before the other end's FIN came.
+            let (sent, received) = bytes(connection.traffic.unwrap());
+            assert!(sent == 10 && (6..=7).contains(&received), "{connection:?}");
             assert_eq!((connection.owner, connection.attribution), (None, Attribution::Unknown));
         }
     });

@@ -3,11 +3,13 @@
 //! A connection is recognised by its socket's cookie. One that was never there at a look is known from its end alone: all
 //! that it did, but not when it began, and not who had it.
 
-use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+};
 
 use alibi_proto::{
-    flow::{Attribution, Direction, FlowState, Protocol},
+    flow::{Attribution, Direction, FlowState, Protocol, Traffic},
     time::Moment,
 };
 
@@ -41,7 +43,7 @@ struct Open {
     row: Row,
 }
 
-/// The processes that hold a socket, by its inode; none if nothing has been looked up that is not known.
+/// The processes that hold a socket, by its inode.
 pub(super) type Holders<'a> = &'a dyn Fn(u64) -> Vec<ProcessKey>;
 
 impl Tracker {
@@ -67,7 +69,7 @@ impl Tracker {
         facts: &mut Vec<Observation>,
     ) {
         self.is_used = rows.iter().any(|row| row.inode != 0);
-        self.note_listeners(rows, holders, at, facts);
+        self.note_listeners(rows, holders, is_fresh, at, facts);
         let already_open = !std::mem::replace(&mut self.has_looked, true);
         self.unfollowed = 0;
         let mut seen = HashSet::new();
@@ -102,8 +104,12 @@ impl Tracker {
             let change = if was_disconnected || is_other {
                 ConnectionChange::default()
             } else {
+                // What was received before is known exactly; of the end, only with or without a FIN.
+                let before = open.row.tcp.map_or(0, |tcp| tcp.traffic.bytes_received);
+                let whole =
+                    |moved: Traffic| Traffic { bytes_received: moved.bytes_received.max(before), ..moved };
                 ConnectionChange {
-                    traffic: row.tcp.map(|tcp| tcp.traffic),
+                    traffic: row.tcp.map(|tcp| whole(tcp.traffic)),
                     round_trip: row.tcp.and_then(|tcp| tcp.round_trip),
                     ..ConnectionChange::default()
                 }
@@ -143,12 +149,17 @@ impl Tracker {
         &mut self,
         rows: &[Row],
         holders: Holders<'_>,
+        is_fresh: bool,
         at: Moment,
         facts: &mut Vec<Observation>,
     ) {
         let mut listeners = HashMap::new();
         for row in rows.iter().filter(|row| row.state == tcp_state::LISTEN) {
             let known = self.listeners.get(&row.cookie).copied();
+            if let Some(known) = known.filter(|_| !is_fresh) {
+                listeners.insert(row.cookie, known);
+                continue;
+            }
             let (owner, attribution) = owner(&holders(row.inode));
             let owner_now = owner.or_else(|| known.and_then(|(_, owner)| owner));
             listeners.insert(row.cookie, (row.local, owner_now));

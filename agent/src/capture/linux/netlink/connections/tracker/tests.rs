@@ -1,4 +1,4 @@
-use alibi_proto::{flow::Traffic, time::Timestamp};
+use alibi_proto::time::Timestamp;
 
 use super::{super::diag::Tcp, *};
 
@@ -99,6 +99,27 @@ fn a_connection_is_told_from_its_first_look_to_its_end() {
     test.check(&[row(1, ESTABLISHED, SERVER, 9)], &[], &["198.51.100.7:443 changes:  None Some(9)"]);
     test.check(&[], &[row(1, CLOSE, SERVER, 12)], &["198.51.100.7:443 closed Some(12)"]);
     test.check(&[], &[], &[]);
+}
+
+#[test]
+fn what_was_received_before_is_not_taken_for_a_fin() {
+    let received = |state, bytes_received| {
+        let traffic = Traffic { bytes_received, ..Traffic::default() };
+        Row {
+            tcp: Some(Tcp { traffic, round_trip: None, was_established: true }),
+            ..row(1, state, SERVER, 1)
+        }
+    };
+    let mut test = Test::new();
+    test.check(
+        &[received(ESTABLISHED, 7)],
+        &[],
+        &["outbound 198.51.100.7:443 established of ? (unknown) sent Some(0) already"],
+    );
+    let mut facts = Vec::new();
+    test.tracker.destroyed(&received(CLOSE, 6), at(2), &mut facts);
+    let Fact::ConnectionClosed { change, .. } = &facts[0].fact else { panic!() };
+    assert_eq!(change.traffic.unwrap().bytes_received, 7);
 }
 
 #[test]
