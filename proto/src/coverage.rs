@@ -412,6 +412,17 @@ mod tests {
     }
 
     #[test]
+    fn a_suspend_takes_no_gap_away_and_ends_what_was_open() {
+        let asleep = change(Grade::Complete, 40, Some(60));
+        let whole = timeline(&[change(Grade::Complete, 0, None), asleep.clone()]);
+        check(&whole, 100, &[]);
+        assert_eq!(whole.interrupted_after(at(20)), Some(at(40)));
+        assert_eq!(whole.interrupted_after(at(60)), None);
+        let blind = timeline(&[change(none("blind"), 0, None), asleep]);
+        check(&blind, 100, &["none(blind) 0..100"]);
+    }
+
+    #[test]
     fn nothing_is_complete_after_what_was_received() {
         let timeline = timeline(&[change(Grade::Complete, 0, None)]);
         check(&timeline, 60, &[&format!("{NOT_YET} 60..100")]);

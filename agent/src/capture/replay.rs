@@ -215,6 +215,7 @@ mod tests {
                 local,
             },
             Fact::ProcessExited { process, exit_code: Some(-1) },
+            Fact::Suspended { from: at(17), to: at(18) },
             Fact::Coverage(CoverageChange {
                 facet: Facet::Connections,
                 grade: Grade::Lost { count: 3, reason: "queue full".into() },

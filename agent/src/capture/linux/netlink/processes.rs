@@ -25,6 +25,8 @@ use alibi_proto::{
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     net::netlink::CONNECTOR,
+    process::setpriority_process,
+    thread::gettid,
     time::{ClockId, clock_gettime},
 };
 
@@ -63,6 +65,8 @@ const BATCH_EVENTS_MAX: usize = 64;
 const FACTS_MAX: usize = 65_536;
 /// The kernel answers at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// As nice(1) has it: before everything that has no such wish.
+const FOLLOWER_PRIORITY: i32 = -15;
 /// `PROC_PID_INIT_INO`
 const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 
@@ -100,6 +104,8 @@ struct Ear {
 #[derive(Default)]
 struct Looker {
     users: Users,
+    /// What was looked at before its turn came, since it is about to go.
+    ahead: HashMap<u32, Option<(u64, ProcessImage)>>,
 }
 
 impl Processes {
@@ -215,6 +221,9 @@ impl Shared {
 
     /// Takes events as they come, until told to stop.
     fn follow(&self, socket: &OwnedFd) {
+        // What it looks up is about to go. It does little, so that nobody else waits for long; without the right it is as
+        // it was.
+        let _ = setpriority_process(Some(gettid()), FOLLOWER_PRIORITY);
         loop {
             let mut descriptors = [socket, &self.stop].map(|fd| PollFd::new(fd, PollFlags::IN));
             match poll(&mut descriptors, None) {
@@ -279,6 +288,11 @@ impl Ear {
     }
 
     fn take(&mut self, batch: &[Event], clocks: Clocks) {
+        for event in batch {
+            if let Kind::Exec { process } = event.kind {
+                self.looker.look_ahead(process);
+            }
+        }
         for (index, event) in batch.iter().enumerate() {
             if matches!(event.kind, Kind::Answer(_)) {
                 continue; // has no number of its own
@@ -290,6 +304,7 @@ impl Ear {
                 matches!(event.kind, Kind::Exec { .. }) && batch[index + 1..].iter().any(is_again);
             self.tracker.take(event.kind, at, is_outdated, &mut self.looker, &mut self.facts);
         }
+        self.looker.ahead.clear();
     }
 
     /// A hole in the numbers of a CPU is a loss.
@@ -332,12 +347,15 @@ impl Ear {
     }
 }
 
-impl Look for Looker {
-    fn start(&mut self, pid: u32) -> Option<u64> {
-        sys::process_start(pid)
+impl Looker {
+    fn look_ahead(&mut self, pid: u32) {
+        if !self.ahead.contains_key(&pid) {
+            let seen = self.look(pid);
+            self.ahead.insert(pid, seen);
+        }
     }
 
-    fn image(&mut self, pid: u32) -> Option<(u64, ProcessImage)> {
+    fn look(&mut self, pid: u32) -> Option<(u64, ProcessImage)> {
         let seen: Glimpse = sys::linux::glimpse(pid)?;
         let (arguments, is_cut) = polling::bounded(seen.arguments.into_iter());
         let (user, effective) = seen.users.unzip();
@@ -355,6 +373,22 @@ impl Look for Looker {
             sha256: None,
         };
         Some((seen.start, image))
+    }
+}
+
+impl Look for Looker {
+    fn start(&mut self, pid: u32) -> Option<u64> {
+        match self.ahead.get(&pid) {
+            Some(seen) => seen.as_ref().map(|(start, _)| *start),
+            None => sys::process_start(pid),
+        }
+    }
+
+    fn image(&mut self, pid: u32) -> Option<(u64, ProcessImage)> {
+        match self.ahead.get(&pid) {
+            Some(seen) => seen.clone(),
+            None => self.look(pid),
+        }
     }
 
     fn life(&mut self, pid: u32) -> Life {
@@ -419,9 +453,10 @@ fn listen(room_bytes: usize) -> Result<Listener, (io::Error, &'static str)> {
         Ok(listener)
     };
     let asked = match ask() {
-        // Nobody answers here: only the initial network namespace has the connector, and the first process is there.
+        // Nobody answers here: only the initial network namespace has the connector. The kernel's own threads (the second
+        // process begins them all) never leave it; the first process may be closed to everybody.
         Err(problem) if problem.kind() == io::ErrorKind::ConnectionRefused => {
-            File::open("/proc/1/ns/net").and_then(|namespace| namespaces::inside(&namespace, ask))
+            File::open("/proc/2/ns/net").and_then(|namespace| namespaces::inside(&namespace, ask))
         }
         asked => asked,
     };
