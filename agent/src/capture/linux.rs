@@ -48,7 +48,7 @@ pub(super) fn ebpf(options: &Options) -> Result<Linux, CaptureError> {
 /// # Errors
 /// When the agent lacks the right, or the kernel the feature.
 pub(super) fn netlink(options: &Options) -> Result<Linux, CaptureError> {
-    let sensors = netlink::open(options.period)?;
+    let sensors = netlink::open(options)?;
     Ok(Linux::new(netlink::NAME, sensors).with_names(options).with_links_and_clock())
 }
 

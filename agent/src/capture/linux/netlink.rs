@@ -1,11 +1,11 @@
 //! Netlink: what the kernel tells without a program loaded into it. The fallback where BPF cannot be used.
 
-use std::{io, time::Duration};
+use std::io;
 
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Sensor;
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, Options};
 
 mod connections;
 pub(super) mod message;
@@ -21,10 +21,10 @@ pub(super) const NAME: &str = "netlink";
 ///
 /// # Errors
 /// When the agent lacks the right, or the kernel the feature; the error says which.
-pub(super) fn open(period: Duration) -> Result<Vec<Box<dyn Sensor>>, CaptureError> {
+pub(super) fn open(options: &Options) -> Result<Vec<Box<dyn Sensor>>, CaptureError> {
     check_rights()?;
     let processes = processes::Processes::open()?;
-    let connections = connections::Connections::open(period)?;
+    let connections = connections::Connections::open(options.period, options.own_network_namespace)?;
     Ok(vec![Box::new(processes), Box::new(connections)])
 }
 
@@ -61,7 +61,11 @@ mod tests {
 
     #[test]
     fn the_source_reports_what_there_is_and_then_goes_on() {
-        let options = Options { period: std::time::Duration::from_millis(100), buffer_bytes: None };
+        let options = Options {
+            period: std::time::Duration::from_millis(100),
+            buffer_bytes: None,
+            own_network_namespace: false,
+        };
         let source = open(&Choice::Netlink, &options).unwrap();
         assert_eq!(source.describe().name, "netlink");
         let (reports, received) = mpsc::sync_channel(64);

@@ -56,6 +56,7 @@ const ENDS_PER_TURN: usize = 16_384;
 /// The sensor of connections.
 pub(super) struct Connections {
     period: Duration,
+    only_own: bool,
     room_bytes: usize,
     timer: OwnedFd,
     /// Readable when a socket has gone or it is time for a look.
@@ -78,15 +79,16 @@ struct Watch {
 }
 
 impl Connections {
-    /// Looks each `period`, but not more often than each 100 ms.
+    /// Looks each `period`, but not more often than each 100 ms; only at the agent's own network namespace if
+    /// `only_own`.
     ///
     /// # Errors
     /// When the kernel does not show sockets.
-    pub(super) fn open(period: Duration) -> Result<Self, CaptureError> {
-        Self::open_with_room(period, ROOM_BYTES)
+    pub(super) fn open(period: Duration, only_own: bool) -> Result<Self, CaptureError> {
+        Self::open_with_room(period, only_own, ROOM_BYTES)
     }
 
-    fn open_with_room(period: Duration, room_bytes: usize) -> Result<Self, CaptureError> {
+    fn open_with_room(period: Duration, only_own: bool, room_bytes: usize) -> Result<Self, CaptureError> {
         // The kernel loads what it takes to show sockets, and to tell of their ends, when it is asked for the first time.
         let first = || -> io::Result<()> {
             Listener::open(Some(SOCK_DIAG), diag::DESTROYED, room_bytes)?;
@@ -112,6 +114,7 @@ impl Connections {
         epoll::add(&ready, &timer, epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(wait)?;
         Ok(Self {
             period,
+            only_own,
             room_bytes,
             timer,
             ready,
@@ -166,7 +169,7 @@ impl Connections {
 
     /// Watches those that are new, and no longer those that are gone; how many more there are.
     fn find_namespaces(&mut self, now: Moment, facts: &mut Vec<Observation>) -> io::Result<usize> {
-        let (reachable, mut unwatched) = namespaces::reachable(NAMESPACES_MAX)?;
+        let (reachable, mut unwatched) = namespaces::reachable(self.only_own, NAMESPACES_MAX)?;
         let is_gone = |inode: &u64, watch: &Watch| !reachable.contains_key(inode) && !watch.tracker.is_used;
         let gone: Vec<u64> = self
             .watches
@@ -215,7 +218,7 @@ impl Connections {
             grade,
             from,
             to: None,
-            scope: Some(scope()),
+            scope: Some(scope(self.only_own)),
             announced_from: None,
         };
         facts.push(Observation { at: now, fact: Fact::Coverage(change) });
@@ -226,7 +229,7 @@ impl Connections {
 impl Sensor for Connections {
     fn facets(&self) -> Vec<FacetCoverage> {
         let grade = Grade::Sampled { period: self.period };
-        vec![FacetCoverage { facet: Facet::Connections, grade, scope: scope() }]
+        vec![FacetCoverage { facet: Facet::Connections, grade, scope: scope(self.only_own) }]
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -300,17 +303,22 @@ fn overrun(since: Moment, now: Moment) -> Fact {
     })
 }
 
-fn scope() -> Scope {
+fn scope(only_own: bool) -> Scope {
+    let place = if only_own {
+        "the agent's own network namespace"
+    } else {
+        "every network namespace that a process is in or that has a name"
+    };
     Scope {
         source: super::NAME.to_owned(),
-        covers: "TCP and connected UDP sockets over IPv4 and IPv6 by sock_diag, at each look and at their end, in \
-                 every network namespace that a process is in or that has a name"
-            .to_owned(),
+        covers: format!(
+            "TCP and connected UDP sockets over IPv4 and IPv6 by sock_diag, at each look and at their end, in {place}"
+        ),
         cannot_see: "the owner of a connection that is over before the next look, and when it began; the remote port of \
-                     one that failed, or that this host reset, between two looks; why an attempt failed; one byte of what was received, at times; UDP sent \
-                     without connect, and bytes over UDP; connections in a network namespace before its first look, or \
-                     that only a thread or an open file leads to; raw and packet sockets; other protocols; the own \
-                     traffic of virtual machines; tunnels made by the kernel"
+                     one that failed, or that this host reset, between two looks; why an attempt failed; one byte of \
+                     what was received, at times; UDP sent without connect, and bytes over UDP; connections in a \
+                     network namespace before its first look, or that only a thread or an open file leads to; raw and \
+                     packet sockets; other protocols; the own traffic of virtual machines; tunnels made by the kernel"
             .to_owned(),
     }
 }

@@ -30,10 +30,10 @@ pub(super) fn inside<T: Send>(file: &File, work: impl FnOnce() -> io::Result<T> 
 }
 
 /// The namespaces that can be reached, by inode, each with a path that leads there: those that a process is in, and
-/// those with a name. The first `max` of them, and how many more there are.
+/// those with a name; or this thread's alone. The first `max` of them, and how many more there are.
 ///
 /// A namespace that only a thread is in, or only an open file leads to, is not found.
-pub(super) fn reachable(max: usize) -> io::Result<(BTreeMap<u64, PathBuf>, usize)> {
+pub(super) fn reachable(only_own: bool, max: usize) -> io::Result<(BTreeMap<u64, PathBuf>, usize)> {
     let mut found = BTreeMap::new();
     let mut beyond = BTreeSet::new();
     let mut add = |path: PathBuf| {
@@ -46,6 +46,9 @@ pub(super) fn reachable(max: usize) -> io::Result<(BTreeMap<u64, PathBuf>, usize
     };
     // The agent's own is never the one that there is no room for.
     add(PathBuf::from("/proc/thread-self/ns/net"));
+    if only_own {
+        return Ok((found, 0));
+    }
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {

@@ -85,7 +85,7 @@ fn bytes(traffic: Traffic) -> (u64, u64) {
 fn a_connection_has_its_owner_its_bytes_and_the_cookie_that_bpf_sees() {
     in_fresh_namespace(|| {
         ip("link set lo up");
-        let mut sensor = Connections::open(PERIOD).unwrap();
+        let mut sensor = Connections::open(PERIOD, false).unwrap();
         take(&mut sensor);
         let (listener, remote) = server();
         let (client, served) = exchange(&listener);
@@ -133,7 +133,7 @@ fn a_connection_has_its_owner_its_bytes_and_the_cookie_that_bpf_sees() {
 fn connections_between_two_looks_are_known_by_their_ends() {
     in_fresh_namespace(|| {
         ip("link set lo up");
-        let mut sensor = Connections::open(Duration::from_secs(3600)).unwrap();
+        let mut sensor = Connections::open(Duration::from_secs(3600), true).unwrap();
         take(&mut sensor);
         let (listener, remote) = server();
         for _ in 0..200 {
@@ -158,7 +158,7 @@ fn connections_between_two_looks_are_known_by_their_ends() {
 fn what_failed_and_what_is_not_tcp_is_told_as_far_as_it_is_known() {
     in_fresh_namespace(|| {
         ip("link set lo up");
-        let mut sensor = Connections::open(Duration::from_secs(3600)).unwrap();
+        let mut sensor = Connections::open(Duration::from_secs(3600), true).unwrap();
         take(&mut sensor);
         assert!(TcpStream::connect("127.0.0.1:9").is_err());
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -185,8 +185,9 @@ fn what_failed_and_what_is_not_tcp_is_told_as_far_as_it_is_known() {
 fn ends_that_the_buffer_could_not_hold_are_a_loss() {
     in_fresh_namespace(|| {
         ip("link set lo up");
-        let mut sensor = Connections::open_with_room(Duration::from_secs(3600), 1).unwrap();
+        let mut sensor = Connections::open_with_room(Duration::from_secs(3600), true, 1).unwrap();
         take(&mut sensor);
+        assert_eq!(sensor.watches.keys().copied().collect::<Vec<_>>(), [sys::network_namespace().unwrap()]);
         let (listener, remote) = server();
         for _ in 0..100 {
             exchange(&listener);
@@ -210,7 +211,7 @@ fn ends_that_the_buffer_could_not_hold_are_a_loss() {
 #[test]
 fn another_network_namespace_is_watched_and_let_go() {
     let mut inode = None;
-    let mut sensor = Connections::open(PERIOD).unwrap();
+    let mut sensor = Connections::open(PERIOD, false).unwrap();
     take(&mut sensor);
     in_fresh_namespace(|| {
         ip("link set lo up");
@@ -228,12 +229,12 @@ fn another_network_namespace_is_watched_and_let_go() {
         assert!(began.elapsed() < Duration::from_secs(20), "it is still held");
         take(&mut sensor);
     }
-    assert!(!namespaces::reachable(NAMESPACES_MAX).unwrap().0.contains_key(&inode));
+    assert!(!namespaces::reachable(false, NAMESPACES_MAX).unwrap().0.contains_key(&inode));
 }
 
 #[test]
 fn a_shortcoming_is_said_once_and_taken_back() {
-    let mut sensor = Connections::open(PERIOD).unwrap();
+    let mut sensor = Connections::open(PERIOD, false).unwrap();
     let mut facts = Vec::new();
     for shortcoming in [None, Some("too many"), Some("too many"), None, None] {
         sensor.note_shortcoming(shortcoming.map(str::to_owned), sys::now(), &mut facts);
