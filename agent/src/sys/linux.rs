@@ -129,13 +129,20 @@ pub(super) fn default_data_directory() -> PathBuf {
 }
 
 pub(super) fn process_start(pid: u32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read_small(&format!("/proc/{pid}/stat")).ok()?;
     Some(parse_stat(&stat)?.start_ticks)
+}
+
+/// A file that does not know its size, in two reads where it is small: without room it would be read piece by piece.
+fn read_small(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(2048);
+    fs::File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The control group: of the unified hierarchy, or else the first that is not the root.
 pub(super) fn control_group(pid: u32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let text = String::from_utf8(read_small(&format!("/proc/{pid}/cgroup")).ok()?).ok()?;
     let group = |line: &str| line.splitn(3, ':').nth(2).filter(|path| *path != "/").map(str::to_owned);
     let unified = text.lines().filter(|line| line.starts_with("0::")).find_map(group);
     unified.or_else(|| text.lines().find_map(group))

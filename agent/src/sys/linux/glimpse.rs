@@ -6,7 +6,7 @@ use std::{
     os::unix::ffi::OsStringExt as _,
 };
 
-use super::{Stat, control_group, parse_stat, terminal_name};
+use super::{Stat, control_group, parse_stat, read_small, terminal_name};
 
 /// Nobody reads more of the arguments than this.
 const ARGUMENTS_BYTES_MAX: u64 = 64 * 1024;
@@ -72,7 +72,7 @@ pub(crate) fn life(pid: u32) -> Life {
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&read_small(&format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// As the kernel writes it: of a file that was deleted, with ` (deleted)` behind it.
@@ -95,7 +95,7 @@ fn arguments(pid: u32) -> (Vec<String>, bool) {
 }
 
 fn users(pid: u32) -> Option<(u32, u32)> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = read_small(&format!("/proc/{pid}/status")).ok()?;
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
     let mut ids = str::from_utf8(line).ok()?.split_ascii_whitespace().map(str::parse);
     Some((ids.next()?.ok()?, ids.next()?.ok()?))
