@@ -291,6 +291,30 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_was_said_is_not_taken_back() {
+        let good = hello(&[server_name_extension(b"a.example"), extension(43, &[1; 9])]);
+        let changed = |at: usize, byte: u8, more: &[u8]| {
+            let mut stream = good.clone();
+            stream[at] = byte;
+            stream.extend(more);
+            stream
+        };
+        // Another kind of message, as soon as that can be told.
+        let other = changed(5, 2, &[]);
+        assert!((6..=other.len()).all(|end| read(&other[..end]) == Hello::Unreadable));
+        // A message that goes on in another record, which is none: the name has been told.
+        let broken = changed(6, 1, &[0; 5]);
+        assert_eq!(read(&broken), Hello::Asks("a.example".to_owned()));
+        // A record that goes on after the message.
+        let mut longer = records(&message(None), 20);
+        let end = longer.len();
+        assert_eq!(std::mem::replace(&mut longer[end - 20], 21), 19);
+        assert_eq!(read(&longer), Hello::AsksForNone);
+        longer.push(0);
+        assert_eq!(read(&longer), Hello::AsksForNone);
+    }
+
+    #[test]
     fn strange_bytes_in_a_name_are_escaped() {
         let stream = hello(&[server_name_extension(b"a\x1b\\b.\xffc")]);
         assert_eq!(read(&stream), Hello::Asks(r"a\027\\b.\255c".to_owned()));
