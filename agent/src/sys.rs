@@ -89,6 +89,11 @@ pub fn give_up_privileges() -> io::Result<()> {
     os::give_up_privileges()
 }
 
+/// Lets every other thread go before this one, where the system orders threads one by one.
+pub(crate) fn stand_back() {
+    os::stand_back();
+}
+
 /// Where the agent keeps its data unless told otherwise.
 pub fn default_data_directory() -> PathBuf {
     os::default_data_directory()

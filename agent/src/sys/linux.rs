@@ -117,6 +117,11 @@ fn limit_capabilities(to: CapabilitySet) -> io::Result<()> {
     Ok(set_capabilities(None, sets)?)
 }
 
+pub(super) fn stand_back() {
+    // Of this thread alone on Linux. To be less nice is a right; to be nicer is none, so it does not fail.
+    let _ = rustix::process::setpriority_process(None, 10);
+}
+
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = PathBuf::from("/var/lib/alibi-agent");
     if is_privileged() {

@@ -54,6 +54,8 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
     Ok(())
 }
 
+pub(super) fn stand_back() {}
+
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = PathBuf::from("/Library/Application Support/alibi-agent");
     match env::home_dir() {

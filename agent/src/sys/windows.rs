@@ -61,6 +61,8 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
     Ok(())
 }
 
+pub(super) fn stand_back() {}
+
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);
     shared.join("alibi-agent")

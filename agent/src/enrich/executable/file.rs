@@ -1,0 +1,283 @@
+//! Opening an executable, making sure that it is the one that was meant, and reading all of it.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Seek as _},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use alibi_proto::{
+    executable::{FileIdentity, Sha256},
+    time::Timestamp,
+};
+use sha2::Digest as _;
+
+use crate::{capture::ProcessKey, sys};
+
+/// A file as the system describes it at one instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileState {
+    pub(crate) identity: FileIdentity,
+    /// When anything of it was changed, in nanoseconds since 1970; 0 where the system does not say. Unlike the time of
+    /// the last write, nobody can set it back.
+    pub(crate) changed_ns: u64,
+}
+
+impl FileState {
+    /// Of what is open.
+    ///
+    /// # Errors
+    /// When the system does not tell, or it is no regular file.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        Self::from_metadata(&file.metadata()?, Path::new(""))
+    }
+
+    /// Of what is found at `path`, links followed.
+    ///
+    /// # Errors
+    /// When the system does not tell, or it is no regular file.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        Self::from_metadata(&fs::metadata(path)?, path)
+    }
+
+    #[cfg(unix)]
+    fn from_metadata(metadata: &fs::Metadata, _path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt as _;
+        if !metadata.is_file() {
+            return Err(not_regular());
+        }
+        let identity = FileIdentity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: Timestamp::from_nanos(nanos(metadata.mtime(), metadata.mtime_nsec())),
+            size: metadata.len(),
+        };
+        Ok(Self { identity, changed_ns: nanos(metadata.ctime(), metadata.ctime_nsec()) })
+    }
+
+    /// The standard library tells neither volume nor file index there, so the path stands in for both.
+    #[cfg(not(unix))]
+    fn from_metadata(metadata: &fs::Metadata, path: &Path) -> io::Result<Self> {
+        if !metadata.is_file() {
+            return Err(not_regular());
+        }
+        let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let name = sha2::Sha256::digest(path.as_os_str().as_encoded_bytes());
+        let inode = name.iter().take(8).fold(0, |inode, byte| inode << 8 | u64::from(*byte));
+        let modified = u64::try_from(modified.as_nanos()).unwrap_or(u64::MAX);
+        let identity = FileIdentity {
+            device: 0,
+            inode,
+            modified: Timestamp::from_nanos(modified),
+            size: metadata.len(),
+        };
+        Ok(Self { identity, changed_ns: 0 })
+    }
+}
+
+#[cfg(unix)]
+fn nanos(secs: i64, nanos: i64) -> u64 {
+    u64::try_from(secs.saturating_mul(1_000_000_000).saturating_add(nanos)).unwrap_or(0)
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
+}
+
+/// Where a running process's executable can be opened, whatever has become of its path.
+pub(super) fn of_process(process: ProcessKey) -> String {
+    format!("/proc/{}/exe", process.pid)
+}
+
+/// The executable of a process that is running; none if it is another process by now.
+pub(super) fn state_of_process(process: ProcessKey) -> Option<FileState> {
+    let state = FileState::at(Path::new(&of_process(process))).ok()?;
+    // Looked at afterwards: the pid was not given to another in between.
+    (sys::process_start(process.pid) == Some(process.start)).then_some(state)
+}
+
+/// An executable that is open, and what it was when it was opened.
+pub(super) struct Opened {
+    pub(super) file: File,
+    pub(super) state: FileState,
+}
+
+/// Opens the executable that `process` runs or that is at `path`, whichever is `wanted`.
+///
+/// # Errors
+/// In words, why it cannot be the one that is wanted.
+pub(super) fn open(
+    path: &Path,
+    process: Option<ProcessKey>,
+    wanted: Option<FileIdentity>,
+) -> Result<Opened, String> {
+    let running = process.and_then(|process| open_of_process(process, wanted));
+    if let Some(opened) = running {
+        return Ok(opened);
+    }
+    let opened = open_regular(path).map_err(|problem| match problem.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => VANISHED.to_owned(),
+        _ => format!("cannot be read: {problem}"),
+    })?;
+    match wanted {
+        Some(wanted) if wanted != opened.state.identity => Err(REPLACED.to_owned()),
+        _ => Ok(opened),
+    }
+}
+
+pub(super) const VANISHED: &str = "vanished before it could be read";
+pub(super) const REPLACED: &str = "was replaced before it could be read";
+pub(super) const CHANGED: &str = "changed while it was read";
+
+fn open_of_process(process: ProcessKey, wanted: Option<FileIdentity>) -> Option<Opened> {
+    let opened = open_regular(Path::new(&of_process(process))).ok()?;
+    if sys::process_start(process.pid) != Some(process.start) {
+        return None;
+    }
+    let is_it = wanted.is_none_or(|wanted| {
+        // A file system of several devices (btrfs, overlay) may tell a program another device than the kernel uses
+        // inside. The rest, on a file that this very process runs, leaves no doubt.
+        FileIdentity { device: opened.state.identity.device, ..wanted } == opened.state.identity
+    });
+    is_it.then_some(opened)
+}
+
+fn open_regular(path: &Path) -> io::Result<Opened> {
+    // Looked at before it is opened: opening a device may set something off.
+    if !fs::metadata(path)?.is_file() {
+        return Err(not_regular());
+    }
+    let mut options = File::options();
+    options.read(true);
+    // In case it has become a pipe since, which nobody may ever write to.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        rustix::fs::OFlags::NONBLOCK.union(rustix::fs::OFlags::NOCTTY).bits().cast_signed(),
+    );
+    let file = options.open(path)?;
+    let state = FileState::from_metadata(&file.metadata()?, path)?;
+    Ok(Opened { file, state })
+}
+
+/// Why there is no hash.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// In words.
+    Problem(String),
+    /// The agent stops.
+    Stopped,
+}
+
+/// Reads all of a file from its beginning, `buffer` by `buffer`.
+///
+/// # Errors
+/// When it is larger than `bytes_max`, changes meanwhile, or cannot be read; or when `stop` becomes true.
+pub(super) fn hash(
+    opened: &mut Opened,
+    buffer: &mut [u8],
+    bytes_max: u64,
+    stop: &AtomicBool,
+) -> Result<Sha256, Unread> {
+    let too_large = || Unread::Problem(format!("larger than {bytes_max} bytes, the most that is hashed"));
+    let unreadable = |problem: io::Error| Unread::Problem(format!("cannot be read: {problem}"));
+    if opened.state.identity.size > bytes_max {
+        return Err(too_large());
+    }
+    opened.file.rewind().map_err(unreadable)?;
+    let mut hasher = sha2::Sha256::new();
+    let mut read: u64 = 0;
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Unread::Stopped);
+        }
+        let count = match opened.file.read(buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(problem) if problem.kind() == io::ErrorKind::Interrupted => continue,
+            Err(problem) => return Err(unreadable(problem)),
+        };
+        read += count as u64;
+        if read > bytes_max {
+            return Err(too_large());
+        }
+        hasher.update(&buffer[..count]);
+        thread::yield_now();
+    }
+    let after = FileState::from_metadata(&opened.file.metadata().map_err(unreadable)?, Path::new(""))
+        .map_err(unreadable)?;
+    if !is_same_content(&opened.state, &after) || read != after.identity.size {
+        return Err(Unread::Problem(CHANGED.to_owned()));
+    }
+    Ok(Sha256::from_bytes(hasher.finalize().into()))
+}
+
+/// A link or a right that was changed meanwhile changes nothing in it, so the time of any change is not looked at.
+fn is_same_content(before: &FileState, after: &FileState) -> bool {
+    (before.identity.modified, before.identity.size) == (after.identity.modified, after.identity.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn hash_of(opened: &mut Opened, bytes_max: u64) -> Result<Sha256, Unread> {
+        hash(opened, &mut [0; 16], bytes_max, &AtomicBool::new(false))
+    }
+
+    #[test]
+    fn a_file_is_hashed_whole_whatever_the_buffer() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"abc").unwrap();
+        let mut opened = open(file.path(), None, None).unwrap();
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hash_of(&mut opened, 3).unwrap().to_string(), abc);
+        assert_eq!(hash_of(&mut opened, 3).unwrap().to_string(), abc, "from the beginning again");
+        let Err(Unread::Problem(problem)) = hash_of(&mut opened, 2) else { panic!("it has 3 bytes") };
+        assert_eq!(problem, "larger than 2 bytes, the most that is hashed");
+        let stopped = hash(&mut opened, &mut [0; 16], 3, &AtomicBool::new(true));
+        assert_eq!(stopped, Err(Unread::Stopped));
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_meanwhile_is_not_believed() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"abc").unwrap();
+        let mut opened = open(file.path(), None, None).unwrap();
+        file.write_all(b"d").unwrap();
+        assert_eq!(hash_of(&mut opened, 99), Err(Unread::Problem(CHANGED.to_owned())));
+    }
+
+    #[test]
+    fn only_the_file_that_is_wanted_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        fs::write(&path, "one").unwrap();
+        let wanted = FileState::at(&path).unwrap().identity;
+        assert!(open(&path, None, Some(wanted)).is_ok());
+        fs::remove_file(&path).unwrap();
+        assert_eq!(open(&path, None, Some(wanted)).err(), Some(VANISHED.to_owned()));
+        fs::write(&path, "other").unwrap();
+        assert_eq!(open(&path, None, Some(wanted)).err(), Some(REPLACED.to_owned()));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn nothing_but_a_regular_file_is_opened() {
+        let problem = |path: &Path| open(path, None, None).err().unwrap();
+        assert_eq!(problem(Path::new("/dev/null")), "cannot be read: not a regular file");
+        assert_eq!(problem(Path::new("/")), "cannot be read: not a regular file");
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        assert_eq!(problem(&pipe), "cannot be read: not a regular file");
+        let dangling = directory.path().join("dangling");
+        std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+        assert_eq!(problem(&dangling), VANISHED);
+    }
+}
