@@ -33,7 +33,6 @@ use alibi_proto::{
 };
 
 use self::{
-    generations::Generations,
     known::Known,
     worker::{Found, Held, Job, Look, Worker},
 };
@@ -47,8 +46,8 @@ mod known;
 mod tests;
 mod worker;
 
-pub(crate) use self::file::FileState;
 pub use self::known::KnownError;
+pub(crate) use self::{file::FileState, generations::Generations};
 
 /// Bounds.
 #[derive(Clone, Copy, Debug)]
