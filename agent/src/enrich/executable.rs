@@ -21,7 +21,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
 };
@@ -171,7 +171,7 @@ impl Identifier {
                 self.files.insert(*file, asked);
             }
         }
-        let look = Look {
+        let look = Box::new(Look {
             path: path.clone(),
             file: image.file,
             sha256: asked.sha256,
@@ -179,9 +179,9 @@ impl Identifier {
             at,
             sighting: ExecutableSighting::Run,
             held: None,
-        };
-        if let Err(look) = self.ask(look) {
-            self.refuse(look);
+        });
+        if let Err(look) = send(&self.jobs, look) {
+            self.refuse(*look);
         }
     }
 
@@ -214,10 +214,6 @@ impl Identifier {
     /// For those who see files being written.
     pub fn writers(&self) -> Writers {
         Writers { jobs: self.jobs.clone(), held: Arc::clone(&self.held), held_max: self.limits.held_max }
-    }
-
-    fn ask(&self, look: Look) -> Result<(), Look> {
-        send(&self.jobs, look)
     }
 
     fn refuse(&mut self, look: Look) {
@@ -286,7 +282,7 @@ impl Writers {
         writer: Option<ProcessKey>,
         at: Moment,
     ) -> Result<(), QueueFull> {
-        let look = Look {
+        let look = Box::new(Look {
             path,
             file: Some(state.identity),
             sha256: None,
@@ -294,7 +290,7 @@ impl Writers {
             at,
             sighting: ExecutableSighting::Written,
             held: self.hold(file),
-        };
+        });
         send(&self.jobs, look).map_err(|_| QueueFull)
     }
 
@@ -318,10 +314,10 @@ impl Writers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QueueFull;
 
-fn send(jobs: &SyncSender<Job>, look: Look) -> Result<(), Look> {
-    use std::sync::mpsc::TrySendError::{Disconnected, Full};
-    match jobs.try_send(Job::Look(Box::new(look))) {
-        Err(Full(Job::Look(look)) | Disconnected(Job::Look(look))) => Err(*look),
+/// Gives back what there is no room for.
+fn send(jobs: &SyncSender<Job>, look: Box<Look>) -> Result<(), Box<Look>> {
+    match jobs.try_send(Job::Look(look)) {
+        Err(TrySendError::Full(Job::Look(look)) | TrySendError::Disconnected(Job::Look(look))) => Err(look),
         _ => Ok(()),
     }
 }

@@ -199,6 +199,30 @@ fn the_agent_does_not_hear_itself() {
 }
 
 #[test]
+fn the_rights_that_the_agent_keeps_are_enough() {
+    if !is_root() {
+        return;
+    }
+    let (mounted, path) = std::sync::mpsc::channel();
+    let agent = std::thread::spawn(move || {
+        sys::keep_needed_privileges().unwrap();
+        let mut listener = Listener::open(Limits::default());
+        let file_system = listener.mount("files");
+        mounted.send(file_system.path.clone()).unwrap();
+        let seen = listener.wait(2);
+        let contents: Vec<_> = seen.iter().map(|seen| (seen.sha256, seen.process.is_some())).collect();
+        let own = sha256_of(b"#!own");
+        assert_eq!(contents, [(Some(sha256_of(b"#!")), true), (Some(own), true)], "{seen:?}");
+    });
+    // Files of somebody else, which nobody but that one may read.
+    let script = ": > f; chown 12345 f; chmod 700 f; printf '#!' > f
+        exec 3> g; chown 12345 g; chmod 400 g; printf '#!own' >&3";
+    let mut child = run(&path.recv().unwrap(), script);
+    agent.join().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn what_was_missed_is_said() {
     if !is_root() {
         return;
