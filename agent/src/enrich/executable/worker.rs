@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io,
     path::Path,
     sync::{
         Arc,
@@ -176,29 +177,49 @@ impl Worker {
         held: Option<Held>,
         buffer: &mut [u8],
     ) -> Result<(), Unread> {
-        let mut held = held;
-        let mut opened = match &mut held {
-            Some(held) => {
-                // Whatever has been done to it since: this is the file, and this is what it is now.
-                let copy = held.file.try_clone().map_err(|problem| unreadable(&problem))?;
-                let state = FileState::of(&copy).map_err(|problem| unreadable(&problem))?;
-                observed.file = Some(state.identity);
-                if let Some(path) = super::path_of(&copy) {
-                    observed.path = path;
-                }
-                Opened { file: copy, state }
-            }
-            None => {
-                let opened = file::open(Path::new(&observed.path), observed.process_run(), observed.file)
-                    .map_err(Unread::Problem)?;
-                observed.file.get_or_insert(opened.state.identity);
-                opened
-            }
+        let Some(held) = held else {
+            let mut opened = file::open(Path::new(&observed.path), observed.process_run(), observed.file)
+                .map_err(Unread::Problem)?;
+            observed.file.get_or_insert(opened.state.identity);
+            return self.read_opened(observed, &mut opened, buffer);
         };
+        // Whatever has been done to it since: this is the file, and this is what it is now.
+        let read = self.read_held(observed, &held.file, buffer);
+        match read {
+            // Who writes a file often sets its times afterwards, as those who unpack archives do.
+            Err(Unread::Problem(problem)) if problem == file::CHANGED => {
+                self.read_held(observed, &held.file, buffer)
+            }
+            read => read,
+        }
+    }
+
+    fn read_held(
+        &mut self,
+        observed: &mut ObservedExecutable,
+        held: &File,
+        buffer: &mut [u8],
+    ) -> Result<(), Unread> {
+        let unreadable = |problem: io::Error| Unread::Problem(format!("cannot be read: {problem}"));
+        let file = held.try_clone().map_err(unreadable)?;
+        let state = FileState::of(&file).map_err(unreadable)?;
+        observed.file = Some(state.identity);
+        if let Some(path) = super::path_of(&file) {
+            observed.path = path;
+        }
+        self.read_opened(observed, &mut Opened { file, state }, buffer)
+    }
+
+    fn read_opened(
+        &mut self,
+        observed: &mut ObservedExecutable,
+        opened: &mut Opened,
+        buffer: &mut [u8],
+    ) -> Result<(), Unread> {
         let sha256 = match self.known.sha256(&opened.state) {
             Some(sha256) => sha256,
             None => {
-                let sha256 = file::hash(&mut opened, buffer, self.limits.hashed_bytes_max, &self.stop)?;
+                let sha256 = file::hash(opened, buffer, self.limits.hashed_bytes_max, &self.stop)?;
                 observed.first_on_host = self.known.learn(&opened.state, sha256);
                 sha256
             }
@@ -206,10 +227,6 @@ impl Worker {
         observed.sha256 = Some(sha256);
         Ok(())
     }
-}
-
-fn unreadable(problem: &std::io::Error) -> Unread {
-    Unread::Problem(format!("cannot be read: {problem}"))
 }
 
 impl ObservedExecutable {

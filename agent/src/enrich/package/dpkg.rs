@@ -6,16 +6,16 @@
 //!
 //! A system has some hundred thousand paths, too many to keep. What is kept is 8 bytes for each: 48 bits of a hash, and
 //! the number of the package. A path that is found so is then looked for in the list of that package itself, so what is
-//! said is exact. One index is built in some tens of milliseconds, again when the database has changed, and forgotten
-//! when it has not been needed for a while.
+//! said is exact. Building that takes some tens of milliseconds; when the database has changed, only the lists that have
+//! are read again. It is forgotten when it has not been needed for a while.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
     hash::{BuildHasher as _, RandomState},
     io::{self, BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::SystemTime,
 };
 
 use alibi_proto::executable::Package;
@@ -25,8 +25,6 @@ const PATHS_MAX: usize = 1 << 20;
 /// A file of the database that is larger is not read. `status` has about 2 KiB for each package.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 const DIVERSIONS_MAX: usize = 16_384;
-/// While dpkg works the database changes all the time: it is not read again more often than this.
-const INDEX_STAYS: Duration = Duration::from_secs(5);
 
 /// Where `/usr` has been merged, the same file has two names.
 const MERGED: [&str; 6] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
@@ -38,21 +36,33 @@ pub(super) struct Dpkg {
     hasher: RandomState,
 }
 
+#[derive(Default)]
 struct Index {
-    built: Instant,
     version: Version,
-    /// Sorted: a path's hash in the upper 48 bits, its package's place below.
+    /// Sorted: a path's hash in the upper 48 bits, the place of its list below.
     paths: Vec<u64>,
-    /// Names of the lists: `bash`, `libc6:amd64`.
-    packages: Vec<String>,
-    versions: HashMap<String, Installed>,
+    lists: Vec<List>,
+    installed: HashMap<String, Installed>,
     diversions: Vec<Diversion>,
     /// Those of [`MERGED`] that are links into `/usr`.
     merged: Vec<&'static str>,
 }
 
-/// Changes whenever the database does.
-type Version = [Option<SystemTime>; 3];
+/// When the parts of the database were changed. None: not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Version {
+    status: Option<SystemTime>,
+    lists: Option<SystemTime>,
+    diversions: Option<SystemTime>,
+}
+
+/// A list of paths.
+struct List {
+    /// `bash`, `libc6:amd64`; empty if it is gone.
+    name: String,
+    modified: SystemTime,
+    bytes: u64,
+}
 
 struct Diversion {
     from: String,
@@ -93,7 +103,7 @@ impl Dpkg {
             lists.find(|list| wanted.may_be(list) && self.has(list, name))
         })?;
         let name = without_architecture(list);
-        let installed = self.update_of(name).or_else(|| index.versions.get(name).cloned())?;
+        let installed = self.update_of(name).or_else(|| index.installed.get(name).cloned())?;
         installed.is_whole.then(|| Package {
             name: name.to_owned(),
             version: installed.version,
@@ -101,18 +111,10 @@ impl Dpkg {
         })
     }
 
-    /// As if the index had been built long ago.
-    #[cfg(test)]
-    pub(super) fn age(&mut self) {
-        if let Some(index) = &mut self.index {
-            index.built -= INDEX_STAYS;
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn figures(&self) -> String {
         let index = self.index.as_ref().unwrap();
-        format!("{} paths of {} packages", index.paths.len(), index.packages.len())
+        format!("{} paths of {} packages", index.paths.len(), index.lists.len())
     }
 
     fn hash(&self, path: &str) -> u64 {
@@ -121,56 +123,98 @@ impl Dpkg {
 
     fn refresh(&mut self) {
         let version = self.version();
-        if let Some(index) = &self.index
-            && (index.version == version || index.built.elapsed() < INDEX_STAYS)
+        if version.status.is_none() {
+            self.index = None;
+            return;
+        }
+        let mut index = self.index.take().unwrap_or_default();
+        if index.version != version
+            && let Err(problem) = self.update(&mut index, version)
         {
-            return;
+            tracing::warn!("cannot tell packages of files by {}: {problem}", self.directory.display());
+            // Not tried again until it has changed.
+            index = Index { version, ..Index::default() };
         }
-        self.index = None;
-        if version[0].is_none() {
-            return;
-        }
-        match self.build(version) {
-            Ok(index) => self.index = Some(index),
-            Err(problem) => {
-                tracing::warn!("cannot tell packages of files by {}: {problem}", self.directory.display());
-                // Not tried again until it has changed.
-                self.index = Some(Index::empty(version));
-            }
-        }
+        self.index = Some(index);
     }
 
     fn version(&self) -> Version {
-        ["status", "info", "diversions"]
-            .map(|name| fs::metadata(self.directory.join(name)).and_then(|found| found.modified()).ok())
+        let modified = |name| fs::metadata(self.directory.join(name)).and_then(|found| found.modified()).ok();
+        Version { status: modified("status"), lists: modified("info"), diversions: modified("diversions") }
     }
 
-    fn build(&self, version: Version) -> io::Result<Index> {
-        let mut index = Index::empty(version);
-        let mut lists = Vec::new();
-        let mut bytes: u64 = 0;
-        for entry in fs::read_dir(self.directory.join("info"))? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if let Some(list) = name.to_str().and_then(|name| name.strip_suffix(".list")) {
-                lists.push(list.to_owned());
-                // Gone in between: then it is no list either.
-                bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+    fn update(&self, index: &mut Index, version: Version) -> io::Result<()> {
+        if index.version.status != version.status {
+            index.installed = read_status(&self.directory.join("status"))?;
+        }
+        if index.version.diversions != version.diversions {
+            index.diversions = read_diversions(&self.directory.join("diversions"))?;
+        }
+        if index.version.lists != version.lists {
+            self.update_lists(index)?;
+            index.merged = MERGED.into_iter().filter(|name| self.is_merged(name)).collect();
+        }
+        index.version = version;
+        Ok(())
+    }
+
+    fn update_lists(&self, index: &mut Index) -> io::Result<()> {
+        let mut found = self.lists()?;
+        let mut changed = HashSet::new();
+        for (place, list) in (0..).zip(&mut index.lists) {
+            let now = found.remove(&list.name);
+            if now != Some((list.modified, list.bytes)) {
+                changed.insert(place);
+                match now {
+                    Some((modified, bytes)) => (list.modified, list.bytes) = (modified, bytes),
+                    None => list.name.clear(),
+                }
             }
         }
+        let mut free: Vec<usize> = (0..index.lists.len()).collect();
+        free.retain(|place| index.lists[*place].name.is_empty());
+        for (name, (modified, bytes)) in found {
+            let list = List { name, modified, bytes };
+            match free.pop() {
+                Some(place) => {
+                    index.lists[place] = list;
+                    changed.insert(place);
+                }
+                None => {
+                    changed.insert(index.lists.len());
+                    index.lists.push(list);
+                }
+            }
+        }
+        index.paths.retain(|path| !changed.contains(&place_of(*path)));
         // Paths are longer than this on the average, so it need not grow.
+        let bytes: u64 = changed.iter().map(|place| index.lists[*place].bytes).sum();
         index.paths.reserve(usize::try_from(bytes / 50).unwrap_or(PATHS_MAX).min(PATHS_MAX));
-        for list in lists {
-            let place = u16::try_from(index.packages.len()).map_err(|_| too_many("65,536 packages"))?;
-            self.index_list(&list, place, &mut index.paths)?;
-            index.packages.push(list);
+        for place in changed {
+            let place = u16::try_from(place).map_err(|_| too_many("65,536 packages"))?;
+            let name = &index.lists[usize::from(place)].name;
+            if !name.is_empty() {
+                self.index_list(name, place, &mut index.paths)?;
+            }
         }
         index.paths.sort_unstable();
         index.paths.shrink_to_fit();
-        index.versions = read_status(&self.directory.join("status"))?;
-        index.diversions = read_diversions(&self.directory.join("diversions"))?;
-        index.merged = MERGED.into_iter().filter(|name| self.is_merged(name)).collect();
-        Ok(index)
+        Ok(())
+    }
+
+    /// The names of all lists, when they were changed, and their size in bytes.
+    fn lists(&self) -> io::Result<HashMap<String, (SystemTime, u64)>> {
+        let mut lists = HashMap::new();
+        for entry in fs::read_dir(self.directory.join("info"))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(list) = name.to_str().and_then(|name| name.strip_suffix(".list")) else { continue };
+            // Gone in between: then it is no list either.
+            if let Ok(metadata) = entry.metadata() {
+                lists.insert(list.to_owned(), (metadata.modified()?, metadata.len()));
+            }
+        }
+        Ok(lists)
     }
 
     fn index_list(&self, list: &str, place: u16, paths: &mut Vec<u64>) -> io::Result<()> {
@@ -260,23 +304,11 @@ impl Wanted<'_> {
 }
 
 impl Index {
-    fn empty(version: Version) -> Self {
-        Self {
-            built: Instant::now(),
-            version,
-            paths: Vec::new(),
-            packages: Vec::new(),
-            versions: HashMap::new(),
-            diversions: Vec::new(),
-            merged: Vec::new(),
-        }
-    }
-
     /// The lists that may have a path with this hash.
     fn candidates(&self, hash: u64) -> impl Iterator<Item = &str> {
         let from = self.paths.partition_point(|path| *path < hash);
         let found = self.paths[from..].iter().take_while(move |path| **path & !0xffff == hash);
-        found.filter_map(|path| self.packages.get(usize::from(*path as u16)).map(String::as_str))
+        found.filter_map(|path| self.lists.get(place_of(*path)).map(|list| list.name.as_str()))
     }
 
     fn diverted<'a>(&'a self, path: &'a str) -> Wanted<'a> {
@@ -303,6 +335,11 @@ impl Index {
         }
         self.merged.iter().any(|name| is_in(name, path)).then(|| format!("/usr{path}"))
     }
+}
+
+/// The place of the list that an indexed path is in.
+fn place_of(path: u64) -> usize {
+    usize::from(path as u16)
 }
 
 fn without_architecture(list: &str) -> &str {

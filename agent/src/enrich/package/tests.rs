@@ -136,19 +136,42 @@ fn a_package_that_is_gone_has_nothing_but_its_configuration() {
 }
 
 #[test]
-fn the_index_is_built_again_when_the_database_has_changed() {
+fn what_has_changed_in_the_database_is_read_again() {
     let system = System::new();
-    system.install("tool", "1", &["/usr/bin/tool"]);
+    system.install("tool", "1", &["/usr/bin/tool", "/usr/bin/dropped"]);
+    system.install("other", "1", &["/usr/bin/other"]);
     let mut packages = system.packages();
-    check(&mut packages, "/usr/bin/new", None);
-    system.install("new", "1", &["/usr/bin/new"]);
-    let later = SystemTime::now() + Duration::from_secs(60);
-    fs::File::open(system.path("status")).unwrap().set_modified(later).unwrap();
-    check(&mut packages, "/usr/bin/new", None);
-    packages.dpkg.age();
-    check(&mut packages, "/usr/bin/new", Some(("new", "1")));
-    packages.forget();
     check(&mut packages, "/usr/bin/tool", Some(("tool", "1")));
+    check(&mut packages, "/usr/bin/new", None);
+    let mut later = SystemTime::now();
+    let mut change = |name: &str| {
+        later += Duration::from_secs(60);
+        fs::File::open(system.path(name)).unwrap().set_modified(later).unwrap();
+    };
+
+    system.install("new", "1", &["/usr/bin/new"]);
+    change("info");
+    change("status");
+    check(&mut packages, "/usr/bin/new", Some(("new", "1")));
+
+    system.write("info/tool.list", "/.\n/usr/bin/tool\n/usr/bin/added\n");
+    fs::remove_file(system.path("info/other.list")).unwrap();
+    change("info");
+    let status = fs::read_to_string(system.path("status")).unwrap().replacen("Version: 1", "Version: 2", 1);
+    system.write("status", &status);
+    change("status");
+    check(&mut packages, "/usr/bin/tool", Some(("tool", "2")));
+    check(&mut packages, "/usr/bin/added", Some(("tool", "2")));
+    check(&mut packages, "/usr/bin/new", Some(("new", "1")));
+    check(&mut packages, "/usr/bin/dropped", None);
+    check(&mut packages, "/usr/bin/other", None);
+
+    system.install("last", "3", &["/usr/bin/other"]);
+    change("info");
+    change("status");
+    check(&mut packages, "/usr/bin/other", Some(("last", "3")));
+    packages.forget();
+    check(&mut packages, "/usr/bin/other", Some(("last", "3")));
 }
 
 /// On a system with dpkg: everything that bash came with belongs to it, and the figures are shown.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use alibi_proto::executable::Sha256;
+use alibi_proto::{executable::Sha256, process::ProcessImage};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
@@ -304,6 +304,92 @@ fn programs_are_told_by_their_beginning() {
         assert!(!begins_as_program(other), "{other:?}");
     }
     assert!(object_and_core.iter().all(|other| !begins_as_program(other)));
+}
+
+/// A real package, by the real dpkg, into a file system and a database of its own. Never is another version named than
+/// the one that a file is of.
+#[test]
+fn what_dpkg_installs_has_its_package() {
+    let has_dpkg = Command::new("dpkg-deb").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !is_root() || !has_dpkg {
+        eprintln!("skipped: there is no dpkg here");
+        return;
+    }
+    let mut listener = Listener::open(Limits::default());
+    let mounted = listener.mount("files");
+    let directory = listener.directory.path().to_owned();
+    let database = directory.join("system/var/lib/dpkg");
+    for name in ["info", "updates"] {
+        fs::create_dir_all(database.join(name)).unwrap();
+    }
+    fs::write(database.join("status"), "").unwrap();
+    let tool = mounted.path.join("bin/tool");
+    for version in ["1", "2"] {
+        let content = format!("#!/bin/sh\necho {version}\n");
+        let package = package(&directory, &tool, version, &content);
+        let script = format!(
+            "exec dpkg --admindir={} --log=/dev/null --force-unsafe-io -i {} > log 2>&1",
+            database.display(),
+            package.display()
+        );
+        let mut child = run(&directory, &script);
+        let writer = ProcessKey { pid: child.id(), start: sys::process_start(child.id()).unwrap() };
+        let installed = child.wait().unwrap().success();
+        assert!(installed, "{}", fs::read_to_string(directory.join("log")).unwrap());
+
+        let file = FileState::at(&tool).unwrap().identity;
+        let path = Some(tool.to_str().unwrap().to_owned());
+        let mut image = ProcessImage { path, file: Some(file), ..ProcessImage::default() };
+        let mut seen = Vec::new();
+        listener.take();
+        let started = Instant::now();
+        // Written is told at least once, with the times that it was unpacked with or those that it was given then.
+        while seen.is_empty() {
+            assert!(started.elapsed() < Duration::from_secs(30));
+            seen.extend(listener.take());
+        }
+        for seen in &seen {
+            assert_eq!(
+                (seen.sha256, seen.sighting),
+                (Some(sha256_of(content.as_bytes())), ExecutableSighting::Written)
+            );
+            assert!(seen.process.is_none_or(|process| process == writer), "{seen:?}");
+            assert!(seen.package.as_ref().is_none_or(|package| package.version == version), "{seen:?}");
+        }
+        listener.identifier.identify(writer, sys::now(), &mut image);
+        let run = loop {
+            assert!(started.elapsed() < Duration::from_secs(30));
+            if let Some(run) =
+                listener.take().into_iter().find(|seen| seen.sighting == ExecutableSighting::Run)
+            {
+                break run;
+            }
+        };
+        let package = run.package.as_ref().map(|package| (package.name.as_str(), package.version.as_str()));
+        assert_eq!(
+            (package, run.sha256),
+            (Some(("alibi-tool", version)), Some(sha256_of(content.as_bytes())))
+        );
+    }
+}
+
+/// Builds a package with one file.
+fn package(directory: &Path, tool: &Path, version: &str, content: &str) -> PathBuf {
+    let tree = directory.join(format!("tree{version}"));
+    let inside = tree.join(tool.strip_prefix("/").unwrap());
+    fs::create_dir_all(inside.parent().unwrap()).unwrap();
+    fs::write(&inside, content).unwrap();
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(tree.join("DEBIAN")).unwrap();
+    let control = format!(
+        "Package: alibi-tool\nVersion: {version}\nArchitecture: all\nMaintainer: Alibi <alibi@example.com>\nDescription: a tool\n"
+    );
+    fs::write(tree.join("DEBIAN/control"), control).unwrap();
+    let package = directory.join(format!("{version}.deb"));
+    let mut build = Command::new("dpkg-deb");
+    build.arg("--root-owner-group").arg("--build").arg(&tree).arg(&package).stdout(Stdio::null());
+    assert!(build.status().unwrap().success());
+    package
 }
 
 /// As a package manager does: many files, few of them programs. Shown, not judged.
