@@ -16,14 +16,16 @@
 //!   (see `known`).
 
 use std::{
+    convert::Infallible,
     fs::File,
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use alibi_proto::{
@@ -47,6 +49,7 @@ mod tests;
 mod worker;
 
 pub use self::known::KnownError;
+#[allow(unused_imports, reason = "not every system tells of files that are written")]
 pub(crate) use self::{file::FileState, generations::Generations};
 
 /// Bounds.
@@ -71,6 +74,9 @@ impl Default for Limits {
 /// Files that there was no room for are told one by one up to so many between two takes, and counted from there on.
 const REFUSED_MAX: usize = 64;
 
+/// The worker stops within a moment, unless the system keeps it in the middle of a read: that may take for ever.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Says what executables are. Belongs to the thread of a source.
 pub struct Identifier {
     files: Generations<FileIdentity, Asked>,
@@ -81,6 +87,8 @@ pub struct Identifier {
     woken: std::os::unix::net::UnixStream,
     stop: Arc<AtomicBool>,
     worker: Option<JoinHandle<()>>,
+    // Nothing is ever sent: the other end is dropped when the worker ends.
+    ended: Receiver<Infallible>,
     limits: Limits,
     held: Arc<AtomicUsize>,
     refused: Vec<Observation>,
@@ -121,7 +129,11 @@ impl Identifier {
         let wake = Wake;
         let packages = Packages::open(root);
         let worker = Worker { jobs: waiting, found, wake, stop: Arc::clone(&stop), known, packages, limits };
-        let worker = thread::Builder::new().name("executables".to_owned()).spawn(move || worker.run());
+        let (running, ended) = sync_channel(0);
+        let worker = thread::Builder::new().name("executables".to_owned()).spawn(move || {
+            worker.run();
+            drop(running);
+        });
         Ok(Self {
             files: Generations::new(limits.files_max),
             jobs,
@@ -130,6 +142,7 @@ impl Identifier {
             woken,
             stop,
             worker: Some(worker.map_err(KnownError::Worker)?),
+            ended,
             limits,
             held: Arc::default(),
             refused: Vec::new(),
@@ -253,6 +266,10 @@ impl Drop for Identifier {
         // A worker that waits hears this; one that has no room for it looks whether to stop before it works on.
         let _ = self.jobs.try_send(Job::Stop);
         self.found = None;
+        if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(STOP_PATIENCE) {
+            tracing::warn!("an executable could not be read until the end: its file system does not answer");
+            return;
+        }
         if let Some(worker) = self.worker.take() {
             // It has said itself what was wrong with it.
             let _ = worker.join();
@@ -262,12 +279,14 @@ impl Drop for Identifier {
 
 /// Hears of files that were written.
 #[derive(Clone)]
+#[allow(dead_code, reason = "not every system tells of files that are written")]
 pub struct Writers {
     jobs: SyncSender<Job>,
     held: Arc<AtomicUsize>,
     held_max: usize,
 }
 
+#[allow(dead_code, reason = "not every system tells of files that are written")]
 impl Writers {
     /// A file was written at `at`, by `writer` where that is known: it will be told by the [`Identifier`]. `file` is
     /// open for reading.
@@ -312,6 +331,7 @@ impl Writers {
 
 /// Too many files wait to be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "not every system tells of files that are written")]
 pub(crate) struct QueueFull;
 
 /// Gives back what there is no room for.

@@ -107,6 +107,14 @@ nonsense
         assert_eq!(found, expected);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read(text in "([0-9]{1,3} 1 [0-9]{1,12}:[0-9]{1,12} / /[\\\\0-9a-z]{0,8} rw - (ext4|tmpfs)\n|[ -~\n]{0,20}){0,5}") {
+            let mounts = local(text.as_bytes());
+            proptest::prop_assert!(mounts.len() <= text.lines().count());
+        }
+    }
+
     #[test]
     fn this_system_has_a_local_file_system() {
         let text = std::fs::read("/proc/self/mountinfo").unwrap();

@@ -341,7 +341,6 @@ fn what_dpkg_installs_has_its_package() {
         let path = Some(tool.to_str().unwrap().to_owned());
         let mut image = ProcessImage { path, file: Some(file), ..ProcessImage::default() };
         let mut seen = Vec::new();
-        listener.take();
         let started = Instant::now();
         // Written is told at least once, with the times that it was unpacked with or those that it was given then.
         while seen.is_empty() {
