@@ -15,6 +15,8 @@
 //! - Empty files, and files that are made executable later without beginning as a program.
 //! - Network file systems and those served by programs (FUSE), devtmpfs; file systems that are mounted in other mount
 //!   namespaces only; what is written to a file system before the agent has heard that it is mounted.
+//! - What a file contains for a moment only: one that is written again and again is told once a second at most, a large
+//!   one more seldom (10 MiB of it take a second, up to 30), and then as it is at the end of that time.
 //! - A writer that is in another tree of process ids or has gone when the event is read is not known.
 //!
 //! Executables are no facet of coverage: nothing that is asked of processes and connections rests on them. So what was
@@ -22,7 +24,7 @@
 //! says how many, or since when.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -59,6 +61,13 @@ const FILE_SYSTEMS_MAX: usize = 1_024;
 const READS_MAX: usize = 8;
 /// Files whose last telling is remembered: one that is closed once more without being changed is not told again.
 const TOLD_MAX: usize = 4_096;
+/// Files that were told just now, have been written again, and are told again later. They are kept open.
+const POSTPONED_MAX: usize = 64;
+/// The least and the longest time between two tellings of a file.
+const PERIOD_NS: u64 = 1_000_000_000;
+const PERIOD_NS_MAX: u64 = 30_000_000_000;
+/// So much longer for each byte: with that, hashing files again and again takes about 1 % of a core for each file.
+const PERIOD_NS_PER_BYTE: u64 = 95;
 /// What was missed is told at most so often.
 const MISSED_PERIOD_NS: u64 = 1_000_000_000;
 /// Enough to see what a file is.
@@ -76,10 +85,28 @@ pub(super) struct Written {
     /// File systems on which everybody may run everything.
     without_modes: HashSet<u64>,
     writers: Writers,
-    told: Generations<FileState, ()>,
+    told: Generations<FileNumber, Told>,
+    postponed: HashMap<FileNumber, Postponed>,
     missed: Missed,
     /// All events before this have been read.
     read_until: Option<Moment>,
+}
+
+/// Device and inode: a file, whatever is written into it.
+type FileNumber = (u64, u64);
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    state: FileState,
+    boot_ns: u64,
+}
+
+struct Postponed {
+    file: File,
+    writer: Option<ProcessKey>,
+    /// When it was last written.
+    at: Moment,
+    due_ns: u64,
 }
 
 /// What could not be told.
@@ -123,6 +150,7 @@ impl Written {
             without_modes: HashSet::new(),
             writers,
             told: Generations::new(TOLD_MAX),
+            postponed: HashMap::new(),
             missed: Missed::default(),
             read_until: None,
         };
@@ -219,20 +247,65 @@ impl Written {
         pread(file, &mut beginning, 0).is_ok_and(|count| begins_as_program(&beginning[..count]))
     }
 
-    /// None if it could not be told.
+    /// Tells a file that was written, now or later. None if it cannot be told.
     fn tell(&mut self, file: BorrowedFd<'_>, pid: u32, now: Moment) -> Option<()> {
         let file = File::from(file.try_clone_to_owned().ok()?);
         let state = FileState::of(&file).ok()?;
-        if self.told.get_mut(&state).is_some() {
+        let number = number_of(&state);
+        let told = self.told.get_mut(&number).copied();
+        if told.is_some_and(|told| told.state == state) {
             return Some(());
         }
-        let path = path_of(&file)?;
         let start = (pid != 0).then(|| sys::process_start(pid)).flatten();
         let writer = start.map(|start| ProcessKey { pid, start });
-        self.writers.written(&file, &state, path, writer, now).ok()?;
-        self.told.insert(state, ());
+        let due_ns = told.map_or(0, |told| told.boot_ns.saturating_add(period_ns(state.identity.size)));
+        if due_ns <= now.boot_ns {
+            return self.pass_on(&file, &state, writer, now);
+        }
+        let has_room = self.postponed.len() < POSTPONED_MAX || self.postponed.contains_key(&number);
+        has_room.then(|| {
+            self.postponed.insert(number, Postponed { file, writer, at: now, due_ns });
+        })
+    }
+
+    fn tell_postponed(&mut self, now: Moment) {
+        for (number, postponed) in
+            self.postponed.extract_if(|_, postponed| postponed.due_ns <= now.boot_ns).collect::<Vec<_>>()
+        {
+            let told = FileState::of(&postponed.file).ok().and_then(|state| {
+                let is_told = self.told.get_mut(&number).is_some_and(|told| told.state == state);
+                if is_told {
+                    Some(())
+                } else {
+                    self.pass_on(&postponed.file, &state, postponed.writer, postponed.at)
+                }
+            });
+            if told.is_none() {
+                self.missed.count += 1;
+            }
+        }
+    }
+
+    fn pass_on(
+        &mut self,
+        file: &File,
+        state: &FileState,
+        writer: Option<ProcessKey>,
+        at: Moment,
+    ) -> Option<()> {
+        let path = path_of(file)?;
+        self.writers.written(file, state, path, writer, at).ok()?;
+        self.told.insert(number_of(state), Told { state: *state, boot_ns: at.boot_ns });
         Some(())
     }
+}
+
+fn number_of(state: &FileState) -> FileNumber {
+    (state.identity.device, state.identity.inode)
+}
+
+fn period_ns(bytes: u64) -> u64 {
+    bytes.saturating_mul(PERIOD_NS_PER_BYTE).saturating_add(PERIOD_NS).min(PERIOD_NS_MAX)
 }
 
 impl Sensor for Written {
@@ -247,6 +320,7 @@ impl Sensor for Written {
         {
             tracing::warn!("what is written on file systems mounted since is not seen: {problem}");
         }
+        self.tell_postponed(now);
         self.read(now);
         facts.extend(self.missed.tell(now));
         Ok(true)

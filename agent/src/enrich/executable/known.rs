@@ -442,6 +442,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_disk_did_not_take_is_saved_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("executables");
+        let mut known = learnt(&path, 100, 0..1);
+        let file = std::mem::replace(&mut known.file, File::open(&path).unwrap());
+        known.learn(&state(1), content(1));
+        let problem = known.save().unwrap_err().to_string();
+        assert!(
+            problem.starts_with(&format!("cannot keep what is known of executables in {}", path.display()))
+        );
+        known.learn(&state(2), content(2));
+        known.file = file;
+        known.save().unwrap();
+        drop(known);
+        let mut known = Known::open(&path, 100).unwrap();
+        assert!((0..3).all(|number| known.sha256(&state(number)) == Some(content(number))));
+    }
+
+    #[test]
     fn a_newer_format_is_refused_and_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("executables");

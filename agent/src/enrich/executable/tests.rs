@@ -126,6 +126,22 @@ fn what_has_been_seen_in_another_run_is_not_new() {
     assert!(found.first_on_host);
 }
 
+/// Or a crash could let it be claimed once more.
+#[test]
+fn what_is_claimed_to_be_new_is_on_the_disk_by_then() {
+    let host = Host::new();
+    let mut image = host.program("tool", "one");
+    let mut identifier = host.open(LIMITS);
+    identifier.identify(GONE, now(), &mut image);
+    assert!(wait(&mut identifier, 1)[0].first_on_host);
+    let after_a_crash = Host::new();
+    fs::copy(host.path("executables"), after_a_crash.path("executables")).unwrap();
+    let mut other = after_a_crash.open(LIMITS);
+    other.identify(GONE, now(), &mut image);
+    let found = wait(&mut other, 1);
+    assert_eq!((found[0].sha256, found[0].first_on_host), (Some(sha256_of("one")), false));
+}
+
 #[test]
 fn a_file_that_cannot_be_meant_has_a_problem_instead_of_a_hash() {
     let host = Host::new();

@@ -93,7 +93,8 @@ impl Listener {
                 PollFd::from_borrowed_fd(self.written.descriptor(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.identifier.descriptor(), PollFlags::IN),
             ];
-            poll(&mut descriptors, Some(&Timespec { tv_sec: 30, tv_nsec: 0 })).unwrap();
+            // As often as the source, at least.
+            poll(&mut descriptors, Some(&Timespec { tv_sec: 0, tv_nsec: 500_000_000 })).unwrap();
             seen.extend(self.take());
         }
         assert_eq!(seen.len(), count, "{seen:?}");
@@ -184,6 +185,35 @@ fn what_is_mounted_later_is_listened_to_and_what_is_unchanged_is_told_once() {
     assert_eq!(names(listener.wait(2)), ["a", "b"]);
     run(&second.path, ": >> a; printf x >> b; printf '#!' > c").wait().unwrap();
     assert_eq!(names(listener.wait(2)), ["b", "c"]);
+}
+
+#[test]
+fn what_is_written_again_and_again_is_told_as_it_is_in_the_end() {
+    if !is_root() {
+        return;
+    }
+    let mut listener = Listener::open(Limits::default());
+    let mounted = listener.mount("files");
+    run(&mounted.path, "printf '#!0' > log").wait().unwrap();
+    assert_eq!(listener.wait(1)[0].sha256, Some(sha256_of(b"#!0")));
+    let writing = Instant::now();
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do printf \"#!$i\" > log; done; mv log moved";
+    let mut child = run(&mounted.path, script);
+    let seen = listener.wait(1);
+    assert!(writing.elapsed() > Duration::from_millis(500), "{:?}", writing.elapsed());
+    assert_eq!(seen[0].sha256, Some(sha256_of(b"#!9")), "{seen:?}");
+    assert_eq!(seen[0].path, mounted.path.join("moved").to_str().unwrap());
+    assert_eq!(seen[0].process.map(|process| process.pid), Some(child.id()));
+    child.wait().unwrap();
+    assert!(listener.written.postponed.is_empty());
+}
+
+#[test]
+fn a_large_file_is_told_more_seldom() {
+    assert_eq!(period_ns(0), PERIOD_NS);
+    let second = 1_000_000_000;
+    assert_eq!(period_ns(100 << 20) / second, 10);
+    assert_eq!(period_ns(u64::MAX), PERIOD_NS_MAX);
 }
 
 #[test]
