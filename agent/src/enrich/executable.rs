@@ -357,15 +357,25 @@ fn refused(look: Look, queue_max: usize) -> Observation {
     Observation { at: look.at, fact: Fact::ExecutableSeen(Box::new(observed)) }
 }
 
-/// Where the system says that an open file is now; none where it does not say.
+/// Where the system says that an open file is now; none where it does not say. A path that is not that of this file from
+/// here, as one in a container, begins with `(unreachable)`, as the kernel itself has it elsewhere.
 pub(crate) fn path_of(file: &File) -> Option<String> {
     #[cfg(unix)]
     {
-        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
-        let path = std::fs::read_link(link).ok()?;
+        use std::os::{fd::AsRawFd as _, unix::fs::MetadataExt as _};
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let read = || std::fs::read_link(&link).ok();
+        let mut path = read()?;
+        let state = FileState::of(file).ok()?;
+        if !state.is_at(&path) {
+            // Moved, perhaps, since the link was read.
+            path = read()?;
+        }
+        let is_gone = file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
+        let is_here = is_gone || state.is_at(&path);
         let path = path.to_string_lossy();
-        let path = path.strip_suffix(" (deleted)").unwrap_or(&path);
-        path.starts_with('/').then(|| path.to_owned())
+        let path = if is_gone { path.strip_suffix(" (deleted)").unwrap_or(&path) } else { &path };
+        path.starts_with('/').then(|| if is_here { path.to_owned() } else { format!("(unreachable){path}") })
     }
     #[cfg(not(unix))]
     {

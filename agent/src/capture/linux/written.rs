@@ -13,6 +13,8 @@
 //! - A file that is moved or linked into place is told where it was written: under the name that it has when it is read,
 //!   usually the final one. A later name is told when it is run.
 //! - Empty files, and files that are made executable later without beginning as a program.
+//! - Where file systems lie upon each other (overlay), a file is told as it is in each that is listened to. A path that is
+//!   not that of this file from here, as in a container, begins with `(unreachable)`.
 //! - Network file systems and those served by programs (FUSE), devtmpfs; file systems that are mounted in other mount
 //!   namespaces only; what is written to a file system before the agent has heard that it is mounted.
 //! - What a file contains for a moment only: one that is written again and again is told once a second at most, a large
@@ -205,8 +207,10 @@ impl Written {
         for _ in 0..READS_MAX {
             match self.fanotify.read_events() {
                 Ok(events) => {
+                    // Not before what they tell of.
+                    let heard = sys::now();
                     for event in events {
-                        self.hear(&event, now);
+                        self.hear(&event, heard);
                     }
                 }
                 Err(Errno::EAGAIN) => {

@@ -86,6 +86,19 @@ fn not_regular() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
 }
 
+impl FileState {
+    /// Whether this is the file that is found at `path` from here. A path that comes from another mount namespace may be
+    /// that of another file here.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        Self::at(path).is_ok_and(|found| is_same_but_for_device(&found.identity, &self.identity))
+    }
+}
+
+/// A file system of several devices (btrfs, overlay) may tell a program another device than the kernel uses inside.
+pub(super) fn is_same_but_for_device(one: &FileIdentity, other: &FileIdentity) -> bool {
+    FileIdentity { device: other.device, ..*one } == *other
+}
+
 /// Where a running process's executable can be opened, whatever has become of its path.
 pub(super) fn of_process(process: ProcessKey) -> String {
     format!("/proc/{}/exe", process.pid)
@@ -136,11 +149,8 @@ fn open_of_process(process: ProcessKey, wanted: Option<FileIdentity>) -> Option<
     if sys::process_start(process.pid) != Some(process.start) {
         return None;
     }
-    let is_it = wanted.is_none_or(|wanted| {
-        // A file system of several devices (btrfs, overlay) may tell a program another device than the kernel uses
-        // inside. The rest, on a file that this very process runs, leaves no doubt.
-        FileIdentity { device: opened.state.identity.device, ..wanted } == opened.state.identity
-    });
+    // On a file that this very process runs, the rest leaves no doubt.
+    let is_it = wanted.is_none_or(|wanted| is_same_but_for_device(&wanted, &opened.state.identity));
     is_it.then_some(opened)
 }
 

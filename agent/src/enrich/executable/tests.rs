@@ -315,6 +315,12 @@ fn a_package_is_named() {
     let [found] = &wait(&mut identifier, 1)[..] else { panic!() };
     let package = Package { name: "tools".to_owned(), version: "7".to_owned(), source: "dpkg".to_owned() };
     assert_eq!(found.package, Some(package));
+
+    // A process in a container runs another file of that path.
+    let file = image.file.map(|file| FileIdentity { inode: file.inode + 1, ..file });
+    identifier.identify(GONE, now(), &mut ProcessImage { file, ..image });
+    let [found] = &wait(&mut identifier, 1)[..] else { panic!() };
+    assert_eq!(found.package, None);
 }
 
 #[test]

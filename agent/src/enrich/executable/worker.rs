@@ -13,7 +13,7 @@ use std::{
 };
 
 use alibi_proto::{
-    executable::{ExecutableSighting, FileIdentity, Sha256},
+    executable::{ExecutableSighting, FileIdentity, Package, Sha256},
     time::Moment,
 };
 
@@ -167,8 +167,15 @@ impl Worker {
                 }
             }
         }
-        observed.package = self.packages.owner(&observed.path);
+        observed.package = self.package(&observed);
         Some(Found { at: look.at, observed, is_passing })
+    }
+
+    /// The package of a file that is where it is said to be: not one of a container, whose paths mean other files here.
+    fn package(&mut self, observed: &ObservedExecutable) -> Option<Package> {
+        let found = FileState::at(Path::new(&observed.path)).ok()?;
+        let is_it = file::is_same_but_for_device(&found.identity, &observed.file?);
+        if is_it { self.packages.owner(&observed.path) } else { None }
     }
 
     fn read(

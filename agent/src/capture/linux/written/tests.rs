@@ -209,6 +209,31 @@ fn what_is_written_again_and_again_is_told_as_it_is_in_the_end() {
 }
 
 #[test]
+fn a_path_that_is_none_here_is_not_taken_for_one() {
+    if !is_root() {
+        return;
+    }
+    let mut listener = Listener::open(Limits::default());
+    let mounted = listener.mount("files");
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(mounted.path.join(name)).unwrap();
+    }
+    let merged = listener.directory.path().join("merged");
+    let options = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", mounted.path.display());
+    fs::create_dir(&merged).unwrap();
+    let options = std::ffi::CString::new(options).unwrap();
+    mount("none", &merged, "overlay", MountFlags::empty(), Some(options.as_c_str())).unwrap();
+    let merged = FileSystem { path: merged };
+    listener.take_until(|listener| !listener.written.has_new_mounts(), "hears of the mount");
+    run(&merged.path, "printf '#!' > tool; mkdir gone; printf '#!x' > gone/tool; rm -r gone").wait().unwrap();
+    let mut paths: Vec<_> = listener.wait(4).into_iter().map(|seen| seen.path).collect();
+    paths.sort();
+    let here = |name: &str| merged.path.join(name).to_str().unwrap().to_owned();
+    assert_eq!(paths[0], "(unreachable)/tool");
+    assert!(paths.contains(&here("tool")) && paths.contains(&here("gone/tool")), "{paths:?}");
+}
+
+#[test]
 fn a_large_file_is_told_more_seldom() {
     assert_eq!(period_ns(0), PERIOD_NS);
     let second = 1_000_000_000;
