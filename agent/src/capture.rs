@@ -4,6 +4,7 @@
 //! knows neither ring nor gRPC. It runs on a thread of its own and may block.
 
 use std::{
+    cell::RefCell,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
@@ -21,6 +22,8 @@ use alibi_proto::{
     time::{Moment, Timestamp},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::enrich::executable::{Identifier, Writers};
 
 mod fallback;
 #[cfg(target_os = "linux")]
@@ -266,9 +269,10 @@ pub struct ObservedExecutable {
 
 /// Where a source reports to, and how it hears that it must stop. Bounded: a source that is too fast waits, or counts
 /// what it had to let go.
-#[derive(Debug)]
 pub struct Outlet {
     reports: SyncSender<Report>,
+    /// Says of every report that goes out what the executables in it are.
+    identifier: Option<RefCell<Identifier>>,
     // Nothing is ever sent: the other end is dropped to say stop.
     stop: Receiver<std::convert::Infallible>,
 }
@@ -280,14 +284,30 @@ pub struct Stopped;
 impl Outlet {
     /// An outlet into `reports`, until the sender of `stop` is dropped.
     pub fn new(reports: SyncSender<Report>, stop: Receiver<std::convert::Infallible>) -> Self {
-        Self { reports, stop }
+        Self { reports, identifier: None, stop }
+    }
+
+    /// With somebody who says what the executables of this very host are.
+    #[must_use]
+    pub fn with_identifier(self, identifier: Identifier) -> Self {
+        Self { identifier: Some(RefCell::new(identifier)), ..self }
+    }
+
+    /// For a source that sees executables being written, if anybody wants to know of them.
+    pub(crate) fn writers(&self) -> Option<Writers> {
+        self.identifier.as_ref().map(|identifier| identifier.borrow().writers())
     }
 
     /// Hands a report over; waits while the queue is full.
     ///
     /// # Errors
     /// When it is time to stop.
-    pub fn report(&self, report: Report) -> Result<(), Stopped> {
+    pub fn report(&self, mut report: Report) -> Result<(), Stopped> {
+        if let Some(identifier) = &self.identifier {
+            let mut identifier = identifier.borrow_mut();
+            identifier.identify_all(&mut report.observations);
+            identifier.take(&mut report.observations);
+        }
         self.reports.send(report).map_err(|_| Stopped)
     }
 

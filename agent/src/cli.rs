@@ -126,5 +126,7 @@ const PROGRAM: &str = "alibi-agent";
 const DATA_FORMAT: u32 = 1;
 /// The ring's directory in the data directory.
 const RING: &str = "ring";
+/// What is known of executables from earlier runs, in the data directory.
+const EXECUTABLES: &str = "executables";
 /// Holds the address on which a running agent serves.
 const ADDRESS: &str = "address";

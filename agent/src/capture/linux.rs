@@ -24,7 +24,6 @@ mod links;
 mod names;
 mod netlink;
 mod users;
-#[cfg_attr(not(test), expect(dead_code, reason = "it waits for the source to have an identifier"))]
 mod written;
 
 use canary::Canary;
@@ -178,6 +177,11 @@ impl Source for Linux {
     }
 
     fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {
+        match outlet.writers().map(written::Written::open) {
+            Some(Ok(written)) => self.sensors.push(Box::new(written)),
+            Some(Err(problem)) => tracing::warn!(%problem, "executables that are written are not told"),
+            None => {}
+        }
         loop {
             let report = self.turn()?;
             if outlet.report(report).is_err() || outlet.wait(GATHER).is_err() {

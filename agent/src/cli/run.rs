@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -17,9 +17,10 @@ use alibi_proto::{
 use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 
-use super::{ADDRESS, DATA_FORMAT, PROGRAM, RING, RunArgs};
+use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs};
 use crate::{
-    capture::{self, CaptureError, Outlet, Source},
+    capture::{self, CaptureError, Choice, Outlet, Source},
+    enrich::executable::Identifier,
     identity,
     ledger::PreviousRun,
     pipeline::{Limits, Pipeline},
@@ -56,7 +57,12 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     let description = source.describe();
     tracing::info!(%address, %host, source = description.name, "recording");
 
-    let (recording, service) = start(host, source, ring, &recovery)?;
+    // A recording is of another host, or of another time: its executables are not here.
+    let identifier = match arguments.source {
+        Choice::Replay(_) => None,
+        _ => identifier(&directory.path().join(EXECUTABLES)),
+    };
+    let (recording, service) = start(host, source, identifier, ring, &recovery)?;
     let (stop_serving, stopped) = tokio::sync::oneshot::channel::<Infallible>();
     let router = transport::server().add_service(service.into_server());
     let mut server = tokio::spawn(listener.serve(router, async {
@@ -79,6 +85,13 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     recorded.map(|()| 0)
 }
 
+/// Recording goes on without hashes where they cannot be had: no answer about connections depends on them.
+fn identifier(known: &Path) -> Option<Identifier> {
+    Identifier::open(known)
+        .inspect_err(|problem| tracing::warn!(%problem, "recording without hashes of executables"))
+        .ok()
+}
+
 /// The two threads behind the service: source and recorder.
 struct Recording {
     stop_source: Option<mpsc::Sender<Infallible>>,
@@ -89,6 +102,7 @@ struct Recording {
 fn start(
     host: HostId,
     source: Box<dyn Source>,
+    identifier: Option<Identifier>,
     ring: Ring,
     recovery: &Recovery,
 ) -> Result<(Recording, Service)> {
@@ -113,7 +127,10 @@ fn start(
 
     let (reports, queue) = mpsc::sync_channel(REPORTS_QUEUED_MAX);
     let (stop_source, stop) = mpsc::channel();
-    let outlet = Outlet::new(reports, stop);
+    let mut outlet = Outlet::new(reports, stop);
+    if let Some(identifier) = identifier {
+        outlet = outlet.with_identifier(identifier);
+    }
     let source_thread = thread::Builder::new()
         .name("source".into())
         .spawn(move || source.run(outlet))
