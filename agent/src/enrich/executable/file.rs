@@ -141,7 +141,7 @@ pub(super) fn open(
 }
 
 pub(super) const VANISHED: &str = "vanished before it could be read";
-pub(super) const REPLACED: &str = "was replaced before it could be read";
+pub(super) const REPLACED: &str = "cannot be told from another file at its path";
 pub(super) const CHANGED: &str = "changed while it was read";
 
 fn open_of_process(process: ProcessKey, wanted: Option<FileIdentity>) -> Option<Opened> {

@@ -155,7 +155,7 @@ fn a_file_that_cannot_be_meant_has_a_problem_instead_of_a_hash() {
     };
     let image = host.program("tool", "one");
     host.program("tool", "other");
-    check(&image, "was replaced before it could be read");
+    check(&image, "cannot be told from another file at its path");
     fs::remove_file(image.path.as_ref().unwrap()).unwrap();
     check(&image, "vanished before it could be read");
     let unnamed = ProcessImage { file: None, ..image };
