@@ -30,7 +30,7 @@ use canary::Canary;
 use names::Names;
 
 /// A report comes at least so often, so that the watermark goes on.
-const TURN_MAX: Duration = Duration::from_millis(500);
+const TURN_MAX: Duration = Duration::from_secs(1);
 /// After something has been heard, more is let come, so that a burst is taken in few turns: each costs a write to the disk.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -138,7 +138,8 @@ impl Linux {
             .collect();
         let wishes = self.sensors().filter_map(Sensor::wants_turn_within);
         let timeout = wishes.fold(TURN_MAX, Duration::min);
-        let timeout = Timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
+        let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
+        let timeout = Timespec { tv_sec: seconds, tv_nsec: timeout.subsec_nanos().into() };
         match poll(&mut descriptors, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(problem) => Err(CaptureError::Wait(problem.into())),
