@@ -21,6 +21,7 @@ enum kind {
 	KIND_RELEASED,
 	KIND_SAMPLE,
 	KIND_FOUND,
+	KIND_PACKET,
 };
 
 enum direction { DIRECTION_NONE, DIRECTION_OUTBOUND, DIRECTION_INBOUND, DIRECTION_LISTENING };
@@ -77,4 +78,17 @@ struct connection_event {
 	u16 local_port, remote_port;
 	u8 protocol, direction, known, state; /* the state before a close; now in a sample */
 	u8 local[16], remote[16];
+};
+
+#define PACKET_BYTES 4096
+
+struct packet_event {
+	struct header header; /* of the owner of the socket */
+	u64 cookie;
+	u32 network_namespace;
+	u16 length; /* of what is kept */
+	u8 leaving;
+	u8 padding;
+	/* From the IP header on; a packet that was to be sent is here before it is cut for the network. */
+	u8 bytes[PACKET_BYTES];
 };

@@ -18,6 +18,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 // A UDP peer that was silent for longer is told anew when it speaks again.
 #define UDP_IDLE_NS 60000000000ULL
+enum { DNS_PORT = 53, ENCRYPTED_DNS_PORT = 853 };
 // A connect that has sent nothing by then has failed.
 #define ASKING_NS 10000000ULL
 // A socket that processes keep handing to and fro is followed so often.
@@ -28,7 +29,7 @@ struct {
 	__uint(max_entries, 4 << 20);
 } events SEC(".maps");
 
-enum lost_facet { LOST_PROCESSES, LOST_CONNECTIONS, LOST_FACETS };
+enum lost_facet { LOST_PROCESSES, LOST_CONNECTIONS, LOST_NAMES, LOST_FACETS };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, LOST_FACETS);
@@ -50,8 +51,11 @@ struct socket_state {
 	u8 peers; /* UDP: there are some */
 	u8 changes;
 	u16 port;
+	u16 hello; /* of a ClientHello that has begun, bytes that are still to come; or one of the following */
 	u8 remote[16];
 };
+// Nothing has been sent yet; and: what was sent is no ClientHello, or it is over.
+enum { HELLO_NOT_YET = 0, HELLO_OVER = 0xffff };
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
@@ -400,6 +404,7 @@ int BPF_PROG(on_state, struct sock *sk, int before, int now)
 			return 0;
 		}
 		state->opened = bpf_ktime_get_boot_ns();
+		state->hello = HELLO_NOT_YET;
 		state->direction = now == TCP_LISTEN ? DIRECTION_LISTENING : DIRECTION_OUTBOUND;
 		state->asked = 0;
 		state->ended = 0;
@@ -572,6 +577,7 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 	state->opened = event->header.at;
 	state->asked = 1;
 	state->ended = 0;
+	state->hello = HELLO_NOT_YET;
 	state->changes = 0;
 	write_owner(event, state);
 	write_nothing_moved(event);
@@ -665,6 +671,77 @@ int on_release(struct bpf_sock *sk)
 
 // ---- UDP ----
 
+// A packet with a name in it, for the agent to read.
+static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *sk, const struct socket_state *state,
+					bool leaving)
+{
+	struct packet_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	u32 length = skb->len;
+
+	if (!event) {
+		count_lost(LOST_NAMES);
+		return;
+	}
+	if (length > PACKET_BYTES)
+		length = PACKET_BYTES;
+	stamp(&event->header, KIND_PACKET);
+	event->header.pid = state ? state->pid : 0;
+	event->header.start = state ? state->start : 0;
+	event->cookie = bpf_get_socket_cookie(skb);
+	struct sock *kernel = kernel_sock(sk);
+	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
+	event->leaving = leaving;
+	event->padding = 0;
+	event->length = length;
+	if (length == 0 || bpf_skb_load_bytes(skb, 0, event->bytes, length)) {
+		count_lost(LOST_NAMES);
+		bpf_ringbuf_discard(event, 0);
+		return;
+	}
+	bpf_ringbuf_submit(event, 0);
+}
+
+// The first that a process sends on a connection: if it is a TLS ClientHello, it says by which name the other end is
+// meant. Here a packet is as large as the process wrote it, so most are whole; the rest of one that is not follows.
+static __always_inline void look_for_hello(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	u8 ip[20];
+	u8 record[6];
+	u8 words;
+
+	if (!state || state->hello == HELLO_OVER)
+		return;
+	if (state->direction != DIRECTION_OUTBOUND) {
+		state->hello = HELLO_OVER;
+		return;
+	}
+	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
+		return;
+	u32 offset = ip[0] >> 4 == 4 ? (ip[0] & 15) * 4 : 40;
+	if (ip[0] >> 4 == 6 && ip[6] != IPPROTO_TCP)
+		return;
+	if (bpf_skb_load_bytes(skb, offset + 12, &words, 1))
+		return;
+	offset += (words >> 4) * 4;
+	if (skb->len <= offset)
+		return; /* carries nothing */
+	u32 payload = skb->len - offset;
+	if (state->hello == HELLO_NOT_YET) {
+		/* A handshake record of TLS 1.x that begins with a ClientHello. */
+		if (payload < sizeof(record) || bpf_skb_load_bytes(skb, offset, record, sizeof(record)) ||
+		    record[0] != 0x16 || record[1] != 3 || record[5] != 1) {
+			state->hello = HELLO_OVER;
+			return;
+		}
+		u32 whole = 5 + (record[3] << 8 | record[4]);
+		state->hello = whole > payload && whole < HELLO_OVER ? whole - payload : HELLO_OVER;
+	} else {
+		state->hello = state->hello > payload ? state->hello - payload : HELLO_OVER;
+	}
+	tell_packet(skb, sk, state, true);
+}
+
 // To and from whom: each datagram as it leaves or reaches the socket, whichever call it is sent or received by. A
 // datagram that leaves does so in its sender's context; one that arrives does not.
 static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
@@ -683,7 +760,16 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	if (!sk)
 		return 1;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk || sk->protocol != IPPROTO_UDP)
+	if (!sk)
+		return 1;
+	if (sk->protocol == IPPROTO_TCP) {
+		if (leaving)
+			look_for_hello(skb, sk);
+		else if (sk->dst_port == __builtin_bswap16(DNS_PORT))
+			tell_packet(skb, sk, bpf_sk_storage_get(&sockets, sk, 0, 0), false);
+		return 1;
+	}
+	if (sk->protocol != IPPROTO_UDP)
 		return 1;
 	if (bpf_skb_load_bytes(skb, 0, ip.bytes, 20))
 		return 1;
@@ -719,6 +805,8 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	u32 packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	key.cookie = bpf_get_socket_cookie(skb);
 	key.port = __builtin_bswap16(leaving ? ports.to : ports.from);
+	if (!leaving && key.port == DNS_PORT)
+		tell_packet(skb, sk, bpf_sk_storage_get(&sockets, sk, 0, 0), false);
 
 	struct peer *peer = bpf_map_lookup_elem(&peers, &key);
 	bool is_new = !peer || now - peer->last > UDP_IDLE_NS;
@@ -744,6 +832,8 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	}
 	if (!is_new)
 		return 1;
+	if (leaving && key.port == ENCRYPTED_DNS_PORT)
+		tell_packet(skb, sk, bpf_sk_storage_get(&sockets, sk, 0, 0), true);
 
 	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (state) {

@@ -227,6 +227,8 @@ pub struct ObservedResolution {
     pub server: SocketAddr,
     /// Where the answer arrived.
     pub local: SocketAddr,
+    /// Who asked, where known.
+    pub process: Option<ProcessKey>,
     /// Network namespace, where known.
     pub network_namespace: Option<u64>,
 }
@@ -238,6 +240,8 @@ pub struct ObservedServerName {
     pub name: Option<String>,
     /// Whose end sent it: outbound from here, inbound from there.
     pub direction: Direction,
+    /// The system's identity of its socket, where known.
+    pub socket: Option<u64>,
     /// This end.
     pub local: SocketAddr,
     /// The other end.

@@ -18,7 +18,9 @@ use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
     event::{Event, EventKind, ListenRecord},
     executable::ExecutableRecord,
-    flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, RECORD_SPAN_MAX, Traffic},
+    flow::{
+        Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic,
+    },
     host::{SourceDescription, UserPresence},
     id::{ConnectionUid, HostBoot, ProcessUid, Seq},
     name::{NameResolution, RemoteName, ServerNameRecord},
@@ -378,7 +380,7 @@ impl Pipeline {
             addresses: observed.addresses,
             ttl_s: observed.ttl_s,
             server: observed.server,
-            process: None,
+            process: observed.process.map(|process| self.uid(process)),
             network_namespace: observed.network_namespace,
         };
         self.push(now, EventKind::NameResolved(Box::new(resolution)));
@@ -390,7 +392,9 @@ impl Pipeline {
         }
         let hello = ServerNameRecord {
             at,
-            connection: None,
+            connection: observed
+                .socket
+                .map(|socket| self.boot.connection(Protocol::Tcp, observed.remote, socket)),
             name: observed.name,
             local: observed.local,
             remote: observed.remote,

@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes sent on each connection, there and back.
 const BYTES: [usize; 2] = [100, 50];
 const CONNECTION_REFUSED: i32 = 111;
+/// Where the test's own DNS answers come from.
+const NAME_SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 77, 53, 53), 53);
 /// With what a child of the test ends, so that its exit code is recognised.
 pub const CHILD_EXIT: u8 = 7;
 
@@ -100,6 +102,7 @@ enum Tried {
     Connections { what: &'static str, made: Vec<Made> },
     Processes { what: &'static str, pids: Vec<u32> },
     Listener { what: &'static str, local: SocketAddr },
+    Names { what: &'static str, names: Vec<String> },
 }
 
 /// A connection that was made.
@@ -124,6 +127,17 @@ impl Tried {
             Self::Listener { what, local } => {
                 let is_it = |fact: &Fact| matches!(fact, Fact::Listening { owner, local: at, .. } if at == local && *owner == own_key());
                 (*what, 1, usize::from(facts.iter().any(is_it)))
+            }
+            Self::Names { what, names } => {
+                let seen: HashSet<&String> = facts
+                    .iter()
+                    .filter_map(|fact| match fact {
+                        Fact::NameResolved(resolution) => Some(&resolution.name),
+                        Fact::ServerName(hello) => hello.name.as_ref(),
+                        _ => None,
+                    })
+                    .collect();
+                (*what, names.len(), names.iter().filter(|name| seen.contains(name)).count())
             }
         };
         Check { what, done, seen }
@@ -212,6 +226,11 @@ fn try_everything() -> io::Result<Vec<Tried>> {
     tried.push(Tried::Connections { what: "UDP to a peer, unconnected", made: unconnected });
     tried.push(Tried::Connections { what: "UDP received, with its bytes", made: received });
     tried.push(Tried::Connections { what: "UDP to a peer, connected", made: datagrams(true)?.0 });
+    // Not every system lets an answer be given on the loopback.
+    if let Ok(server) = UdpSocket::bind(NAME_SERVER) {
+        tried.push(Tried::Names { what: "DNS answers", names: answers(&server)? });
+    }
+    tried.push(Tried::Names { what: "TLS server names", names: hellos(&listener)? });
     tried.push(Tried::Processes { what: "processes, from start to exit code", pids: children()? });
     Ok(tried)
 }
@@ -296,6 +315,55 @@ fn datagrams(is_connected: bool) -> io::Result<(Vec<Made>, Vec<Made>)> {
         });
     }
     Ok((outbound, inbound))
+}
+
+/// Answers from `server` to a socket of this process, each with a name of its own.
+fn answers(server: &UdpSocket) -> io::Result<Vec<String>> {
+    let asker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    asker.set_read_timeout(Some(PATIENCE))?;
+    let mut names = Vec::new();
+    for number in 0..EACH {
+        let name = format!("answer{number}.selftest.alibi.example");
+        // A response (RFC 1035) with one question and one answer, an address in the Internet for a minute.
+        let mut message = vec![0, 0, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0];
+        for label in name.split('.') {
+            message.push(u8::try_from(label.len()).map_err(io::Error::other)?);
+            message.extend(label.as_bytes());
+        }
+        message.extend([0, 0, 1, 0, 1]);
+        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+        server.send_to(&message, asker.local_addr()?)?;
+        asker.recv(&mut [0; 512])?;
+        names.push(name);
+    }
+    Ok(names)
+}
+
+/// ClientHellos (RFC 8446) to `listener`, each with a name of its own.
+fn hellos(listener: &TcpListener) -> io::Result<Vec<String>> {
+    // Whatever contains it, preceded by its length in so many bytes.
+    fn within(length_bytes: usize, content: &[u8]) -> Vec<u8> {
+        let length = content.len().to_be_bytes();
+        [&length[length.len() - length_bytes..], content].concat()
+    }
+    let mut names = Vec::new();
+    for number in 0..EACH {
+        let name = format!("hello{number}.selftest.alibi.example");
+        let host_name = [&[0][..], &within(2, name.as_bytes())].concat();
+        let server_name = [&[0, 0][..], &within(2, &within(2, &host_name))].concat();
+        let version_and_random = [&[3, 3][..], &[7; 32]].concat();
+        let suites_and_compression = [within(2, &[0x13, 1]), within(1, &[0])].concat();
+        let body =
+            [version_and_random, within(1, &[]), suites_and_compression, within(2, &server_name)].concat();
+        let handshake = [&[1][..], &within(3, &body)].concat();
+        let record = [&[22, 3, 1][..], &within(2, &handshake)].concat();
+        let mut near = TcpStream::connect(listener.local_addr()?)?;
+        let (mut far, _) = listener.accept()?;
+        near.write_all(&record)?;
+        far.read_exact(&mut vec![0; record.len()])?;
+        names.push(name);
+    }
+    Ok(names)
 }
 
 /// Children that run this very program and end at once with [`CHILD_EXIT`].

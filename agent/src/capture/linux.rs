@@ -41,7 +41,10 @@ const GATHER: Duration = Duration::from_millis(20);
 pub(super) fn ebpf(options: &Options) -> Result<Linux, CaptureError> {
     let only = options.own_network_namespace.then(sys::network_namespace).flatten();
     let probe = ebpf::Ebpf::open(options.buffer_bytes.unwrap_or(ebpf::BUFFER_BYTES), only)?;
-    Ok(Linux::new(ebpf::NAME, vec![Box::new(probe)]).with_names(options).with_links_and_clock().with_canary())
+    let hears_names = probe.facets().iter().any(|facet| facet.facet == Facet::Names);
+    let source = Linux::new(ebpf::NAME, vec![Box::new(probe)]);
+    let source = if hears_names { source } else { source.with_names(options) };
+    Ok(source.with_links_and_clock().with_canary())
 }
 
 /// The fallback where the kernel refuses BPF: its messages on processes and sockets, and a look at the sockets each period.

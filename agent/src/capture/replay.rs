@@ -160,11 +160,13 @@ mod tests {
                 ttl_s: 60,
                 server: local,
                 local,
+                process: Some(process),
                 network_namespace: Some(4),
             })),
             Fact::ServerName(Box::new(ObservedServerName {
                 name: Some("cloud.example.com".into()),
                 direction: Direction::Outbound,
+                socket: Some(socket.socket),
                 local,
                 remote: socket.remote,
                 network_namespace: None,

@@ -16,11 +16,13 @@ use crate::capture::{CaptureError, Fact, Observation, poll};
 
 mod connections;
 mod event;
+mod names;
 mod probe;
 mod processes;
 
 use connections::Connections;
 use event::Event;
+use names::Names;
 use probe::{Lost, Probe};
 use processes::Processes;
 
@@ -42,6 +44,7 @@ pub(super) struct Ebpf {
     probe: Probe,
     processes: Processes,
     connections: Connections,
+    names: Names,
     /// When connections were looked at last.
     looked: Option<Moment>,
     /// When the kernel's count of what was lost was read last, and what it was.
@@ -59,6 +62,7 @@ impl Ebpf {
             probe: Probe::load(buffer_bytes)?,
             processes: Processes::default(),
             connections: Connections::of(only),
+            names: Names::new(),
             looked: None,
             counted: None,
             has_begun: false,
@@ -98,6 +102,11 @@ impl Ebpf {
                 let event = (header, kind, connection);
                 self.connections.take(event, now, &mut self.probe, &mut self.processes, facts);
             }
+            Some(Event::Packet(header, packet)) => {
+                if !self.connections.leaves_out(packet.network_namespace) {
+                    self.names.take(header, &packet, now, facts);
+                }
+            }
             None => {
                 tracing::error!(bytes = bytes.len(), "the probe wrote what is no event: please report it")
             }
@@ -112,6 +121,7 @@ impl Ebpf {
         let counts = [
             (Facet::Processes, lost.processes - before.processes),
             (Facet::Connections, lost.connections - before.connections),
+            (Facet::Names, lost.names - before.names),
         ];
         for (facet, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             let reason = "the buffer between kernel and agent was full".to_owned();
@@ -169,7 +179,7 @@ impl Sensor for Ebpf {
             covers: covers.to_owned(),
             cannot_see,
         };
-        vec![
+        let mut facets = vec![
             FacetCoverage {
                 facet: Facet::Processes,
                 grade: Grade::Complete,
@@ -190,7 +200,17 @@ impl Sensor for Ebpf {
                     ),
                 ),
             },
-        ]
+        ];
+        // Without the hooks at the sockets, others listen.
+        if lacks.connections.is_empty() {
+            let (covers, cannot_see) = (names::COVERS, names::CANNOT_SEE.to_owned());
+            facets.push(FacetCoverage {
+                facet: Facet::Names,
+                grade: Grade::Complete,
+                scope: scope(covers, cannot_see),
+            });
+        }
+        facets
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -210,6 +230,7 @@ impl Sensor for Ebpf {
         self.count_losses(now, facts)?;
         self.look(now, facts)?;
         self.processes.tell_waiting(now, facts);
-        Ok(has_all)
+        let is_settled = self.names.settle(now, || self.connections.open_remotes(), facts);
+        Ok(has_all && is_settled)
     }
 }

@@ -42,7 +42,8 @@ mod socket;
 mod text;
 mod tls;
 
-use reader::{Reader, Sighting, lost};
+use reader::lost;
+pub(in crate::capture::linux) use reader::{Reader, Sighting};
 use socket::{Buffer, Ear, Received};
 
 /// Namespaces are searched for so often. Not more seldom than what is told of encrypted DNS needs.

@@ -65,8 +65,14 @@ impl Connections {
         }
     }
 
-    fn leaves_out(&self, connection: &Connection) -> bool {
-        self.only.is_some_and(|only| only != u64::from(connection.network_namespace))
+    /// Whether a network namespace is none of ours.
+    pub(super) fn leaves_out(&self, network_namespace: u32) -> bool {
+        self.only.is_some_and(|only| only != u64::from(network_namespace))
+    }
+
+    /// The other ends of the TCP connections that are open.
+    pub(super) fn open_remotes(&self) -> HashSet<SocketAddr> {
+        self.open.values().copied().collect()
     }
 
     /// Takes in one event.
@@ -78,7 +84,7 @@ impl Connections {
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
     ) {
-        if self.leaves_out(&connection) {
+        if self.leaves_out(connection.network_namespace) {
             return;
         }
         let at = moment(header.at, now);
@@ -256,7 +262,7 @@ impl Connections {
         let mut found: BTreeMap<u64, (Header, Connection, HashSet<ProcessKey>)> = BTreeMap::new();
         for event in Event::parse_all(bytes) {
             let Event::Connection(header, ConnectionKind::Found, connection) = event else { continue };
-            if self.leaves_out(&connection) {
+            if self.leaves_out(connection.network_namespace) {
                 continue;
             }
             let holder = key(header.pid, header.start);

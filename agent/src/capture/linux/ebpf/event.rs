@@ -21,6 +21,18 @@ pub(super) enum Event<'a> {
     /// With the status as wait(2) has it.
     Exit(Header, i32),
     Connection(Header, ConnectionKind, Connection),
+    /// With the owner of its socket, if that is known.
+    Packet(Header, Packet<'a>),
+}
+
+/// A packet with a name in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packet<'a> {
+    pub(super) cookie: u64,
+    pub(super) network_namespace: u32,
+    pub(super) is_leaving: bool,
+    /// From the IP header on, as far as it was kept.
+    pub(super) bytes: &'a [u8],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +178,14 @@ impl<'a> Event<'a> {
             11 => ConnectionKind::Released,
             12 => ConnectionKind::Sample,
             13 => ConnectionKind::Found,
+            14 => {
+                let (cookie, network_namespace) = (fields.u64()?, fields.u32()?);
+                let length = usize::from(fields.u16()?);
+                let [is_leaving, _] = *fields.take::<2>()?;
+                let bytes = fields.0.get(..length)?;
+                let packet = Packet { cookie, network_namespace, is_leaving: is_leaving != 0, bytes };
+                return Some(Self::Packet(header, packet));
+            }
             _ => return None,
         };
         Some(Self::Connection(header, kind, connection(&mut fields)?))

@@ -104,6 +104,7 @@ type PeerValue = [u8; 40];
 pub(super) struct Lost {
     pub(super) processes: u64,
     pub(super) connections: u64,
+    pub(super) names: u64,
 }
 
 /// The loaded probe. It is gone from the kernel when this is dropped.
@@ -185,7 +186,7 @@ impl Probe {
     /// What could not be told so far.
     pub(super) fn lost(&self) -> Lost {
         let sum = |index| self.lost.get(&index, 0).map_or(0, |counts| counts.iter().sum());
-        Lost { processes: sum(0), connections: sum(1) }
+        Lost { processes: sum(0), connections: sum(1), names: sum(2) }
     }
 
     /// What a UDP peer has moved in all; none if the kernel does not have it.

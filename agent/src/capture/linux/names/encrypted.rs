@@ -110,10 +110,10 @@ pub(super) fn hidden(name: Option<&str>, remote: SocketAddr) -> Option<String> {
 
 /// A connection to such a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Connection {
-    pub(super) network_namespace: u64,
-    pub(super) local: SocketAddr,
-    pub(super) remote: SocketAddr,
+pub(in crate::capture::linux) struct Connection {
+    pub(in crate::capture::linux) network_namespace: u64,
+    pub(in crate::capture::linux) local: SocketAddr,
+    pub(in crate::capture::linux) remote: SocketAddr,
 }
 
 /// A stretch of time in which names may have been resolved unheard.

@@ -31,17 +31,17 @@ const LATE_PIECES: &str = "the rest of a TLS ClientHello or DNS answer did not c
 
 /// Where, how and when a packet was seen.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sighting {
-    pub(super) network_namespace: u64,
-    pub(super) interface: usize,
+pub(in crate::capture::linux) struct Sighting {
+    pub(in crate::capture::linux) network_namespace: u64,
+    pub(in crate::capture::linux) interface: usize,
     /// Who sent it: outbound if this host, or if it was seen on loopback.
-    pub(super) direction: Direction,
-    pub(super) at: Moment,
+    pub(in crate::capture::linux) direction: Direction,
+    pub(in crate::capture::linux) at: Moment,
 }
 
 /// Remembers what it takes to understand the next packet.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub(in crate::capture::linux) struct Reader {
     copies: Copies,
     pieces: Pieces,
     encrypted: Encrypted,
@@ -57,7 +57,12 @@ struct Loss {
 
 impl Reader {
     /// Reads a packet from its IP header on; `bytes` may end before it does.
-    pub(super) fn read(&mut self, seen: Sighting, bytes: &[u8], facts: &mut Vec<Observation>) {
+    pub(in crate::capture::linux) fn read(
+        &mut self,
+        seen: Sighting,
+        bytes: &[u8],
+        facts: &mut Vec<Observation>,
+    ) {
         let Some(packet) = Packet::parse(bytes) else { return };
         if self.copies.is_copy(seen.network_namespace, seen.interface, &packet, seen.at) {
             return;
@@ -82,7 +87,12 @@ impl Reader {
 
     /// What is known once everything of a turn has been read. What is waited for is given up if it may not be waited for
     /// any longer. False if something is waited for.
-    pub(super) fn settle(&mut self, now: Moment, may_wait: bool, facts: &mut Vec<Observation>) -> bool {
+    pub(in crate::capture::linux) fn settle(
+        &mut self,
+        now: Moment,
+        may_wait: bool,
+        facts: &mut Vec<Observation>,
+    ) -> bool {
         if !may_wait {
             let streams: Vec<_> = self.pieces.give_up().collect();
             for (_, stream) in streams {
@@ -96,7 +106,7 @@ impl Reader {
     }
 
     /// Encrypted DNS that goes on is told anew. `is_open` says of a connection whether it is.
-    pub(super) fn renew(
+    pub(in crate::capture::linux) fn renew(
         &mut self,
         now: Moment,
         is_open: impl Fn(&Connection) -> bool,
@@ -107,7 +117,7 @@ impl Reader {
     }
 
     /// The network namespaces with connections of which [`Reader::renew`] will ask.
-    pub(super) fn watched_namespaces(&self) -> std::collections::HashSet<u64> {
+    pub(in crate::capture::linux) fn watched_namespaces(&self) -> std::collections::HashSet<u64> {
         self.encrypted.network_namespaces()
     }
 
@@ -136,6 +146,7 @@ impl Reader {
                     ttl_s: answer.ttl_s,
                     server,
                     local,
+                    process: None,
                     network_namespace: Some(seen.network_namespace),
                 };
                 facts.push(Observation { at: seen.at, fact: Fact::NameResolved(Box::new(resolution)) });
@@ -218,7 +229,8 @@ impl Reader {
             let hidden = self.encrypted.is_used(reason, seen.at.wall, Some(connection));
             facts.extend(hidden.map(|hidden| hidden_fact(hidden, seen.at)));
         }
-        let hello = ObservedServerName { name, direction: seen.direction, local, remote, network_namespace };
+        let (direction, socket) = (seen.direction, None);
+        let hello = ObservedServerName { name, direction, socket, local, remote, network_namespace };
         facts.push(Observation { at: seen.at, fact: Fact::ServerName(Box::new(hello)) });
     }
 

@@ -224,6 +224,7 @@ fn a_hello_that_is_cut_into_segments_is_heard_where_it_is_sent() {
         direction: Direction::Outbound,
         local,
         remote,
+        socket: None,
         network_namespace: Some(client.namespace),
     };
     assert!(facts.contains(&Fact::ServerName(Box::new(hello))), "{facts:?}");

@@ -83,6 +83,7 @@ fn an_answer_becomes_a_fact() {
         ttl_s: 60,
         server: "192.0.2.1:53".parse().unwrap(),
         local: "198.51.100.7:4000".parse().unwrap(),
+        process: None,
         network_namespace: Some(1),
     };
     assert_eq!(facts, [Fact::NameResolved(Box::new(expected))]);

@@ -1,0 +1,95 @@
+//! Names, from the packets that the probe picks out at the sockets: each once, in every network namespace, with the owner
+//! of its socket.
+
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
+
+use alibi_proto::{flow::Direction, time::Moment};
+
+use super::{
+    event::{Header, Packet},
+    processes::{key, moment},
+};
+use crate::capture::{
+    Fact, Observation,
+    linux::names::{Reader, Sighting},
+};
+
+/// The rest of a message that came in pieces is waited for so long, and everything else with it.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Encrypted DNS over a connection that is still open is told anew so often.
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+
+pub(super) const COVERS: &str =
+    "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos that programs send, by eBPF";
+pub(super) const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; DNS on \
+     other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; the \
+     inner name of an encrypted ClientHello (ECH); what virtual machines look up";
+
+/// What is known of the packets so far.
+pub(super) struct Names {
+    reader: Reader,
+    /// Everything before this has been understood, or told as lost.
+    heard_until: Option<Moment>,
+    renewed: Option<Moment>,
+}
+
+impl Names {
+    pub(super) fn new() -> Self {
+        Self { reader: Reader::default(), heard_until: None, renewed: None }
+    }
+
+    /// Reads a packet.
+    pub(super) fn take(
+        &mut self,
+        header: Header,
+        packet: &Packet<'_>,
+        now: Moment,
+        facts: &mut Vec<Observation>,
+    ) {
+        let direction = if packet.is_leaving { Direction::Outbound } else { Direction::Inbound };
+        let seen = Sighting {
+            network_namespace: packet.network_namespace.into(),
+            // At a socket it is seen once, wherever it came through.
+            interface: 0,
+            direction,
+            at: moment(header.at, now),
+        };
+        let before = facts.len();
+        self.reader.read(seen, packet.bytes, facts);
+        let owner = (header.pid != 0).then(|| key(header.pid, header.start));
+        for observation in &mut facts[before..] {
+            match &mut observation.fact {
+                Fact::NameResolved(resolution) => resolution.process = owner,
+                Fact::ServerName(hello) => hello.socket = Some(packet.cookie),
+                _ => {}
+            }
+        }
+    }
+
+    /// What is known once everything of a turn has been read; `open` are the remotes of open connections. False if
+    /// something is waited for.
+    pub(super) fn settle(
+        &mut self,
+        now: Moment,
+        open: impl FnOnce() -> HashSet<SocketAddr>,
+        facts: &mut Vec<Observation>,
+    ) -> bool {
+        let may_wait = self.heard_until.is_some_and(|heard| since(heard, now) < WAIT_MAX);
+        let is_settled = self.reader.settle(now, may_wait, facts);
+        if is_settled || self.heard_until.is_none() {
+            self.heard_until = Some(now);
+        }
+        let is_due = self.renewed.is_none_or(|renewed| since(renewed, now) >= RENEW_INTERVAL);
+        if is_due && !self.reader.watched_namespaces().is_empty() {
+            self.renewed = Some(now);
+            // Another connection to the same server counts too: the loss is told longer, never shorter.
+            let open = open();
+            self.reader.renew(now, |connection| open.contains(&connection.remote), facts);
+        }
+        is_settled
+    }
+}
+
+fn since(earlier: Moment, now: Moment) -> Duration {
+    Duration::from_nanos(now.boot_ns.saturating_sub(earlier.boot_ns))
+}
