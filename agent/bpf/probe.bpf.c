@@ -383,6 +383,20 @@ static __always_inline void tell_tcp(struct sock *sk, u32 kind, const struct soc
 	bpf_ringbuf_submit(event, 0);
 }
 
+// Whether the other end is the one that connect was called with: it is not for the unspecified address, nor where another
+// program on the hook has put its own in its place.
+static __always_inline bool is_as_asked(struct sock *sk, const struct socket_state *state)
+{
+	u8 remote[16] __attribute__((aligned(8)));
+
+	if (sk->__sk_common.skc_family == AF_INET6)
+		bpf_probe_read_kernel(remote, 16, &sk->__sk_common.skc_v6_daddr);
+	else
+		map_ipv4(remote, sk->__sk_common.skc_daddr);
+	return ((u64 *)remote)[0] == ((u64 *)state->remote)[0] && ((u64 *)remote)[1] == ((u64 *)state->remote)[1] &&
+	       __builtin_bswap16(sk->__sk_common.skc_dport) == state->port;
+}
+
 // To SYN_SENT and LISTEN: in the caller's own context. To ESTABLISHED and CLOSE: anywhere.
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state, struct sock *sk, int before, int now)
@@ -400,8 +414,9 @@ int BPF_PROG(on_state, struct sock *sk, int before, int now)
 			return 0;
 		}
 		if (now == TCP_SYN_SENT && state->asked) {
-			state->asked = 0; /* told when connect was called */
-			return 0;
+			state->asked = 0;
+			if (is_as_asked(sk, state))
+				return 0; /* told when connect was called */
 		}
 		state->opened = bpf_ktime_get_boot_ns();
 		state->hello = HELLO_NOT_YET;
@@ -457,6 +472,9 @@ static __always_inline int use(struct sock *sk)
 		state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!state)
 			return 0;
+	} else if (state->direction == DIRECTION_LISTENING) {
+		/* Its acceptance was not seen. */
+		state->direction = DIRECTION_INBOUND;
 	} else if (state->pid == task->tgid) {
 		state->known = KNOWN_CALL;
 		return 0;
@@ -549,6 +567,16 @@ static __always_inline struct sock *kernel_sock(struct bpf_sock *sk)
 	return (struct sock *)*(volatile u64 *)number;
 }
 
+// Why a connect of which nothing came failed, as far as that is known.
+static __always_inline s32 refusal_of(const struct socket_state *state)
+{
+	struct refusal_key key = { .thread = state->thread };
+
+	copy16(key.remote, state->remote);
+	struct refusal *refusal = bpf_map_lookup_elem(&refusals, &key);
+	return refusal && refusal->at >= state->opened ? refusal->error : 0;
+}
+
 // A process asks for a connection. Whether anything comes of it is told by the states that follow; if none does, by the
 // next look at open connections, or when the socket is closed.
 static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 *remote)
@@ -561,9 +589,13 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 		count_lost(LOST_CONNECTIONS);
 		return 1;
 	}
-	take_slowly(state);
-	if (context->protocol != IPPROTO_TCP)
+	if (context->protocol != IPPROTO_TCP) {
+		take_slowly(state);
 		return 1;
+	}
+	/* The socket may have been used for another connect, of which nothing came. */
+	s32 before = state->asked ? refusal_of(state) : 0;
+	take_slowly(state);
 	state->direction = DIRECTION_OUTBOUND;
 	state->port = __builtin_bswap16(context->user_port);
 	copy16(state->remote, remote);
@@ -590,19 +622,9 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 	event->remote_port = state->port;
 	copy16(event->remote, remote);
 	event->state = TCP_CLOSE;
-	event->error = 0;
+	event->error = before;
 	bpf_ringbuf_submit(event, 0);
 	return 1;
-}
-
-// Why a connect of which nothing came failed, as far as that is known.
-static __always_inline s32 refusal_of(const struct socket_state *state)
-{
-	struct refusal_key key = { .thread = state->thread };
-
-	copy16(key.remote, state->remote);
-	struct refusal *refusal = bpf_map_lookup_elem(&refusals, &key);
-	return refusal && refusal->at >= state->opened ? refusal->error : 0;
 }
 
 SEC("cgroup/connect4")
@@ -809,7 +831,9 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 		tell_packet(skb, sk, bpf_sk_storage_get(&sockets, sk, 0, 0), false);
 
 	struct peer *peer = bpf_map_lookup_elem(&peers, &key);
-	bool is_new = !peer || now - peer->last > UDP_IDLE_NS;
+	/* Another processor may have been here later, and be done earlier. */
+	u64 silent_since = peer ? peer->last : 0;
+	bool is_new = !peer || (now > silent_since && now - silent_since > UDP_IDLE_NS);
 	if (!peer) {
 		struct peer fresh = { .first = now, .last = now };
 		if (bpf_map_update_elem(&peers, &key, &fresh, BPF_ANY)) {
@@ -822,7 +846,8 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	}
 	u64 sent = peer->sent, received = peer->received;
 	u32 packets_sent = peer->packets_sent, packets_received = peer->packets_received;
-	peer->last = now;
+	if (now > peer->last)
+		peer->last = now;
 	if (leaving) {
 		__sync_fetch_and_add(&peer->sent, bytes);
 		__sync_fetch_and_add(&peer->packets_sent, packets);
@@ -851,7 +876,7 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	stamp(&event->header, KIND_PEER);
 	write_owner(event, state);
 	event->direction = leaving ? DIRECTION_OUTBOUND : DIRECTION_INBOUND;
-	event->opened = now;
+	event->opened = silent_since; /* of a peer, when it was heard last before this */
 	event->cookie = key.cookie;
 	event->protocol = IPPROTO_UDP;
 	struct sock *kernel = kernel_sock(sk);
@@ -890,8 +915,10 @@ static __always_inline int note_bind(struct bpf_sock *sk)
 	if (sk->protocol != IPPROTO_UDP)
 		return 1;
 	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (state)
+	if (state) {
 		take_slowly(state);
+		state->known = KNOWN_INHERITED; /* it may be bound for somebody else */
+	}
 	return 1;
 }
 
@@ -945,7 +972,7 @@ static __always_inline int look(struct bpf_iter__bpf_sk_storage_map *context, bo
 	struct sock *sk = context->sk;
 	struct socket_state *state = context->value;
 
-	if (!sk || !state || sk->sk_protocol != IPPROTO_TCP || state->direction == DIRECTION_LISTENING || state->ended)
+	if (!sk || !state || sk->sk_protocol != IPPROTO_TCP || state->ended)
 		return 0;
 	if (sk->__sk_common.skc_state == TCP_CLOSE) {
 		/* Asked for, and the call is over: it came to nothing. */

@@ -17,27 +17,25 @@ use std::{
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
     event::{Event, EventKind, ListenRecord},
-    executable::ExecutableRecord,
-    flow::{
-        Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic,
-    },
+    flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, RECORD_SPAN_MAX, Traffic},
     host::{SourceDescription, UserPresence},
     id::{ConnectionUid, HostBoot, ProcessUid, Seq},
-    name::{NameResolution, RemoteName, ServerNameRecord},
+    name::RemoteName,
     process::{ProcessExecution, ProcessExit, ProcessImage, ProcessRecord, User},
     time::{Moment, Timestamp},
 };
 
 use crate::{
     capture::{
-        ConnectionChange, Fact, Observation, ObservedConnection, ObservedExecutable, ObservedProcess,
-        ObservedResolution, ObservedServerName, ProcessKey, Report, SocketKey,
+        ConnectionChange, Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report,
+        SocketKey,
     },
     enrich::redaction::redact,
     ledger::{Ledger, PreviousRun},
 };
 
 mod names;
+mod sightings;
 mod suspend;
 
 use names::Names;
@@ -367,55 +365,6 @@ impl Pipeline {
             self.users.insert(process, user.clone());
         }
         image
-    }
-
-    fn name_resolved(&mut self, observed: ObservedResolution, at: Timestamp, now: Moment) {
-        for address in &observed.addresses {
-            self.names.resolved(observed.network_namespace, *address, &observed.name);
-        }
-        let resolution = NameResolution {
-            at,
-            name: observed.name,
-            aliases: observed.aliases,
-            addresses: observed.addresses,
-            ttl_s: observed.ttl_s,
-            server: observed.server,
-            process: observed.process.map(|process| self.uid(process)),
-            network_namespace: observed.network_namespace,
-        };
-        self.push(now, EventKind::NameResolved(Box::new(resolution)));
-    }
-
-    fn server_name(&mut self, observed: ObservedServerName, at: Timestamp, now: Moment) {
-        if let (Some(name), Direction::Outbound) = (&observed.name, observed.direction) {
-            self.names.asked(observed.local, observed.remote, name);
-        }
-        let hello = ServerNameRecord {
-            at,
-            connection: observed
-                .socket
-                .map(|socket| self.boot.connection(Protocol::Tcp, observed.remote, socket)),
-            name: observed.name,
-            local: observed.local,
-            remote: observed.remote,
-            network_namespace: observed.network_namespace,
-        };
-        self.push(now, EventKind::ServerName(Box::new(hello)));
-    }
-
-    fn executable_seen(&mut self, observed: ObservedExecutable, at: Timestamp, now: Moment) {
-        let executable = ExecutableRecord {
-            at,
-            path: observed.path,
-            file: observed.file,
-            sha256: observed.sha256,
-            first_on_host: observed.first_on_host,
-            package: observed.package,
-            sighting: observed.sighting,
-            process: observed.process.map(|process| self.uid(process)),
-            problem: observed.problem,
-        };
-        self.push(now, EventKind::ExecutableSeen(Box::new(executable)));
     }
 
     fn connection_opened(&mut self, observed: ObservedConnection, at: Timestamp, now: Moment) {

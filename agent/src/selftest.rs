@@ -16,7 +16,7 @@ use std::{
 use alibi_proto::flow::{Attribution, Direction, FlowState, Protocol};
 
 use crate::{
-    capture::{CaptureError, Fact, Outlet, ProcessKey, Report, Source},
+    capture::{CaptureError, Fact, Outlet, ProcessKey, Report, SocketKey, Source},
     recorder::REPORTS_QUEUED_MAX,
     sys,
 };
@@ -62,14 +62,16 @@ pub fn run(source: Box<dyn Source>) -> Result<Vec<Check>, SelfTestError> {
     let running = thread::Builder::new().name("source".to_owned()).spawn(move || source.run(outlet))?;
 
     // The first report is what was there before: the source looks from then on.
-    let mut facts = facts(received.recv_timeout(PATIENCE).map_err(|_| SelfTestError::Silent)?);
+    let mut own = HashSet::new();
+    let first = received.recv_timeout(PATIENCE).map_err(|_| SelfTestError::Silent)?;
+    let mut facts = facts(first, &mut own);
     let tried = try_everything()?;
     let deadline = Instant::now() + PATIENCE;
     while !tried.iter().all(|tried| tried.check(&facts).is_covered())
         && let Some(left) = deadline.checked_duration_since(Instant::now())
     {
         match received.recv_timeout(left) {
-            Ok(report) => facts.extend(self::facts(report)),
+            Ok(report) => facts.extend(self::facts(report, &mut own)),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
         }
@@ -93,8 +95,25 @@ pub enum SelfTestError {
     Io(#[from] io::Error),
 }
 
-fn facts(report: Report) -> Vec<Fact> {
-    report.observations.into_iter().map(|observation| observation.fact).collect()
+/// What a report says of this process, or of what has no process.
+fn facts(report: Report, own: &mut HashSet<SocketKey>) -> Vec<Fact> {
+    let facts = report.observations.into_iter().map(|observation| observation.fact);
+    let own_key = own_key();
+    let is_ours = |fact: &Fact| match fact {
+        Fact::ConnectionOpened(opened) => {
+            let is_own = opened.owner == own_key;
+            if is_own {
+                own.insert(opened.socket);
+            }
+            is_own
+        }
+        Fact::ConnectionChanged { socket, .. } | Fact::ConnectionClosed { socket, .. } => {
+            own.contains(socket)
+        }
+        Fact::ProcessStarted(started) => started.parent == own_key,
+        _ => true,
+    };
+    facts.filter(is_ours).collect()
 }
 
 /// Something that was done, and how it is recognised.

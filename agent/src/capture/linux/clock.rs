@@ -24,10 +24,15 @@ use rustix::{
 };
 
 use super::Sensor;
-use crate::capture::{CaptureError, Fact, Observation};
+use crate::{
+    capture::{CaptureError, Fact, Observation},
+    sys,
+};
 
 /// Shorter is no suspend: the clocks are not read at the same instant.
 const SLEPT_MIN_NS: u64 = 100_000_000;
+/// Two clocks that are read within this are read as of one instant.
+const TOGETHER_NS: u64 = SLEPT_MIN_NS / 2;
 /// When the timer would end: farther away than any host runs (in the year 2200), and what every system can hold.
 const NEVER_SECS: i64 = 7_258_118_400;
 
@@ -82,7 +87,7 @@ impl Clock {
         }
         let suspends = (self.instruments.suspends)();
         let before = std::mem::replace(&mut self.suspends, suspends);
-        let is_once = suspends.zip(before).is_some_and(|(now, before)| now.saturating_sub(before) <= 1);
+        let is_once = suspends.zip(before).is_some_and(|(now, before)| now.checked_sub(before) == Some(1));
         tracing::info!(slept_ms = slept_ns / 1_000_000, is_once, "the host was suspended");
         is_once.then(|| suspended(previous, look)).flatten()
     }
@@ -98,7 +103,15 @@ impl Sensor for Clock {
             arm(&self.timer)?;
         }
         // Dated to its end, up to which a connection's record that was cut has been told.
-        facts.extend(self.look(now).map(|fact| {
+        // The turn may have begun a while ago, and the two clocks must be read as of one instant.
+        let at = sys::now();
+        let fact = self.look(at);
+        if sys::now().boot_ns - at.boot_ns >= TOGETHER_NS {
+            // They were not: there is nothing to compare with the next time.
+            self.previous = None;
+            return Ok(true);
+        }
+        facts.extend(fact.map(|fact| {
             let at = if let Fact::Suspended { to, .. } = &fact { *to } else { now };
             Observation { at, fact }
         }));
@@ -169,7 +182,6 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, poll};
 
     use super::*;
-    use crate::sys;
 
     const MS: u64 = 1_000_000;
 
@@ -225,6 +237,7 @@ mod tests {
     fn a_suspend_is_told_once() {
         let instruments = Instruments { monotonic_ns: || 7_000 * MS, suspends: || Some(3) };
         let mut clock = Clock::open_with(instruments).unwrap();
+        clock.suspends = Some(2);
         assert_eq!(clock.look(look(10_000, 0).at), None, "there is nothing to compare the first look with");
         assert!(matches!(clock.look(look(20_000, 0).at), Some(Fact::Suspended { .. })));
         assert_eq!(clock.look(look(20_000, 0).at), None);
@@ -235,6 +248,8 @@ mod tests {
         for (before, now, is_told) in [
             (Some(3), Some(4), true),
             (Some(3), Some(5), false),
+            // A turn that took long is no suspend.
+            (Some(4), Some(4), false),
             (None, Some(1), false),
             (Some(3), None, false),
             (None, None, false),

@@ -115,9 +115,11 @@ impl Ebpf {
 
     /// The kernel's count of what it could not tell, as coverage.
     fn count_losses(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
+        // What is lost between reading the clock and reading the count is in both intervals.
+        let counting_from = crate::sys::now();
         let lost = self.probe.lost();
         let counted_at = crate::sys::now();
-        let (since, before) = self.counted.replace((counted_at, lost)).unwrap_or((now, Lost::default()));
+        let (since, before) = self.counted.replace((counting_from, lost)).unwrap_or((now, Lost::default()));
         let counts = [
             (Facet::Processes, lost.processes - before.processes),
             (Facet::Connections, lost.connections - before.connections),

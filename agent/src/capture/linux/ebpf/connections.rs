@@ -24,6 +24,10 @@ use crate::capture::{
 /// A UDP peer that has been silent for so long is done. The kernel tells it anew if it speaks after 60 s, so this one
 /// must be longer.
 const UDP_IDLE: Duration = Duration::from_secs(65);
+/// The kernel tells a peer anew that has been silent for longer.
+const UDP_SILENT: Duration = Duration::from_secs(60);
+/// What is open is listed so often before something is taken to be closed.
+const LISTINGS: u32 = 4;
 /// UDP peers that are followed; as many as the kernel's map holds.
 const PEERS_MAX: usize = 65_536;
 
@@ -33,8 +37,8 @@ const ECANCELED: i32 = 125;
 /// What is open.
 #[derive(Default)]
 pub(super) struct Connections {
-    /// TCP connections that have been told and not ended, by cookie.
-    open: HashMap<u64, SocketAddr>,
+    /// TCP connections that have been told and not ended, by cookie: the other end, and when the kernel saw it asked for.
+    open: HashMap<u64, (SocketAddr, u64)>,
     peers: HashMap<(u64, SocketAddr), OpenPeer>,
     /// The peers of each UDP socket.
     peers_of: HashMap<u64, HashSet<SocketAddr>>,
@@ -72,7 +76,7 @@ impl Connections {
 
     /// The other ends of the TCP connections that are open.
     pub(super) fn open_remotes(&self) -> HashSet<SocketAddr> {
-        self.open.values().copied().collect()
+        self.open.values().map(|(remote, _)| *remote).collect()
     }
 
     /// Takes in one event.
@@ -94,10 +98,22 @@ impl Connections {
         let mut push = |fact| facts.push(Observation { at, fact });
         match kind {
             ConnectionKind::Listen => push(listening(header, &connection)),
-            ConnectionKind::Attempt => push(self.opened(header, &connection, FlowState::Attempted)),
-            ConnectionKind::Accepted => push(self.opened(header, &connection, FlowState::Established)),
+            ConnectionKind::Attempt | ConnectionKind::Accepted => {
+                let known = self.open.get(&connection.cookie).copied();
+                // A look at what is open can come before the event.
+                if known == Some((connection.remote, connection.opened)) {
+                    return;
+                }
+                if let Some((remote, _)) = known {
+                    // The socket is used anew: what it was used for before came to nothing.
+                    push(given_up(connection.cookie, remote, connection.error));
+                }
+                let is_attempt = kind == ConnectionKind::Attempt;
+                let state = if is_attempt { FlowState::Attempted } else { FlowState::Established };
+                push(self.opened(header, &connection, state));
+            }
             ConnectionKind::Established => {
-                if self.open.contains_key(&connection.cookie) {
+                if self.is_open(&connection) {
                     let change = ConnectionChange {
                         state: Some(FlowState::Established),
                         local: Some(connection.local),
@@ -111,10 +127,14 @@ impl Connections {
             ConnectionKind::Owner | ConnectionKind::Sample => push(self.changed(header, &connection)),
             ConnectionKind::Closed => {
                 let state = outcome(&connection);
-                if self.open.remove(&connection.cookie).is_some() {
+                if self.is_open(&connection) {
+                    self.open.remove(&connection.cookie);
                     let change = change(header, &connection);
                     push(Fact::ConnectionClosed { socket: socket(&connection), state, change });
                 } else {
+                    if let Some((remote, _)) = self.open.remove(&connection.cookie) {
+                        push(given_up(connection.cookie, remote, 0));
+                    }
                     // An attempt that never got a route, or something older than the probe that nobody held any more.
                     push(opened(header, &connection, state));
                 }
@@ -129,14 +149,19 @@ impl Connections {
         }
     }
 
+    /// Whether it has been told, with this other end.
+    fn is_open(&self, connection: &Connection) -> bool {
+        self.open.get(&connection.cookie).is_some_and(|(remote, _)| *remote == connection.remote)
+    }
+
     fn opened(&mut self, header: Header, connection: &Connection, state: FlowState) -> Fact {
-        self.open.insert(connection.cookie, connection.remote);
+        self.open.insert(connection.cookie, (connection.remote, connection.opened));
         self.has_fresh = true;
         opened(header, connection, state)
     }
 
     fn changed(&mut self, header: Header, connection: &Connection) -> Fact {
-        if !self.open.contains_key(&connection.cookie) {
+        if !self.is_open(connection) {
             let state = open_state(connection.state);
             let Fact::ConnectionOpened(mut observed) = self.opened(header, connection, state) else {
                 unreachable!("opened gives nothing else")
@@ -161,10 +186,18 @@ impl Connections {
             packets_sent: connection.packets_sent,
             packets_received: connection.packets_received,
         };
-        if let Some(silent) = self.peers.remove(&place) {
-            // It was about to be ended.
-            let moved = since(&before, &silent.before);
-            facts.push(Observation { at: moment(silent.last, at), fact: peer_closed(place, moved) });
+        let (heard, idle_ns) = (connection.opened, nanos(UDP_SILENT));
+        match self.peers.get_mut(&place) {
+            // Two processors have told the same.
+            Some(open) if header.at.saturating_sub(heard.max(open.last)) <= idle_ns => return,
+            Some(silent) => {
+                // It was about to be ended.
+                let moved = since(&before, &silent.before);
+                let last = moment(heard.max(silent.last), at);
+                facts.push(Observation { at: last, fact: peer_closed(place, moved) });
+                self.peers.remove(&place);
+            }
+            None => {}
         }
         let nothing_yet =
             Connection { sent: 0, received: 0, packets_sent: 0, packets_received: 0, ..*connection };
@@ -173,7 +206,7 @@ impl Connections {
             let reason = format!(
                 "more than {PEERS_MAX} UDP peers at once: those beyond were recorded at a datagram only"
             );
-            facts.push(Observation { at, fact: lost(at, reason) });
+            facts.push(Observation { at, fact: lost(at, at, reason) });
             return;
         }
         self.peers.insert(place, OpenPeer { before, last: header.at, moved: Traffic::default() });
@@ -209,12 +242,19 @@ impl Connections {
         if !self.open.is_empty() {
             let bytes = probe.sample(false)?;
             for event in Event::parse_all(&bytes) {
-                // One that closed since is told by its own event.
-                if let Event::Connection(header, kind, connection) = event
-                    && self.open.contains_key(&connection.cookie)
+                let Event::Connection(header, kind, connection) = event else { continue };
+                let is_untold = kind == ConnectionKind::Sample && !self.open.contains_key(&connection.cookie);
+                // Whatever was told before this turn has been taken.
+                if is_untold
+                    && connection.opened <= now.boot_ns
+                    && !self.leaves_out(connection.network_namespace)
                 {
-                    self.take((header, kind, connection), now, probe, processes, facts);
+                    let reason = "a connection was found open that had not been told".to_owned();
+                    let opened = moment(connection.opened, now);
+                    let from = if connection.opened == 0 { now } else { opened };
+                    facts.push(Observation { at: now, fact: lost(from, now, reason) });
                 }
+                self.take((header, kind, connection), now, probe, processes, facts);
             }
         }
         self.look_at_peers(now, probe, facts);
@@ -223,10 +263,13 @@ impl Connections {
     }
 
     fn look_at_peers(&mut self, now: Moment, probe: &mut Probe, facts: &mut Vec<Observation>) {
-        let idle_ns = u64::try_from(UDP_IDLE.as_nanos()).unwrap_or(u64::MAX);
+        let idle_ns = nanos(UDP_IDLE);
         let mut silent = Vec::new();
         for (place, open) in &mut self.peers {
-            let Some(peer) = probe.peer(&peer_key(place.0, place.1)) else { continue };
+            let Some(peer) = probe.peer(&peer_key(place.0, place.1)) else {
+                silent.push(*place);
+                continue;
+            };
             let moved = since(&peer, &open.before);
             open.last = peer.last.max(open.last);
             if now.boot_ns.saturating_sub(open.last) > idle_ns {
@@ -319,11 +362,14 @@ impl Connections {
         facts: &mut Vec<Observation>,
     ) -> Result<HashSet<u64>, CaptureError> {
         let mut missing: HashSet<u64> = self.open.keys().copied().collect();
-        let bytes = probe.sample(true)?;
-        for event in Event::parse_all(&bytes) {
-            if let Event::Connection(header, kind, connection) = event {
-                missing.remove(&connection.cookie);
-                self.take((header, kind, connection), now, probe, processes, facts);
+        // A listing jumps over what is beside something that ends meanwhile: only what is in none of several is missing.
+        for _ in 0..LISTINGS {
+            let bytes = probe.sample(true)?;
+            for event in Event::parse_all(&bytes) {
+                if let Event::Connection(header, kind, connection) = event {
+                    missing.remove(&connection.cookie);
+                    self.take((header, kind, connection), now, probe, processes, facts);
+                }
             }
         }
         Ok(missing)
@@ -337,7 +383,7 @@ impl Connections {
         facts: &mut Vec<Observation>,
     ) {
         for cookie in missing {
-            let Some(remote) = self.open.remove(&cookie) else { continue };
+            let Some((remote, _)) = self.open.remove(&cookie) else { continue };
             let socket = SocketKey { protocol: Protocol::Tcp, remote, socket: cookie };
             let change = ConnectionChange::default();
             facts.push(Observation {
@@ -379,19 +425,29 @@ fn since(peer: &Peer, before: &Peer) -> Traffic {
     Traffic {
         bytes_sent: peer.sent.saturating_sub(before.sent),
         bytes_received: peer.received.saturating_sub(before.received),
-        packets_sent: peer.packets_sent.wrapping_sub(before.packets_sent).into(),
-        packets_received: peer.packets_received.wrapping_sub(before.packets_received).into(),
+        packets_sent: peer.packets_sent.saturating_sub(before.packets_sent).into(),
+        packets_received: peer.packets_received.saturating_sub(before.packets_received).into(),
         packets_retransmitted: 0,
     }
 }
 
-/// A connection that cannot be followed.
-fn lost(at: Moment, reason: String) -> Fact {
+/// The program gave it up, or the kernel did: nothing came of it.
+fn given_up(cookie: u64, remote: SocketAddr, error: i32) -> Fact {
+    let socket = SocketKey { protocol: Protocol::Tcp, remote, socket: cookie };
+    Fact::ConnectionClosed { socket, state: FlowState::Failed(error), change: ConnectionChange::default() }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A connection of which something was not told.
+fn lost(from: Moment, to: Moment, reason: String) -> Fact {
     Fact::Coverage(CoverageChange {
         facet: Facet::Connections,
         grade: Grade::Lost { count: 1, reason },
-        from: at.wall,
-        to: Some(at.wall),
+        from: from.wall,
+        to: Some(to.wall),
         scope: None,
         announced_from: None,
     })
