@@ -11,7 +11,7 @@ use alibi_proto::{
     time::Moment,
 };
 
-use super::Sensor;
+use super::{Sensor, netlink};
 use crate::capture::{CaptureError, Fact, Observation, poll};
 
 mod connections;
@@ -50,6 +50,7 @@ pub(super) struct Ebpf {
     /// When the kernel's count of what was lost was read last, and what it was.
     counted: Option<(Moment, Lost)>,
     has_begun: bool,
+    has_adopted: bool,
 }
 
 impl Ebpf {
@@ -66,6 +67,7 @@ impl Ebpf {
             looked: None,
             counted: None,
             has_begun: false,
+            has_adopted: false,
         })
     }
 
@@ -80,6 +82,33 @@ impl Ebpf {
         let found = self.probe.find()?;
         facts.extend(self.connections.find(now, &found));
         Ok(())
+    }
+
+    /// Connections that were open before the probe was there and are in no process's hands: what their last holder left to
+    /// the kernel, what waits to be accepted, what belongs to the kernel itself or to another protocol above it.
+    fn adopt(&mut self, now: Moment, facts: &mut Vec<Observation>) {
+        let (open, unseen) = match netlink::open_now(self.connections.is_of_own_only()) {
+            Ok(found) => found,
+            Err(problem) => {
+                tracing::warn!(%problem, "the connections that no process holds cannot be listed");
+                (Vec::new(), 1)
+            }
+        };
+        open.iter().for_each(|connection| facts.extend(self.connections.adopt(connection, now)));
+        if unseen > 0 {
+            let reason = format!(
+                "what was open before in {unseen} network namespaces, and in no process's hands, is not known"
+            );
+            let change = CoverageChange {
+                facet: Facet::Connections,
+                grade: Grade::Lost { count: 0, reason },
+                from: now.wall,
+                to: Some(now.wall),
+                scope: None,
+                announced_from: None,
+            };
+            facts.push(Observation { at: now, fact: Fact::Coverage(change) });
+        }
     }
 
     /// False if there is more that could not be taken yet.
@@ -145,6 +174,11 @@ impl Ebpf {
             let missing = self.connections.begin_reconciling(now, probe, processes, facts)?;
             self.take_events(now, facts);
             self.connections.end_reconciling(missing, now, facts);
+            if self.connections.has_adopted()
+                && let Ok((open, 0)) = netlink::open_now(self.connections.is_of_own_only())
+            {
+                self.connections.end_adopted(&open, now, facts);
+            }
         }
         Ok(())
     }
@@ -229,6 +263,9 @@ impl Sensor for Ebpf {
             self.begin(now, facts)?;
         }
         let has_all = self.take_events(now, facts);
+        if !std::mem::replace(&mut self.has_adopted, true) {
+            self.adopt(now, facts);
+        }
         self.count_losses(now, facts)?;
         self.look(now, facts)?;
         self.processes.tell_waiting(now, facts);

@@ -8,6 +8,8 @@ use super::Sensor;
 use crate::capture::{CaptureError, Options};
 
 mod connections;
+
+pub(super) use connections::{OpenConnection, open_now};
 pub(super) mod message;
 mod namespaces;
 mod processes;

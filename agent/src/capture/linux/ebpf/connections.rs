@@ -19,6 +19,7 @@ use super::{
 };
 use crate::capture::{
     CaptureError, ConnectionChange, Fact, Observation, ObservedConnection, ProcessKey, SocketKey,
+    linux::netlink::OpenConnection,
 };
 
 /// A UDP peer that has been silent for so long is done. The kernel tells it anew if it speaks after 60 s, so this one
@@ -26,6 +27,8 @@ use crate::capture::{
 const UDP_IDLE: Duration = Duration::from_secs(65);
 /// The kernel tells a peer anew that has been silent for longer.
 const UDP_SILENT: Duration = Duration::from_secs(60);
+/// Instead of when it was opened, for a connection of which the probe knows nothing.
+const ADOPTED: u64 = u64::MAX;
 /// What is open is listed so often before something is taken to be closed.
 const LISTINGS: u32 = 4;
 /// UDP peers that are followed; as many as the kernel's map holds.
@@ -74,6 +77,33 @@ impl Connections {
         self.only.is_some_and(|only| only != u64::from(network_namespace))
     }
 
+    /// Whether only those of the agent's own network namespace are told.
+    pub(super) fn is_of_own_only(&self) -> bool {
+        self.only.is_some()
+    }
+
+    /// A connection that nobody was found to hold, if it has not been told.
+    pub(super) fn adopt(&mut self, found: &OpenConnection, now: Moment) -> Option<Observation> {
+        if self.open.contains_key(&found.cookie) {
+            return None;
+        }
+        self.open.insert(found.cookie, (found.remote, ADOPTED));
+        let observed = ObservedConnection {
+            socket: SocketKey { protocol: Protocol::Tcp, remote: found.remote, socket: found.cookie },
+            local: found.local,
+            owner: None,
+            attribution: Attribution::Unknown,
+            // Who asked for it cannot be told any more.
+            direction: FlowDirection::Outbound,
+            state: if found.is_established { FlowState::Established } else { FlowState::Attempted },
+            already_open: true,
+            traffic: found.traffic,
+            interface: None,
+            network_namespace: Some(found.network_namespace),
+        };
+        Some(Observation { at: now, fact: Fact::ConnectionOpened(Box::new(observed)) })
+    }
+
     /// The other ends of the TCP connections that are open.
     pub(super) fn open_remotes(&self) -> HashSet<SocketAddr> {
         self.open.values().map(|(remote, _)| *remote).collect()
@@ -102,6 +132,17 @@ impl Connections {
                 let known = self.open.get(&connection.cookie).copied();
                 // A look at what is open can come before the event.
                 if known == Some((connection.remote, connection.opened)) {
+                    return;
+                }
+                if known.is_some_and(|(remote, opened)| {
+                    remote == connection.remote && [0, ADOPTED].contains(&opened)
+                }) {
+                    // It was listed while its event was on its way.
+                    self.open.insert(connection.cookie, (connection.remote, connection.opened));
+                    push(Fact::ConnectionChanged {
+                        socket: socket(&connection),
+                        change: change(header, &connection),
+                    });
                     return;
                 }
                 if let Some((remote, _)) = known {
@@ -361,7 +402,10 @@ impl Connections {
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
     ) -> Result<HashSet<u64>, CaptureError> {
-        let mut missing: HashSet<u64> = self.open.keys().copied().collect();
+        // The probe keeps nothing with one that was adopted, and does not list it.
+        let is_listed =
+            |(cookie, (_, opened)): (&u64, &(SocketAddr, u64))| (*opened != ADOPTED).then_some(*cookie);
+        let mut missing: HashSet<u64> = self.open.iter().filter_map(is_listed).collect();
         // A listing jumps over what is beside something that ends meanwhile: only what is in none of several is missing.
         for _ in 0..LISTINGS {
             let bytes = probe.sample(true)?;
@@ -373,6 +417,21 @@ impl Connections {
             }
         }
         Ok(missing)
+    }
+
+    /// Whether there are connections that were adopted.
+    pub(super) fn has_adopted(&self) -> bool {
+        self.open.values().any(|(_, opened)| *opened == ADOPTED)
+    }
+
+    /// Ends those that were adopted and are not among those that are open.
+    pub(super) fn end_adopted(&mut self, open: &[OpenConnection], now: Moment, facts: &mut Vec<Observation>) {
+        let alive: HashSet<u64> = open.iter().map(|connection| connection.cookie).collect();
+        let is_gone = |(cookie, (_, opened)): (&u64, &(SocketAddr, u64))| {
+            (*opened == ADOPTED && !alive.contains(cookie)).then_some(*cookie)
+        };
+        let gone: HashSet<u64> = self.open.iter().filter_map(is_gone).collect();
+        self.end_reconciling(gone, now, facts);
     }
 
     /// The second half: ends those of `missing` of which nothing has been heard since.

@@ -8,12 +8,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     io,
+    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Scope},
+    flow::{Protocol, Traffic},
     host::FacetCoverage,
     time::Moment,
 };
@@ -66,6 +68,57 @@ pub(super) struct Connections {
     looked: Option<Moment>,
     /// Why less is seen than promised.
     shortcoming: Option<String>,
+}
+
+/// A TCP connection that is open.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::capture::linux) struct OpenConnection {
+    pub(in crate::capture::linux) network_namespace: u64,
+    pub(in crate::capture::linux) local: SocketAddr,
+    pub(in crate::capture::linux) remote: SocketAddr,
+    pub(in crate::capture::linux) cookie: u64,
+    pub(in crate::capture::linux) is_established: bool,
+    pub(in crate::capture::linux) traffic: Option<Traffic>,
+}
+
+/// Every TCP connection that is open now, whoever holds it, if anybody does; and the number of network namespaces in which
+/// that could not be seen.
+///
+/// # Errors
+/// When the network namespaces cannot be listed.
+pub(in crate::capture::linux) fn open_now(only_own: bool) -> io::Result<(Vec<OpenConnection>, usize)> {
+    let (reachable, mut unseen) = namespaces::reachable(only_own, NAMESPACES_MAX)?;
+    let mut open = Vec::new();
+    for (network_namespace, path) in reachable {
+        let rows = File::open(&path).and_then(|file| {
+            namespaces::inside(&file, || {
+                let mut asker = Asker::open(Some(SOCK_DIAG))?;
+                let mut rows = Vec::new();
+                for (protocol, request) in diag::requests() {
+                    if protocol == Protocol::Tcp {
+                        let row =
+                            |message: super::message::Message<'_>| diag::parse(message.body, Some(protocol));
+                        rows.extend(asker.dump(diag::BY_FAMILY, &request, row)?);
+                    }
+                }
+                Ok(rows)
+            })
+        });
+        match rows {
+            Ok(rows) => open.extend(rows.iter().filter(|row| row.is_open()).map(|row| OpenConnection {
+                network_namespace,
+                local: row.local,
+                remote: row.remote,
+                cookie: row.cookie,
+                is_established: row.state != diag::tcp_state::SYN_SENT,
+                traffic: row.tcp.as_ref().map(|tcp| tcp.traffic),
+            })),
+            // Gone again already.
+            Err(problem) if problem.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => unseen += 1,
+        }
+    }
+    Ok((open, unseen))
 }
 
 /// A network namespace.

@@ -151,6 +151,15 @@ fn tcp(info: &[u8], state: u8) -> Option<Tcp> {
 }
 
 impl Row {
+    /// Established, or asked for by this host, and not over.
+    pub(super) fn is_open(&self) -> bool {
+        const SYN_RECEIVED: u8 = 3;
+        const TIME_WAIT: u8 = 6;
+        const NEW_SYN_RECEIVED: u8 = 12;
+        let is_other = [SYN_RECEIVED, TIME_WAIT, tcp_state::CLOSE, NEW_SYN_RECEIVED].contains(&self.state);
+        self.is_connection() && !is_other
+    }
+
     /// Somebody is, or was, at its other end.
     pub(super) fn is_connection(&self) -> bool {
         self.state != tcp_state::LISTEN && !self.remote.ip().is_unspecified()
