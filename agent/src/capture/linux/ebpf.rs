@@ -33,6 +33,9 @@ pub(super) const NAME: &str = "ebpf";
 /// fill half of it.
 pub(super) const BUFFER_BYTES: u32 = 2 << 20;
 
+/// Why something was lost.
+const FULL: &str = "the buffer between kernel and agent was full";
+const SKIPPED: &str = "the kernel left out a hook in an interrupt, because it was running already";
 /// What moves in a connection that has just been opened is looked at so soon: before its first record is due, which is after
 /// a second.
 const FRESH_LOOK_AFTER: Duration = Duration::from_millis(500);
@@ -149,13 +152,16 @@ impl Ebpf {
         let lost = self.probe.lost();
         let counted_at = crate::sys::now();
         let (since, before) = self.counted.replace((counting_from, lost)).unwrap_or((now, Lost::default()));
+        let skipped = [0, 1].map(|facet| lost.skipped[facet].saturating_sub(before.skipped[facet]));
         let counts = [
-            (Facet::Processes, lost.processes - before.processes),
-            (Facet::Connections, lost.connections - before.connections),
-            (Facet::Names, lost.names - before.names),
+            (Facet::Processes, lost.processes - before.processes, FULL),
+            (Facet::Connections, lost.connections - before.connections, FULL),
+            (Facet::Names, lost.names - before.names, FULL),
+            (Facet::Processes, skipped[0], SKIPPED),
+            (Facet::Connections, skipped[1], SKIPPED),
         ];
-        for (facet, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
-            let reason = "the buffer between kernel and agent was full".to_owned();
+        for (facet, count, reason) in counts.into_iter().filter(|(_, count, _)| *count > 0) {
+            let reason = reason.to_owned();
             let change = CoverageChange {
                 facet,
                 grade: Grade::Lost { count, reason },
@@ -166,10 +172,10 @@ impl Ebpf {
             };
             facts.push(Observation { at: now, fact: Fact::Coverage(change) });
         }
-        if lost.processes > before.processes {
+        if lost.processes > before.processes || skipped[0] > 0 {
             self.processes.reconcile(now, facts)?;
         }
-        if lost.connections > before.connections {
+        if lost.connections > before.connections || skipped[1] > 0 {
             let (probe, processes) = (&mut self.probe, &mut self.processes);
             let missing = self.connections.begin_reconciling(now, probe, processes, facts)?;
             self.take_events(now, facts);

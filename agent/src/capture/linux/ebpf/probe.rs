@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::fs::FileExt as _,
+    },
     path::Path,
 };
 
@@ -105,6 +108,9 @@ pub(super) struct Lost {
     pub(super) processes: u64,
     pub(super) connections: u64,
     pub(super) names: u64,
+    /// The kernel does not run a tracepoint's program that is running on the same processor already: so often it was left
+    /// out, for processes and for connections.
+    pub(super) skipped: [u64; 2],
 }
 
 /// The loaded probe. It is gone from the kernel when this is dropped.
@@ -113,6 +119,8 @@ pub(super) struct Probe {
     lost: PerCpuArray<MapData, u64>,
     peers: KernelMap<MapData, PeerKey, PeerValue>,
     sockets: MapData,
+    /// Where the kernel tells how often it left out a program, for processes and for connections.
+    skips: [Vec<File>; 2],
     /// Keeps the programs attached.
     programs: aya::Ebpf,
     pub(super) lacks: Lacks,
@@ -149,6 +157,9 @@ impl Probe {
             let iter: &mut Iter = program(&mut programs, name)?;
             iter.load(iterator, &btf).map_err(|problem| refused(name, problem))?;
         }
+        let skips = [&TRACEPOINTS[..3], &TRACEPOINTS[3..]].map(|tracepoints| {
+            tracepoints.iter().filter_map(|(name, ..)| skips_of(&mut programs, name)).collect()
+        });
         let mut map = |name| programs.take_map(name).ok_or_else(|| refused(name, "it is not in the object"));
         let events = RingBuf::try_from(map("events")?).map_err(|problem| refused("events", problem))?;
         let lost = PerCpuArray::try_from(map("lost")?).map_err(|problem| refused("lost", problem))?;
@@ -158,7 +169,7 @@ impl Probe {
         };
         drop(btf);
         give_memory_back();
-        Ok(Self { events, lost, peers, sockets, programs, lacks })
+        Ok(Self { events, lost, peers, sockets, skips, programs, lacks })
     }
 
     /// Readable when there are events.
@@ -186,7 +197,8 @@ impl Probe {
     /// What could not be told so far.
     pub(super) fn lost(&self) -> Lost {
         let sum = |index| self.lost.get(&index, 0).map_or(0, |counts| counts.iter().sum());
-        Lost { processes: sum(0), connections: sum(1), names: sum(2) }
+        let skipped = [&self.skips[0], &self.skips[1]].map(|files| files.iter().map(skipped).sum());
+        Lost { processes: sum(0), connections: sum(1), names: sum(2), skipped }
     }
 
     /// What a UDP peer has moved in all; none if the kernel does not have it.
@@ -247,6 +259,22 @@ where
 {
     let program = programs.program_mut(name).ok_or_else(|| refused(name, "it is not in the object"))?;
     program.try_into().map_err(|problem| refused(name, problem))
+}
+
+/// Where the kernel tells how often it left a program out.
+fn skips_of(programs: &mut aya::Ebpf, name: &str) -> Option<File> {
+    let program: &mut BtfTracePoint = program(programs, name).ok()?;
+    let descriptor = program.fd().ok()?.as_fd().as_raw_fd();
+    File::open(format!("/proc/self/fdinfo/{descriptor}")).ok()
+}
+
+/// How often the kernel has left out the program that `file` tells of; kernels before 5.12 do not tell, and do not.
+fn skipped(file: &File) -> u64 {
+    let mut text = [0; 1024];
+    let Ok(length) = file.read_at(&mut text, 0) else { return 0 };
+    let text = String::from_utf8_lossy(&text[..length]);
+    let count = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 fn attach_tracepoint(
