@@ -129,13 +129,20 @@ pub struct NameEvidence<'a> {
     pub unnamed_since: Option<Timestamp>,
 }
 
-/// When a connection was opened that does not tell by what name: [`Timestamp::ZERO`] if before recording began. None
-/// if it tells (TLS), if the other end opened it, or if it does not leave the host.
+/// Since when a connection may have been meant for any name: the owner has its address from an answer that came before it
+/// was opened; or from somewhere that was not recorded ([`Timestamp::ZERO`]), if no answer ever gave it, or if it was open
+/// before recording began. None if it tells its name (TLS), if the other end opened it, or if it does not leave the host.
+///
+/// A connection to the port of DNS is one to a resolver, whose address comes with the network and not by name.
 pub fn unnamed_since(flow: &FlowRecord) -> Option<Timestamp> {
-    let tells = flow.remote_name.as_ref().is_some_and(|name| name.source == NameSource::Sni);
+    const DNS_PORT: u16 = 53;
+    let source = flow.remote_name.as_ref().map(|name| name.source);
     let leaves = flow.direction == Direction::Outbound && !flow.remote.ip().to_canonical().is_loopback();
-    let since = if flow.already_open { Timestamp::ZERO } else { flow.opened };
-    (leaves && !tells).then_some(since)
+    if !leaves || source == Some(NameSource::Sni) {
+        return None;
+    }
+    let is_from_elsewhere = flow.already_open || (source.is_none() && flow.remote.port() != DNS_PORT);
+    Some(if is_from_elsewhere { Timestamp::ZERO } else { flow.opened })
 }
 
 words! {
@@ -331,7 +338,8 @@ fn name_gaps(question: &Question, evidence: &Evidence<'_>) -> Vec<Gap> {
     let oldest = names.unnamed_since.filter(|since| *since < window.from());
     if oldest == Some(Timestamp::ZERO) {
         let reason = format!(
-            "a connection was open before recording began, and its name is not known: {GIVE_ADDRESSES}"
+            "there was a connection to an address that no recorded answer gave, or that was open before recording \
+             began: {GIVE_ADDRESSES}"
         );
         gaps.push(whole(Grade::NotRecorded { reason }));
     }

@@ -205,7 +205,7 @@ pub(in crate::store) fn tell_the_oldest_connection_without_one<H: Home>() {
         loopback,
         inbound,
         named(long(3, "198.51.100.1:443"), 3, sni),
-        long(10_000 - span, "198.51.100.1:443"),
+        named(long(10_000 - span, "198.51.100.1:443"), 4, Some(("other.example", NameSource::Dns))),
     ];
     stored(&store, flows(&stored_flows));
     let oldest = |from, to, port| {
@@ -215,12 +215,14 @@ pub(in crate::store) fn tell_the_oldest_connection_without_one<H: Home>() {
     assert_eq!(oldest(9_000, 10_000, None), None, "of a record near the opening, the window tells enough");
 
     let more = [
-        long(400, "198.51.100.1:443"),
+        named(long(400, "198.51.100.1:443"), 5, Some(("other.example", NameSource::Dns))),
+        long(9_940, "198.51.100.1:81"),
         named(long(300, "198.51.100.1:80"), 2, Some(("other.example", NameSource::Dns))),
         FlowRecord { already_open: true, ..long(9_950, "198.51.100.1:22") },
     ];
     store.commit(HOST, &batch(EPOCH, 5, flows(&more)), at(3)).unwrap();
     assert_eq!(oldest(9_000, 10_000, None), Some(Timestamp::ZERO));
+    assert_eq!(oldest(9_000, 10_000, Some(81)), Some(Timestamp::ZERO), "no answer ever gave its address");
     assert_eq!(oldest(9_000, 10_000, Some(80)), Some(at(300)));
     assert_eq!(oldest(9_000, 10_000, Some(443)), Some(at(400)));
     assert_eq!(oldest(10_000 + span, 20_000, None), Some(Timestamp::ZERO));
