@@ -236,7 +236,7 @@ impl Sensor for Ebpf {
                 scope: scope(
                     self.connections.covers(),
                     cannot_see(
-                        "other protocols; raw and packet sockets; the own traffic of virtual machines; tunnels made by \
+                        "other protocols; raw and packet sockets; UDP into IPsec; the own traffic of virtual machines; tunnels made by \
                          the kernel; what a program sends past the kernel",
                         &lacks.words,
                     ),

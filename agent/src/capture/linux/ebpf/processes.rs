@@ -7,10 +7,11 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use alibi_proto::{
+    coverage::{CoverageChange, Facet, Grade},
     executable::FileIdentity,
     process::{ProcessImage, User},
     time::{Moment, Timestamp},
@@ -30,6 +31,7 @@ const FORK_WAITS: Duration = Duration::from_millis(100);
 const ARGUMENTS_MAX: usize = 1024;
 /// Processes that are remembered; as many as Linux runs by default.
 const RUNNING_MAX: usize = 32_768;
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const CGROUPS_MAX: usize = 4_096;
 
 /// What runs.
@@ -40,6 +42,10 @@ pub(super) struct Processes {
     waiting: VecDeque<(u64, ProcessKey)>,
     users: Users,
     cgroups: HashMap<u64, Option<String>>,
+    /// When those that are gone were looked for, because there was no room.
+    swept: Option<Instant>,
+    /// Forks that there was no room for.
+    untold: u64,
 }
 
 struct Running {
@@ -157,8 +163,21 @@ impl Processes {
         }
     }
 
-    /// Forks that have waited long enough.
+    /// Forks that have waited long enough, and how many there was no room for.
     pub(super) fn tell_waiting(&mut self, now: Moment, facts: &mut Vec<Observation>) {
+        let count = std::mem::take(&mut self.untold);
+        if count > 0 {
+            let reason = format!("more than {RUNNING_MAX} processes ran at once");
+            let change = CoverageChange {
+                facet: Facet::Processes,
+                grade: Grade::Lost { count, reason },
+                from: now.wall,
+                to: Some(now.wall),
+                scope: None,
+                announced_from: None,
+            };
+            facts.push(Observation { at: now, fact: Fact::Coverage(change) });
+        }
         let until = now.boot_ns.saturating_sub(u64::try_from(FORK_WAITS.as_nanos()).unwrap_or(u64::MAX));
         while let Some((_, process)) = self.waiting.pop_front_if(|(seen, _)| *seen <= until) {
             self.acts(process, now, facts);
@@ -198,12 +217,17 @@ impl Processes {
     }
 
     fn insert(&mut self, running: Running) {
-        if self.running.len() >= RUNNING_MAX {
+        if self.running.len() >= RUNNING_MAX
+            && self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL)
+        {
             // Ends have been lost, or the system runs more than usual.
+            self.swept = Some(Instant::now());
             self.running.retain(|pid, _| fs::exists(format!("/proc/{pid}")).unwrap_or(false));
         }
         if self.running.len() < RUNNING_MAX {
             self.running.insert(running.key.pid, running);
+        } else if !running.announced {
+            self.untold += 1;
         }
     }
 
