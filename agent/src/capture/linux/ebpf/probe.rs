@@ -132,12 +132,13 @@ impl Probe {
     /// # Errors
     /// When the kernel refuses what the source cannot do without, in the kernel's words.
     pub(super) fn load(buffer_bytes: u32) -> Result<Self, CaptureError> {
-        let btf = Btf::from_sys_fs().map_err(|problem| refused("the kernel's types (BTF)", problem))?;
+        let btf = Btf::from_sys_fs()
+            .map_err(|problem| refused("the kernel's types (BTF)", with_causes(&problem)))?;
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .map_max_entries("events", buffer_bytes)
             .load(PROBE)
-            .map_err(|problem| refused("the maps", problem))?;
+            .map_err(|problem| refused("the maps", with_causes(&problem)))?;
         let mut lacks = Lacks::default();
         attach_cgroup_hooks(&mut programs, &mut lacks)?;
         for (name, tracepoint, missing) in TRACEPOINTS {
