@@ -155,12 +155,18 @@ fn introduce(alibi: &Path, data: &Path) -> Result<()> {
             }
         }
     }
-    if rustix::process::geteuid().is_root() {
-        println!("  Running as root: the owners of all users' connections are seen.");
+    let is_proof = |facet: &&Value| facet["facet"] == "connections" && facet["grade"] == "complete";
+    if list(&host["sources"]).iter().flat_map(|source| list(&source["facets"])).any(|facet| is_proof(&facet))
+    {
+        println!(
+            "  Every connection is recorded: a host without a match is `clear`, for as long as it has been recording."
+        );
     } else {
-        println!("  As root it would also see the owners of other users' connections.");
+        println!("  Sampling proves no negative: a host without a match is `unknown` here, never `clear`.");
     }
-    println!("  Sampling proves no negative: hosts without a match are `unknown` here, never `clear`.");
+    if !rustix::process::geteuid().is_root() {
+        println!("  As root it would see every connection and every process, if the kernel allows it.");
+    }
     println!();
     println!("Try, in another terminal:");
     println!("  cargo alibi hosts");
