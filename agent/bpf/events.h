@@ -48,6 +48,9 @@ struct process_event {
 #define NAME_BYTES 256
 #define ARGUMENT_BYTES 4096
 #define TEXT_BYTES 8192
+/* An exec is told with as much text as it needs, in three sizes. */
+#define TEXT_BYTES_OF_MOST 384
+#define TEXT_BYTES_OF_MANY 1536
 
 struct exec_event {
 	struct header header;

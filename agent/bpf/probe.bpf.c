@@ -53,6 +53,7 @@ struct socket_state {
 	u16 port;
 	u16 hello; /* of a ClientHello that has begun, bytes that are still to come; or one of the following */
 	u8 remote[16];
+	u64 address; /* of the kernel's socket, as a number: for kernel_sock */
 };
 // Nothing has been sent yet; and: what was sent is no ClientHello, or it is over.
 enum { HELLO_NOT_YET = 0, HELLO_OVER = 0xffff };
@@ -73,6 +74,8 @@ struct peer {
 	u64 first, last;
 	u64 sent, received;
 	u32 packets_sent, packets_received;
+	u32 sender; /* pid of the process that sent to it last; 0 if none did */
+	u32 padding;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -106,14 +109,6 @@ struct {
 	__type(key, u32);
 	__type(value, struct exec_event);
 } scratch SEC(".maps");
-
-// A socket's address as a number, which the verifier does not give directly.
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, u64);
-} address SEC(".maps");
 
 static __always_inline void count_lost(u32 facet)
 {
@@ -236,6 +231,19 @@ static __always_inline u64 modified(struct inode *inode)
 	return (u64)BPF_CORE_READ(whole, i_mtime.tv_sec) * 1000000000 + BPF_CORE_READ(whole, i_mtime.tv_nsec);
 }
 
+// The event is made elsewhere, since it can be large, and most are small: `size` bytes of it are told.
+static __always_inline void tell_exec(const struct exec_event *made, u32 size)
+{
+	struct exec_event *event = bpf_ringbuf_reserve(&events, size, 0);
+	if (!event) {
+		count_lost(LOST_PROCESSES);
+		return;
+	}
+	bpf_probe_read_kernel(event, size, made);
+	stamp(&event->header, KIND_EXEC);
+	bpf_ringbuf_submit(event, 0);
+}
+
 // After execve: the arguments lie in the new memory, where nobody has touched them yet.
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *binprm)
@@ -285,12 +293,13 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	event->arguments_total = total > 0xffffffff ? 0xffffffff : total;
 	event->flags = flags;
 
-	stamp(&event->header, KIND_EXEC);
-	u32 size = __builtin_offsetof(struct exec_event, text) + place + arguments;
-	if (size > sizeof(*event))
-		return 0;
-	if (bpf_ringbuf_output(&events, event, size, 0))
-		count_lost(LOST_PROCESSES);
+	u32 length = place + arguments;
+	if (length <= TEXT_BYTES_OF_MOST)
+		tell_exec(event, __builtin_offsetof(struct exec_event, text) + TEXT_BYTES_OF_MOST);
+	else if (length <= TEXT_BYTES_OF_MANY)
+		tell_exec(event, __builtin_offsetof(struct exec_event, text) + TEXT_BYTES_OF_MANY);
+	else
+		tell_exec(event, sizeof(*event));
 	return 0;
 }
 
@@ -308,6 +317,12 @@ static __always_inline void take(struct socket_state *state)
 }
 
 // The same for cgroup hooks.
+static __always_inline u32 current_process(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, tgid);
+}
+
 static __always_inline void take_slowly(struct socket_state *state)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -555,16 +570,12 @@ int BPF_PROG(on_route6, const struct net *net, const struct fib6_result *result,
 	return 0;
 }
 
-// The kernel's `struct sock` behind a hook's view of it, for reading.
-static __always_inline struct sock *kernel_sock(struct bpf_sock *sk)
+// The kernel's `struct sock` behind a hook's view of it, for reading. The verifier gives the address only by way of memory;
+// in the socket's own, nobody else can come in between.
+static __always_inline struct sock *kernel_sock(struct bpf_sock *sk, struct socket_state *state)
 {
-	u32 zero = 0;
-	u64 *number = bpf_map_lookup_elem(&address, &zero);
-
-	if (!number)
-		return 0;
-	*number = (u64)sk;
-	return (struct sock *)*(volatile u64 *)number;
+	state->address = (u64)sk;
+	return (struct sock *)*(volatile u64 *)&state->address;
 }
 
 // Why a connect of which nothing came failed, as far as that is known.
@@ -615,7 +626,7 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 	write_nothing_moved(event);
 	event->cookie = bpf_get_socket_cookie(context);
 	event->protocol = IPPROTO_TCP;
-	struct sock *kernel = kernel_sock(sk);
+	struct sock *kernel = kernel_sock(sk, state);
 	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
 	event->local_port = BPF_CORE_READ(kernel, __sk_common.skc_num);
 	map_ipv4(event->local, 0);
@@ -673,7 +684,7 @@ int on_release(struct bpf_sock *sk)
 	write_nothing_moved(event);
 	event->cookie = bpf_get_socket_cookie(sk);
 	event->protocol = sk->protocol;
-	struct sock *kernel = kernel_sock(sk);
+	struct sock *kernel = kernel_sock(sk, state);
 	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
 	event->local_port = BPF_CORE_READ(kernel, __sk_common.skc_num);
 	map_ipv4(event->local, 0);
@@ -694,12 +705,15 @@ int on_release(struct bpf_sock *sk)
 // ---- UDP ----
 
 // A packet with a name in it, for the agent to read.
-static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *sk, const struct socket_state *state,
-					bool leaving)
+static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *sk, bool leaving)
 {
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state) {
+		count_lost(LOST_NAMES);
+		return;
+	}
 	struct packet_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	u32 length = skb->len;
-
 	if (!event) {
 		count_lost(LOST_NAMES);
 		return;
@@ -707,10 +721,10 @@ static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *
 	if (length > PACKET_BYTES)
 		length = PACKET_BYTES;
 	stamp(&event->header, KIND_PACKET);
-	event->header.pid = state ? state->pid : 0;
-	event->header.start = state ? state->start : 0;
+	event->header.pid = state->pid;
+	event->header.start = state->start;
 	event->cookie = bpf_get_socket_cookie(skb);
-	struct sock *kernel = kernel_sock(sk);
+	struct sock *kernel = kernel_sock(sk, state);
 	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
 	event->leaving = leaving;
 	event->padding = 0;
@@ -761,7 +775,28 @@ static __always_inline void look_for_hello(struct __sk_buff *skb, struct bpf_soc
 	} else {
 		state->hello = state->hello > payload ? state->hello - payload : HELLO_OVER;
 	}
-	tell_packet(skb, sk, state, true);
+	tell_packet(skb, sk, true);
+}
+
+// Most packets of TCP have no name in them: what leaves carries nothing, what arrives is from no DNS server. That is seen
+// from the headers alone, if they are the usual ones. A datagram is never told from here.
+static __always_inline bool has_no_name(const struct __sk_buff *skb, bool leaving)
+{
+	const u8 *ip = (const u8 *)(long)skb->data, *end = (const u8 *)(long)skb->data_end;
+	const u8 *tcp;
+
+	if (ip + 40 > end)
+		return false;
+	if (ip[0] == 0x45 && ip[9] == IPPROTO_TCP) {
+		tcp = ip + 20;
+	} else {
+		if (ip + 60 > end || ip[0] >> 4 != 6 || ip[6] != IPPROTO_TCP)
+			return false;
+		tcp = ip + 40;
+	}
+	if (leaving)
+		return skb->len == (u32)(tcp - ip) + (tcp[12] >> 4) * 4;
+	return tcp[0] != 0 || tcp[1] != DNS_PORT;
 }
 
 // To and from whom: each datagram as it leaves or reaches the socket, whichever call it is sent or received by. A
@@ -779,7 +814,7 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	u8 local[16] __attribute__((aligned(8)));
 	u32 offset;
 
-	if (!sk)
+	if (!sk || has_no_name(skb, leaving))
 		return 1;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
@@ -788,7 +823,7 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 		if (leaving)
 			look_for_hello(skb, sk);
 		else if (sk->dst_port == __builtin_bswap16(DNS_PORT))
-			tell_packet(skb, sk, bpf_sk_storage_get(&sockets, sk, 0, 0), false);
+			tell_packet(skb, sk, false);
 		return 1;
 	}
 	if (sk->protocol != IPPROTO_UDP)
@@ -828,7 +863,7 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	key.cookie = bpf_get_socket_cookie(skb);
 	key.port = __builtin_bswap16(leaving ? ports.to : ports.from);
 	if (!leaving && key.port == DNS_PORT)
-		tell_packet(skb, sk, bpf_sk_storage_get(&sockets, sk, 0, 0), false);
+		tell_packet(skb, sk, false);
 
 	struct peer *peer = bpf_map_lookup_elem(&peers, &key);
 	/* Another processor may have been here later, and be done earlier. */
@@ -855,31 +890,40 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 		__sync_fetch_and_add(&peer->received, bytes);
 		__sync_fetch_and_add(&peer->packets_received, packets);
 	}
-	if (!is_new)
+	/* A server's socket is shared with the processes that it forks: whoever answers is the owner. */
+	u32 sender = leaving ? current_process() : 0;
+	bool is_handed = leaving && sender != peer->sender;
+	if (!is_new && !is_handed)
 		return 1;
-	if (leaving && key.port == ENCRYPTED_DNS_PORT)
-		tell_packet(skb, sk, bpf_sk_storage_get(&sockets, sk, 0, 0), true);
 
 	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (state) {
-		state->peers = 1;
-		if (leaving)
-			take_slowly(state);
+	if (!is_new && state && state->changes++ >= OWNER_CHANGES_MAX) {
+		state->changes = OWNER_CHANGES_MAX;
+		return 1;
 	}
-	struct connection_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
+	struct connection_event *event =
+		state ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : 0;
+	if (!event || !state) {
 		/* Tell it with the next datagram, which is lost no less. */
-		peer->last = 0;
+		if (is_new)
+			peer->last = 0;
 		count_lost(LOST_CONNECTIONS);
 		return 1;
 	}
-	stamp(&event->header, KIND_PEER);
+	if (is_new && leaving && key.port == ENCRYPTED_DNS_PORT)
+		tell_packet(skb, sk, true);
+	state->peers = 1;
+	if (leaving) {
+		peer->sender = sender;
+		take_slowly(state);
+	}
+	stamp(&event->header, is_new ? KIND_PEER : KIND_OWNER);
 	write_owner(event, state);
 	event->direction = leaving ? DIRECTION_OUTBOUND : DIRECTION_INBOUND;
 	event->opened = silent_since; /* of a peer, when it was heard last before this */
 	event->cookie = key.cookie;
 	event->protocol = IPPROTO_UDP;
-	struct sock *kernel = kernel_sock(sk);
+	struct sock *kernel = kernel_sock(sk, state);
 	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
 	event->local_port = __builtin_bswap16(leaving ? ports.from : ports.to);
 	event->remote_port = key.port;

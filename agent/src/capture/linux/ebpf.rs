@@ -39,6 +39,8 @@ const SKIPPED: &str = "the kernel left out a hook in an interrupt, because it wa
 /// What moves in a connection that has just been opened is looked at so soon: before its first record is due, which is after
 /// a second.
 const FRESH_LOOK_AFTER: Duration = Duration::from_millis(500);
+/// Of the place for what a turn takes, so much is kept for the next one.
+const TAKEN_BYTES_KEPT: usize = 256 << 10;
 /// What moves in open connections is looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -54,6 +56,8 @@ pub(super) struct Ebpf {
     counted: Option<(Moment, Lost)>,
     has_begun: bool,
     has_adopted: bool,
+    /// Place for events that have been taken, and where each ends.
+    taken: (Vec<u8>, Vec<usize>),
 }
 
 impl Ebpf {
@@ -71,6 +75,7 @@ impl Ebpf {
             counted: None,
             has_begun: false,
             has_adopted: false,
+            taken: Default::default(),
         })
     }
 
@@ -116,12 +121,23 @@ impl Ebpf {
 
     /// False if there is more that could not be taken yet.
     fn take_events(&mut self, now: Moment, facts: &mut Vec<Observation>) -> bool {
-        // They lie in the probe's buffer, and what they mean can make the probe be asked.
-        let mut events = Vec::new();
-        let has_all = self.probe.drain(|event| events.push(event.to_vec()));
-        for event in events {
-            self.take_event(&event, now, facts);
+        // They lie in the probe's buffer, and what they mean can make the probe be asked: so they are copied, one after the
+        // other, and the place is used again.
+        let (mut bytes, mut ends) = std::mem::take(&mut self.taken);
+        let has_all = self.probe.drain(|event| {
+            bytes.extend_from_slice(event);
+            ends.push(bytes.len());
+        });
+        let mut begin = 0;
+        for &end in &ends {
+            self.take_event(&bytes[begin..end], now, facts);
+            begin = end;
         }
+        bytes.clear();
+        ends.clear();
+        bytes.shrink_to(TAKEN_BYTES_KEPT);
+        ends.shrink_to(TAKEN_BYTES_KEPT / 128);
+        self.taken = (bytes, ends);
         has_all
     }
 

@@ -165,6 +165,14 @@ impl Connections {
                     push(self.opened(header, &connection, FlowState::Established));
                 }
             }
+            ConnectionKind::Owner if connection.is_udp => {
+                // What it has moved is the kernel's count, which is not this flow's alone.
+                if self.peers.contains_key(&(connection.cookie, connection.remote)) {
+                    let owner = owner(header, connection.known);
+                    let change = ConnectionChange { owner, ..ConnectionChange::default() };
+                    push(Fact::ConnectionChanged { socket: socket(&connection), change });
+                }
+            }
             ConnectionKind::Owner | ConnectionKind::Sample => push(self.changed(header, &connection)),
             ConnectionKind::Closed => {
                 let state = outcome(&connection);

@@ -100,7 +100,7 @@ pub(super) struct Peer {
 
 /// As it lies in the kernel's map: `struct peer_key`.
 pub(super) type PeerKey = [u8; 32];
-type PeerValue = [u8; 40];
+type PeerValue = [u8; 48];
 
 /// What the probe could not tell for want of room, since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
