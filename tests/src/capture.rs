@@ -36,7 +36,7 @@ pub struct Options {
     /// Runs with and without an agent in turn, so many of each; 0 measures no slow-down
     #[arg(long, default_value_t = 5)]
     pairs: u32,
-    /// How long an agent is measured with nothing to do; 0s not at all
+    /// How long an agent is measured with nothing to do; 0 not at all
     #[arg(long, default_value = "30s", value_parser = parse_seconds)]
     idle: Duration,
     /// Print one JSON object

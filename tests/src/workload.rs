@@ -90,6 +90,12 @@ pub const ALL: &[Workload] = &[
         number: 18,
         run: servers::reuseport,
     },
+    Workload {
+        name: "udp_prefork",
+        about: "200 UDP sockets of 4 forks",
+        number: 40,
+        run: servers::udp_prefork,
+    },
     Workload { name: "passed", about: "20 handed to another process", number: 19, run: servers::passed },
     Workload { name: "udp", about: "UDP to 100 ports, not connected", number: 20, run: udp::unconnected },
     Workload { name: "udp_connected", about: "UDP to 100 ports, connected", number: 21, run: udp::connected },

@@ -1,17 +1,21 @@
 //! Servers of several processes, and a connection that changes hands.
 
 use std::{
-    io::{IoSlice, IoSliceMut, PipeReader, PipeWriter, Read as _, Write as _},
+    io::{ErrorKind, IoSlice, IoSliceMut, PipeReader, PipeWriter, Read as _, Write as _},
     mem::MaybeUninit,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
     },
 };
 
-use alibi_proto::flow::Direction::{Inbound, Outbound};
+use alibi_proto::flow::{
+    Direction::{Inbound, Outbound},
+    Protocol,
+};
 use anyhow::{Context as _, Result, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketType, bind, listen, recvmsg, sendmsg, socket,
@@ -43,6 +47,68 @@ pub(super) fn reuseport(ground: &Ground) -> Result<()> {
         listen(&socket, 128)?;
         Ok(TcpListener::from(socket))
     })
+}
+
+/// UDP sockets that are bound before the forks; whichever worker answers on one owns what is exchanged there.
+pub(super) fn udp_prefork(ground: &Ground) -> Result<()> {
+    let bound = (0..CONNECTIONS).map(|number| UdpSocket::bind(ground.near(number)));
+    let servers = bound.collect::<Result<Vec<_>, _>>()?;
+    servers.iter().try_for_each(|server| server.set_nonblocking(true))?;
+    let (mut ready, is_ready) = std::io::pipe()?;
+    let mut workers = Vec::new();
+    for number in 0..WORKERS {
+        let pid = system::fork(|| serve_datagrams(&servers, u8::try_from(number)?, &is_ready))?;
+        let who = system::who(pid)?;
+        workers.push((pid, who));
+        ground.log.add(&Truth::Process(process(ground, who, None, None)))?;
+    }
+    drop(is_ready);
+    let owners: Vec<Who> = workers.iter().map(|(_, who)| *who).collect();
+    let served = wait_for_workers(&mut ready).and_then(|()| send_to(ground, &servers, &owners));
+    for (pid, _) in workers {
+        system::end(pid)?;
+    }
+    served
+}
+
+fn send_to(ground: &Ground, servers: &[UdpSocket], workers: &[Who]) -> Result<()> {
+    let client = UdpSocket::bind("127.0.0.1:0")?;
+    let local = client.local_addr()?;
+    for server in servers {
+        let remote = server.local_addr()?;
+        client.send_to(&[b'q'; REQUEST], remote)?;
+        let mut answer = [0; ANSWER];
+        ensure!(client.recv_from(&mut answer)? == (ANSWER, remote), "an answer from elsewhere");
+        let owner = *workers.get(usize::from(answer[0])).context("an answer from nobody")?;
+        let protocol = Protocol::Udp;
+        ground.log.add_all(&[
+            Truth::Connection(Connection { protocol, ..ground.exchanged(Outbound, local, remote) }),
+            Truth::Connection(Connection { protocol, owner, ..ground.exchanged(Inbound, remote, local) }),
+        ])?;
+    }
+    Ok(())
+}
+
+/// A worker: answers with its number, until it is ended. All workers hear of a datagram, one gets it.
+fn serve_datagrams(servers: &[UdpSocket], number: u8, mut is_ready: &PipeWriter) -> Result<u8> {
+    is_ready.write_all(b".")?;
+    loop {
+        let mut waiting: Vec<_> = servers.iter().map(|server| PollFd::new(server, PollFlags::IN)).collect();
+        poll(&mut waiting, None)?;
+        for (server, waiting) in servers.iter().zip(&waiting) {
+            if waiting.revents().is_empty() {
+                continue;
+            }
+            match server.recv_from(&mut [0; REQUEST]) {
+                Ok((length, client)) => {
+                    ensure!(length == REQUEST, "a short datagram");
+                    server.send_to(&[number; ANSWER], client)?;
+                }
+                Err(problem) if problem.kind() == ErrorKind::WouldBlock => {}
+                Err(problem) => return Err(problem.into()),
+            }
+        }
+    }
 }
 
 fn serve_with_forks(ground: &Ground, listener: impl Fn() -> Result<TcpListener>) -> Result<()> {
