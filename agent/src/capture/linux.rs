@@ -34,6 +34,10 @@ const TURN_MAX: Duration = Duration::from_secs(1);
 /// After something has been heard, more is let come, so that a burst is taken in few turns: each costs a write to the disk.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// So many facts take more memory than is to be kept for the next ones; and a turn with so few is a quiet one.
+const BURST_FACTS: usize = 10_000;
+const QUIET_FACTS_MAX: usize = 16;
+
 /// The source of first choice: events by BPF.
 ///
 /// # Errors
@@ -186,12 +190,30 @@ impl Source for Linux {
             Some(Err(problem)) => tracing::warn!(%problem, "executables that are written are not told"),
             None => {}
         }
+        let mut burst = Burst::default();
         loop {
             let report = self.turn()?;
+            burst.turn(report.observations.len());
             if outlet.report(report).is_err() || outlet.wait(GATHER).is_err() {
                 return Ok(());
             }
             self.listen()?;
+        }
+    }
+}
+
+/// Whether much has happened, and is over: then what it took in memory is given back.
+#[derive(Default)]
+struct Burst {
+    facts: usize,
+}
+
+impl Burst {
+    fn turn(&mut self, facts: usize) {
+        self.facts = self.facts.saturating_add(facts);
+        if facts <= QUIET_FACTS_MAX && self.facts >= BURST_FACTS {
+            self.facts = 0;
+            sys::linux::give_memory_back();
         }
     }
 }

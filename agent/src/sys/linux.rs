@@ -122,6 +122,16 @@ pub(super) fn stand_back() {
     let _ = rustix::process::setpriority_process(None, 10);
 }
 
+/// Gives what the program has freed back to the system. The allocator keeps it for ever otherwise.
+#[expect(unsafe_code, reason = "malloc_trim(3) has no safe form")]
+pub(crate) fn give_memory_back() {
+    // SAFETY: it touches nothing but memory that nobody uses, and may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = PathBuf::from("/var/lib/alibi-agent");
     if is_privileged() {

@@ -23,7 +23,7 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
 };
 
-use crate::capture::CaptureError;
+use crate::{capture::CaptureError, sys::linux::give_memory_back};
 
 static PROBE: &[u8] =
     include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/prebuilt/probe.bpf.o"));
@@ -168,6 +168,7 @@ impl Probe {
         let Map::SkStorage(sockets) = map("sockets")? else {
             return Err(refused("sockets", "it is of another type"));
         };
+        // They take some 25 MB.
         drop(btf);
         give_memory_back();
         Ok(Self { events, lost, peers, sockets, skips, programs, lacks })
@@ -360,16 +361,6 @@ fn with_causes(problem: &dyn std::error::Error) -> String {
         let cause = cause.to_string();
         if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })
-}
-
-/// The kernel's types take some 25 MB while the probe is loaded, which the allocator would keep for ever.
-#[expect(unsafe_code, reason = "malloc_trim(3) has no safe form")]
-fn give_memory_back() {
-    // SAFETY: it touches nothing but memory that nobody uses, and may be called at any time.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 fn read_all(mut file: File) -> io::Result<Vec<u8>> {
