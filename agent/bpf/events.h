@@ -84,6 +84,8 @@ struct connection_event {
 };
 
 #define PACKET_BYTES 4096
+/* Most packets with a name are told in less. */
+#define PACKET_BYTES_OF_MOST 512
 
 struct packet_event {
 	struct header header; /* of the owner of the socket */

@@ -704,22 +704,20 @@ int on_release(struct bpf_sock *sk)
 
 // ---- UDP ----
 
-// A packet with a name in it, for the agent to read.
-static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *sk, bool leaving)
+// At most `most` bytes of it.
+static __always_inline void tell_beginning(struct __sk_buff *skb, struct bpf_sock *sk, struct socket_state *state,
+					   bool leaving, u32 most)
 {
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!state) {
-		count_lost(LOST_NAMES);
-		return;
-	}
-	struct packet_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	struct packet_event *event =
+		bpf_ringbuf_reserve(&events, __builtin_offsetof(struct packet_event, bytes) + most, 0);
 	u32 length = skb->len;
+
 	if (!event) {
 		count_lost(LOST_NAMES);
 		return;
 	}
-	if (length > PACKET_BYTES)
-		length = PACKET_BYTES;
+	if (length > most)
+		length = most;
 	stamp(&event->header, KIND_PACKET);
 	event->header.pid = state->pid;
 	event->header.start = state->start;
@@ -735,6 +733,19 @@ static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *
 		return;
 	}
 	bpf_ringbuf_submit(event, 0);
+}
+
+// A packet with a name in it, for the agent to read.
+static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *sk, bool leaving)
+{
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!state)
+		count_lost(LOST_NAMES);
+	else if (skb->len <= PACKET_BYTES_OF_MOST)
+		tell_beginning(skb, sk, state, leaving, PACKET_BYTES_OF_MOST);
+	else
+		tell_beginning(skb, sk, state, leaving, PACKET_BYTES);
 }
 
 // The first that a process sends on a connection: if it is a TLS ClientHello, it says by which name the other end is
@@ -820,10 +831,10 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	if (!sk)
 		return 1;
 	if (sk->protocol == IPPROTO_TCP) {
-		if (leaving)
+		if (sk->dst_port == __builtin_bswap16(DNS_PORT))
+			tell_packet(skb, sk, leaving);
+		else if (leaving)
 			look_for_hello(skb, sk);
-		else if (sk->dst_port == __builtin_bswap16(DNS_PORT))
-			tell_packet(skb, sk, false);
 		return 1;
 	}
 	if (sk->protocol != IPPROTO_UDP)
@@ -862,8 +873,9 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	u32 packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	key.cookie = bpf_get_socket_cookie(skb);
 	key.port = __builtin_bswap16(leaving ? ports.to : ports.from);
-	if (!leaving && key.port == DNS_PORT)
-		tell_packet(skb, sk, false);
+	/* Questions too: only answers to them are believed. */
+	if (key.port == DNS_PORT)
+		tell_packet(skb, sk, leaving);
 
 	struct peer *peer = bpf_map_lookup_elem(&peers, &key);
 	/* Another processor may have been here later, and be done earlier. */
