@@ -6,7 +6,8 @@
 //!
 //! What is said of a file is true of the file that was meant: it is opened first, and is then only believed if it is the
 //! one that the process was started from, before and after all of it was read. Whatever makes that impossible is the
-//! `problem` of the fact. Nothing is hashed without that, nothing but regular files is opened, and nothing waits.
+//! `problem` of the fact. Nothing is hashed without that, nothing but regular files is opened, and nothing waits: neither
+//! the source nor the file behind it for a file system that does not answer (see `errands`).
 //!
 //! Limits of this, each said where it matters:
 //! - A file whose content was exchanged under the same device, inode, size and time of change (root can set that) has the
@@ -41,6 +42,7 @@ use self::{
 use super::package::Packages;
 use crate::capture::{Fact, Observation, ObservedExecutable, ProcessKey};
 
+mod errands;
 mod file;
 mod generations;
 mod known;
@@ -50,7 +52,11 @@ mod worker;
 
 pub use self::known::KnownError;
 #[allow(unused_imports, reason = "not every system tells of files that are written")]
-pub(crate) use self::{file::FileState, generations::Generations};
+pub(crate) use self::{
+    errands::{Errands, NoAnswer, Place, Terms},
+    file::FileState,
+    generations::Generations,
+};
 
 /// Bounds.
 #[derive(Clone, Copy, Debug)]
@@ -63,16 +69,33 @@ pub struct Limits {
     pub hashed_bytes_max: u64,
     /// Files of [`Writers`] that are kept open while they wait. Those beyond are found again by their path.
     pub held_max: usize,
+    /// A file of which nothing comes for so long is given up: its file system does not answer.
+    pub read_patience: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { files_max: 16_384, queue_max: 4_096, hashed_bytes_max: 1 << 30, held_max: 128 }
+        Self {
+            files_max: 16_384,
+            queue_max: 4_096,
+            hashed_bytes_max: 1 << 30,
+            held_max: 128,
+            read_patience: Duration::from_secs(10),
+        }
     }
 }
 
 /// Files that there was no room for are told one by one up to so many between two takes, and counted from there on.
 const REFUSED_MAX: usize = 64;
+
+/// A source can wait so long for what an executable is, and no longer. It waits so often at most while none of these
+/// has been answered.
+const STATES: Terms = Terms {
+    name: "executable-of",
+    patience: Duration::from_millis(100),
+    given_up_max: 4,
+    stands_back: false,
+};
 
 /// The worker stops within a moment, unless the system keeps it in the middle of a read: that may take for ever.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -80,6 +103,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// Says what executables are. Belongs to the thread of a source.
 pub struct Identifier {
     files: Generations<FileIdentity, Asked>,
+    states: Errands,
     jobs: SyncSender<Job>,
     // None while being dropped.
     found: Option<Receiver<Found>>,
@@ -128,7 +152,17 @@ impl Identifier {
         #[cfg(not(unix))]
         let wake = Wake;
         let packages = Packages::open(root);
-        let worker = Worker { jobs: waiting, found, wake, stop: Arc::clone(&stop), known, packages, limits };
+        let worker = Worker {
+            jobs: waiting,
+            found,
+            wake,
+            stop: Arc::clone(&stop),
+            known,
+            packages,
+            limits,
+            errands: Errands::new(worker::terms(&limits)),
+            buffer: Vec::new(),
+        };
         let (running, ended) = sync_channel(0);
         let worker = thread::Builder::new().name("executables".to_owned()).spawn(move || {
             worker.run();
@@ -136,6 +170,7 @@ impl Identifier {
         });
         Ok(Self {
             files: Generations::new(limits.files_max),
+            states: Errands::new(STATES),
             jobs,
             found: Some(results),
             #[cfg(unix)]
@@ -163,13 +198,12 @@ impl Identifier {
 
     /// Fills in the hash of what `process` runs, where it is known; else has it found out. Takes well below a
     /// microsecond where the image names its file; else that is asked of the system and filled in, which takes some
-    /// microseconds.
+    /// tens of microseconds. Where a file system does not answer it stays open, after a tenth of a second, and is not
+    /// asked again until it answers.
     pub fn identify(&mut self, process: ProcessKey, at: Moment, image: &mut ProcessImage) {
         let Some(path) = &image.path else { return };
         if image.file.is_none() {
-            let state =
-                file::state_of_process(process).or_else(|| FileState::at(Path::new(path.as_str())).ok());
-            image.file = state.map(|state| state.identity);
+            image.file = self.file_of(process, path);
         }
         let mut asked = Asked { run_told: true, ..Asked::default() };
         if let Some(file) = &image.file {
@@ -227,6 +261,15 @@ impl Identifier {
     /// For those who see files being written.
     pub fn writers(&self) -> Writers {
         Writers { jobs: self.jobs.clone(), held: Arc::clone(&self.held), held_max: self.limits.held_max }
+    }
+
+    /// On another thread: a file system that does not answer would keep this one, and all recording with it.
+    fn file_of(&mut self, process: ProcessKey, path: &str) -> Option<FileIdentity> {
+        let path = Path::new(path).to_owned();
+        let state = self.states.run(Place::of(&path, None), None, move |_| {
+            file::state_of_process(process).or_else(|| FileState::at(&path).ok())
+        });
+        Some(state.ok()??.identity)
     }
 
     fn refuse(&mut self, look: Look) {

@@ -14,6 +14,7 @@ use alibi_proto::{
 };
 use sha2::Digest as _;
 
+use super::errands::{NoAnswer, Progress};
 use crate::{capture::ProcessKey, sys};
 
 /// A file as the system describes it at one instant.
@@ -173,10 +174,12 @@ fn open_regular(path: &Path) -> io::Result<Opened> {
 }
 
 /// Why there is no hash.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Unread {
     /// In words.
     Problem(String),
+    /// Its file system does not answer.
+    Silent(NoAnswer),
     /// The agent stops.
     Stopped,
 }
@@ -190,6 +193,7 @@ pub(super) fn hash(
     buffer: &mut [u8],
     bytes_max: u64,
     stop: &AtomicBool,
+    progress: &Progress,
 ) -> Result<Sha256, Unread> {
     let too_large = || Unread::Problem(format!("larger than {bytes_max} bytes, the most that is hashed"));
     let unreadable = |problem: io::Error| Unread::Problem(format!("cannot be read: {problem}"));
@@ -214,6 +218,7 @@ pub(super) fn hash(
             return Err(too_large());
         }
         hasher.update(&buffer[..count]);
+        progress.step();
         thread::yield_now();
     }
     let after = FileState::from_metadata(&opened.file.metadata().map_err(unreadable)?, Path::new(""))
@@ -236,7 +241,7 @@ mod tests {
     use super::*;
 
     fn hash_of(opened: &mut Opened, bytes_max: u64) -> Result<Sha256, Unread> {
-        hash(opened, &mut [0; 16], bytes_max, &AtomicBool::new(false))
+        hash(opened, &mut [0; 16], bytes_max, &AtomicBool::new(false), &Progress::default())
     }
 
     #[test]
@@ -249,8 +254,8 @@ mod tests {
         assert_eq!(hash_of(&mut opened, 3).unwrap().to_string(), abc, "from the beginning again");
         let Err(Unread::Problem(problem)) = hash_of(&mut opened, 2) else { panic!("it has 3 bytes") };
         assert_eq!(problem, "larger than 2 bytes, the most that is hashed");
-        let stopped = hash(&mut opened, &mut [0; 16], 3, &AtomicBool::new(true));
-        assert_eq!(stopped, Err(Unread::Stopped));
+        let stopped = hash(&mut opened, &mut [0; 16], 3, &AtomicBool::new(true), &Progress::default());
+        assert!(matches!(stopped, Err(Unread::Stopped)));
     }
 
     #[test]
@@ -259,7 +264,8 @@ mod tests {
         file.write_all(b"abc").unwrap();
         let mut opened = open(file.path(), None, None).unwrap();
         file.write_all(b"d").unwrap();
-        assert_eq!(hash_of(&mut opened, 99), Err(Unread::Problem(CHANGED.to_owned())));
+        let Err(Unread::Problem(problem)) = hash_of(&mut opened, 99) else { panic!("it has grown") };
+        assert_eq!(problem, CHANGED);
     }
 
     #[test]

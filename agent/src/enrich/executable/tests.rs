@@ -11,7 +11,13 @@ use tempfile::TempDir;
 use super::*;
 use crate::sys;
 
-const LIMITS: Limits = Limits { files_max: 8, queue_max: 4, hashed_bytes_max: 1 << 20, held_max: 2 };
+const LIMITS: Limits = Limits {
+    files_max: 8,
+    queue_max: 4,
+    hashed_bytes_max: 1 << 20,
+    held_max: 2,
+    read_patience: Duration::from_secs(10),
+};
 
 /// A directory with executables, and what an agent remembers of them.
 struct Host(TempDir);

@@ -1,8 +1,10 @@
-//! The thread that reads executables: one at a time, behind everybody else, in memory that does not depend on their size.
+//! The thread that has executables read: one at a time, behind everybody else, in memory that does not depend on their
+//! size. What may keep it for ever, everything that asks the file system of an executable, is an errand
+//! ([`super::errands`]): a file whose file system does not answer is told so, and the next is looked at.
 
 use std::{
     fs::File,
-    io,
+    io, mem,
     path::Path,
     sync::{
         Arc,
@@ -13,12 +15,13 @@ use std::{
 };
 
 use alibi_proto::{
-    executable::{ExecutableSighting, FileIdentity, Package, Sha256},
+    executable::{ExecutableSighting, FileIdentity, Sha256},
     time::Moment,
 };
 
 use super::{
     Limits, Wake,
+    errands::{Errands, NoAnswer, Place, Progress, Terms},
     file::{self, FileState, Opened, Unread},
     known::Known,
 };
@@ -35,6 +38,14 @@ const BATCH_MAX: usize = 64;
 const BATCH_BYTES: u64 = 64 << 20;
 /// Without work for so long, what can be read again is forgotten.
 const REST: Duration = Duration::from_secs(120);
+
+/// Files whose file systems do not answer, at a time. Beyond that no file is read until one of them does.
+const SILENT_MAX: usize = 8;
+
+/// How executables are read.
+pub(super) fn terms(limits: &Limits) -> Terms {
+    Terms { name: "executable", patience: limits.read_patience, given_up_max: SILENT_MAX, stands_back: true }
+}
 
 /// What the worker is asked.
 pub(super) enum Job {
@@ -83,13 +94,15 @@ pub(super) struct Worker {
     pub(super) known: Known,
     pub(super) packages: Packages,
     pub(super) limits: Limits,
+    pub(super) errands: Errands,
+    /// Empty while it is lent to an errand, and after one that was given up.
+    pub(super) buffer: Vec<u8>,
 }
 
 impl Worker {
     /// Works until told to stop.
     pub(super) fn run(mut self) {
         sys::stand_back();
-        let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             let job = match self.jobs.recv_timeout(REST) {
                 Ok(job) => job,
@@ -102,7 +115,7 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let Some(batch) = self.batch(job, &mut buffer) else { return };
+            let Some(batch) = self.batch(job) else { return };
             if self.tell(batch).is_err() {
                 return;
             }
@@ -110,13 +123,13 @@ impl Worker {
     }
 
     /// What is found of `first` and of some of those that wait behind it; none when it is time to stop.
-    fn batch(&mut self, first: Job, buffer: &mut [u8]) -> Option<Vec<Found>> {
+    fn batch(&mut self, first: Job) -> Option<Vec<Found>> {
         let mut batch = Vec::new();
         let mut bytes: u64 = 0;
         let mut next = Some(first);
         while let Some(job) = next {
             let Job::Look(look) = job else { return None };
-            batch.push(self.look(*look, buffer)?);
+            batch.push(self.look(*look)?);
             let size = batch.last().and_then(|found| found.observed.file).map_or(0, |file| file.size);
             bytes = bytes.saturating_add(size);
             let has_room = batch.len() < BATCH_MAX && bytes < BATCH_BYTES;
@@ -142,7 +155,7 @@ impl Worker {
     }
 
     /// None when it is time to stop.
-    fn look(&mut self, look: Look, buffer: &mut [u8]) -> Option<Found> {
+    fn look(&mut self, look: Look) -> Option<Found> {
         if self.stop.load(Ordering::Relaxed) {
             return None;
         }
@@ -158,76 +171,103 @@ impl Worker {
         };
         let mut is_passing = false;
         if observed.sha256.is_none() {
-            match self.read(&mut observed, look.held, buffer) {
+            match self.read(&mut observed, look.held) {
                 Ok(()) => {}
                 Err(Unread::Stopped) => return None,
                 Err(Unread::Problem(problem)) => {
                     is_passing = [file::VANISHED, file::REPLACED, file::CHANGED].contains(&problem.as_str());
                     observed.problem = Some(problem);
                 }
+                Err(Unread::Silent(problem)) => {
+                    is_passing = true;
+                    observed.problem = Some(format!("not read: {problem}"));
+                }
             }
         }
-        observed.package = self.package(&observed);
+        // Not of a file of a container, whose paths mean other files here.
+        match self.is_at_its_path(&observed) {
+            Ok(true) => observed.package = self.packages.owner(&observed.path),
+            Err(Unread::Stopped) => return None,
+            Ok(false) | Err(_) => {}
+        }
         Some(Found { at: look.at, observed, is_passing })
     }
 
-    /// The package of a file that is where it is said to be: not one of a container, whose paths mean other files here.
-    fn package(&mut self, observed: &ObservedExecutable) -> Option<Package> {
-        let found = FileState::at(Path::new(&observed.path)).ok()?;
-        let is_it = file::is_same_but_for_device(&found.identity, &observed.file?);
-        if is_it { self.packages.owner(&observed.path) } else { None }
+    /// Does what asks the file system of an executable.
+    fn ask<T: Send + 'static>(
+        &mut self,
+        observed: &ObservedExecutable,
+        work: impl FnOnce(&Progress) -> T + Send + 'static,
+    ) -> Result<T, Unread> {
+        let device = observed.file.map(|file| file.device);
+        let place = Place::of(Path::new(&observed.path), device);
+        self.errands.run(place, Some(&self.stop), work).map_err(|problem| match problem {
+            NoAnswer::Stopped => Unread::Stopped,
+            problem => Unread::Silent(problem),
+        })
     }
 
-    fn read(
-        &mut self,
-        observed: &mut ObservedExecutable,
-        held: Option<Held>,
-        buffer: &mut [u8],
-    ) -> Result<(), Unread> {
+    fn is_at_its_path(&mut self, observed: &ObservedExecutable) -> Result<bool, Unread> {
+        let Some(file) = observed.file else { return Ok(false) };
+        let path = observed.path.clone();
+        let is_at = move || {
+            FileState::at(Path::new(&path))
+                .is_ok_and(|found| file::is_same_but_for_device(&found.identity, &file))
+        };
+        self.ask(observed, move |_| is_at())
+    }
+
+    fn read(&mut self, observed: &mut ObservedExecutable, held: Option<Held>) -> Result<(), Unread> {
         let Some(held) = held else {
-            let mut opened = file::open(Path::new(&observed.path), observed.process_run(), observed.file)
+            let (path, process, wanted) = (observed.path.clone(), observed.process_run(), observed.file);
+            let opened = self
+                .ask(observed, move |_| file::open(Path::new(&path), process, wanted))?
                 .map_err(Unread::Problem)?;
             observed.file.get_or_insert(opened.state.identity);
-            return self.read_opened(observed, &mut opened, buffer);
+            return self.read_opened(observed, opened);
         };
         // Whatever has been done to it since: this is the file, and this is what it is now.
-        let read = self.read_held(observed, &held.file, buffer);
-        match read {
+        let held = Arc::new(held);
+        match self.read_held(observed, &held) {
             // Who writes a file often sets its times afterwards, as those who unpack archives do.
-            Err(Unread::Problem(problem)) if problem == file::CHANGED => {
-                self.read_held(observed, &held.file, buffer)
-            }
+            Err(Unread::Problem(problem)) if problem == file::CHANGED => self.read_held(observed, &held),
             read => read,
         }
     }
 
-    fn read_held(
-        &mut self,
-        observed: &mut ObservedExecutable,
-        held: &File,
-        buffer: &mut [u8],
-    ) -> Result<(), Unread> {
+    fn read_held(&mut self, observed: &mut ObservedExecutable, held: &Arc<Held>) -> Result<(), Unread> {
         let unreadable = |problem: io::Error| Unread::Problem(format!("cannot be read: {problem}"));
-        let file = held.try_clone().map_err(unreadable)?;
-        let state = FileState::of(&file).map_err(unreadable)?;
-        observed.file = Some(state.identity);
-        if let Some(path) = super::path_of(&file) {
-            observed.path = path;
-        }
-        self.read_opened(observed, &mut Opened { file, state }, buffer)
+        let (held, said) = (Arc::clone(held), observed.path.clone());
+        let (opened, path) = self.ask(observed, move |_| {
+            let file = held.file.try_clone().map_err(unreadable)?;
+            let state = FileState::of(&file).map_err(unreadable)?;
+            let path = super::path_of(&file).unwrap_or(said);
+            Ok((Opened { file, state }, path))
+        })??;
+        observed.file = Some(opened.state.identity);
+        observed.path = path;
+        self.read_opened(observed, opened)
     }
 
-    fn read_opened(
-        &mut self,
-        observed: &mut ObservedExecutable,
-        opened: &mut Opened,
-        buffer: &mut [u8],
-    ) -> Result<(), Unread> {
-        let sha256 = match self.known.sha256(&opened.state) {
-            Some(sha256) => sha256,
+    fn read_opened(&mut self, observed: &mut ObservedExecutable, mut opened: Opened) -> Result<(), Unread> {
+        let state = opened.state;
+        let sha256 = match self.known.sha256(&state) {
+            Some(sha256) => {
+                // Closing, too, may ask.
+                self.ask(observed, move |_| drop(opened))?;
+                sha256
+            }
             None => {
-                let sha256 = file::hash(opened, buffer, self.limits.hashed_bytes_max, &self.stop)?;
-                observed.first_on_host = self.known.learn(&opened.state, sha256);
+                let mut buffer = mem::take(&mut self.buffer);
+                buffer.resize(BUFFER_BYTES, 0);
+                let (bytes_max, stop) = (self.limits.hashed_bytes_max, Arc::clone(&self.stop));
+                let (hashed, buffer) = self.ask(observed, move |progress| {
+                    let hashed = file::hash(&mut opened, &mut buffer, bytes_max, &stop, progress);
+                    (hashed, buffer)
+                })?;
+                self.buffer = buffer;
+                let sha256 = hashed?;
+                observed.first_on_host = self.known.learn(&state, sha256);
                 sha256
             }
         };
