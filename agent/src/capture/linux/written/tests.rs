@@ -9,20 +9,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use alibi_proto::{executable::Sha256, process::ProcessImage};
+use alibi_proto::{
+    executable::{ExecutableSighting, Sha256},
+    process::ProcessImage,
+};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
-use super::*;
-use crate::enrich::executable::{Identifier, Limits};
+use super::{
+    listener::{Listener, PERIOD_NS, PERIOD_NS_MAX, begins_as_program, period_ns},
+    mounts::Mount,
+    *,
+};
+use crate::{
+    capture::{Fact, ObservedExecutable, ProcessKey},
+    enrich::executable::{FileState, Identifier, Limits},
+};
 
 /// A file system, until dropped.
-struct FileSystem {
+pub(super) struct FileSystem {
     path: PathBuf,
 }
 
 impl FileSystem {
-    fn mount(path: &Path) -> Self {
+    pub(super) fn mount(path: &Path) -> Self {
         fs::create_dir_all(path).unwrap();
         mount("none", path, "tmpfs", MountFlags::empty(), None).unwrap();
         Self { path: path.to_owned() }
@@ -35,14 +45,14 @@ impl Drop for FileSystem {
     }
 }
 
-struct Listener {
-    written: Written,
+struct Stage {
+    written: Listener,
     identifier: Identifier,
     // Last, so that what is mounted in it is gone by then.
     directory: TempDir,
 }
 
-impl Listener {
+impl Stage {
     /// Listens to nothing but what is mounted in its own directory.
     fn open(limits: Limits) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -50,7 +60,8 @@ impl Listener {
         let known = path.join("executables");
         let identifier = Identifier::with_limits(&known, &path.join("system"), limits).unwrap();
         let own = Box::new(move |mount: &Mount| mount.path.starts_with(&path));
-        let written = Written::listen_to(identifier.writers(), own).unwrap();
+        let mut written = Listener::listen_to(identifier.writers(), own).unwrap();
+        written.take(sys::now(), &mut Vec::new());
         Self { written, identifier, directory }
     }
 
@@ -62,7 +73,7 @@ impl Listener {
 
     fn take(&mut self) -> Vec<ObservedExecutable> {
         let mut facts = Vec::new();
-        assert!(self.written.take(sys::now(), &mut facts).unwrap());
+        self.written.take(sys::now(), &mut facts);
         self.identifier.take(&mut facts);
         let seen = |observation: Observation| match observation.fact {
             Fact::ExecutableSeen(seen) => *seen,
@@ -103,7 +114,7 @@ impl Listener {
 }
 
 /// Runs a script in `directory`. It is not waited for, so that it can be found in the process table.
-fn run(directory: &Path, script: &str) -> Child {
+pub(super) fn run(directory: &Path, script: &str) -> Child {
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(script).current_dir(directory).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -129,7 +140,7 @@ fn executables_that_are_written_are_told_with_their_writer() {
     if !is_root() {
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let mounted = listener.mount("files");
     let script = "
         printf '#!/bin/sh\\n' > script
@@ -172,7 +183,7 @@ fn what_is_mounted_later_is_listened_to_and_what_is_unchanged_is_told_once() {
     if !is_root() {
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let _first = listener.mount("first");
     let second = listener.mount("a second one");
     run(&second.path, "printf '#!' > a; printf '#!' > b; : >> a; : >> a").wait().unwrap();
@@ -192,7 +203,7 @@ fn what_is_written_again_and_again_is_told_as_it_is_in_the_end() {
     if !is_root() {
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let mounted = listener.mount("files");
     run(&mounted.path, "printf '#!0' > log").wait().unwrap();
     assert_eq!(listener.wait(1)[0].sha256, Some(sha256_of(b"#!0")));
@@ -213,7 +224,7 @@ fn a_path_that_is_none_here_is_not_taken_for_one() {
     if !is_root() {
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let mounted = listener.mount("files");
     for name in ["lower", "upper", "work"] {
         fs::create_dir(mounted.path.join(name)).unwrap();
@@ -246,7 +257,7 @@ fn the_agent_does_not_hear_itself() {
     if !is_root() {
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let mounted = listener.mount("files");
     fs::write(mounted.path.join("own"), "#!").unwrap();
     run(&mounted.path, "printf '#!' > others").wait().unwrap();
@@ -261,7 +272,7 @@ fn the_rights_that_the_agent_keeps_are_enough() {
     let (mounted, path) = std::sync::mpsc::channel();
     let agent = std::thread::spawn(move || {
         sys::keep_needed_privileges().unwrap();
-        let mut listener = Listener::open(Limits::default());
+        let mut listener = Stage::open(Limits::default());
         let file_system = listener.mount("files");
         mounted.send(file_system.path.clone()).unwrap();
         let seen = listener.wait(2);
@@ -288,7 +299,7 @@ fn what_was_missed_is_said() {
         eprintln!("skipped: the kernel's queue is longer than is filled in a moment");
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let mounted = listener.mount("files");
     let script = format!("i=0; while [ $i -lt {} ]; do : > $i; i=$((i+1)); done", limit + 100);
     run(&mounted.path, &script).wait().unwrap();
@@ -305,7 +316,7 @@ fn what_the_identifier_has_no_room_for_is_counted() {
     if !is_root() {
         return;
     }
-    let mut listener = Listener::open(Limits { queue_max: 2, ..Limits::default() });
+    let mut listener = Stage::open(Limits { queue_max: 2, ..Limits::default() });
     let mounted = listener.mount("files");
     run(
         &mounted.path,
@@ -370,7 +381,7 @@ fn what_dpkg_installs_has_its_package() {
         eprintln!("skipped: there is no dpkg here");
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let mounted = listener.mount("files");
     let directory = listener.directory.path().to_owned();
     let database = directory.join("system/var/lib/dpkg");
@@ -452,7 +463,7 @@ fn the_figures_are_shown() {
     if !is_root() {
         return;
     }
-    let mut listener = Listener::open(Limits::default());
+    let mut listener = Stage::open(Limits::default());
     let mounted = listener.mount("files");
     let program = mounted.path.join("true");
     fs::copy("/bin/true", &program).unwrap();
@@ -466,7 +477,7 @@ fn the_figures_are_shown() {
     let mut longest = Duration::ZERO;
     while listener.written.read_until.is_none_or(|until| until.boot_ns < 1) || turns < 4 {
         let turn = Instant::now();
-        listener.written.take(sys::now(), &mut facts).unwrap();
+        listener.written.take(sys::now(), &mut facts);
         longest = longest.max(turn.elapsed());
         turns += 1;
     }
