@@ -162,6 +162,7 @@ impl Identifier {
             limits,
             errands: Errands::new(worker::terms(&limits)),
             buffer: Vec::new(),
+            put_off: Vec::new(),
         };
         let (running, ended) = sync_channel(0);
         let worker = thread::Builder::new().name("executables".to_owned()).spawn(move || {

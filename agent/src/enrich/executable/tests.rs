@@ -329,6 +329,31 @@ fn a_package_is_named() {
     assert_eq!(found.package, None);
 }
 
+/// While its package is being installed: it is told together with its package, or, in the end, without.
+#[test]
+#[cfg(unix)]
+fn what_a_package_manager_works_on_is_told_a_little_later() {
+    let host = Host::new();
+    let image = host.program("tool", "one");
+    let other = host.program("other", "two");
+    // With a log that cannot be read, as long as it is there.
+    let database = host.path("system/var/lib/rpm/rpmdb.sqlite");
+    fs::create_dir_all(database.parent().unwrap()).unwrap();
+    fs::write(&database, "").unwrap();
+    let log = database.with_extension("sqlite-wal");
+    fs::write(&log, "log").unwrap();
+    let mut identifier = host.open(LIMITS);
+    identifier.identify(GONE, now(), &mut image.clone());
+    identifier.identify(GONE, now(), &mut other.clone());
+    let descriptor = identifier.descriptor();
+    let mut descriptors = [rustix::event::PollFd::from_borrowed_fd(descriptor, rustix::event::PollFlags::IN)];
+    let moment = rustix::event::Timespec { tv_sec: 0, tv_nsec: 600_000_000 };
+    assert_eq!(rustix::event::poll(&mut descriptors, Some(&moment)).unwrap(), 0, "something was told");
+    fs::remove_file(&log).unwrap();
+    let found = wait(&mut identifier, 2);
+    assert_eq!((found[0].sha256, found[1].sha256), (Some(sha256_of("one")), Some(sha256_of("two"))));
+}
+
 #[test]
 fn a_kernel_thread_has_no_executable() {
     let host = Host::new();

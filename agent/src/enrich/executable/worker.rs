@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use alibi_proto::{
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     capture::{ObservedExecutable, ProcessKey},
-    enrich::package::Packages,
+    enrich::package::{Busy, Packages},
     sys,
 };
 
@@ -46,6 +46,12 @@ const SILENT_MAX: usize = 8;
 pub(super) fn terms(limits: &Limits) -> Terms {
     Terms { name: "executable", patience: limits.read_patience, given_up_max: SILENT_MAX, stands_back: true }
 }
+
+/// A file of a package that is just being installed is told a little later, with its package: so much later at most, and
+/// that is asked so often.
+const PUT_OFF: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+const PUT_OFF_MAX: usize = 64;
 
 /// What the worker is asked.
 pub(super) enum Job {
@@ -84,6 +90,8 @@ pub(super) struct Found {
     pub(super) observed: ObservedExecutable,
     /// Another look may find more.
     pub(super) is_passing: bool,
+    /// Which package it belongs to could not be told when it was looked at.
+    is_busy: bool,
 }
 
 pub(super) struct Worker {
@@ -97,6 +105,8 @@ pub(super) struct Worker {
     pub(super) errands: Errands,
     /// Empty while it is lent to an errand, and after one that was given up.
     pub(super) buffer: Vec<u8>,
+    /// What is found, but for the package, and since when.
+    pub(super) put_off: Vec<(Instant, Found)>,
 }
 
 impl Worker {
@@ -104,8 +114,16 @@ impl Worker {
     pub(super) fn run(mut self) {
         sys::stand_back();
         loop {
-            let job = match self.jobs.recv_timeout(REST) {
+            let rest = if self.put_off.is_empty() { REST } else { ASK_AGAIN };
+            let job = match self.jobs.recv_timeout(rest) {
                 Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) if !self.put_off.is_empty() => {
+                    let ready = self.ask_again();
+                    if self.tell(ready).is_err() {
+                        return;
+                    }
+                    continue;
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     self.packages.forget();
                     match self.jobs.recv() {
@@ -115,7 +133,9 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let Some(batch) = self.batch(job) else { return };
+            let Some(mut batch) = self.batch(job) else { return };
+            self.put_off(&mut batch);
+            batch.extend(self.ask_again());
             if self.tell(batch).is_err() {
                 return;
             }
@@ -143,6 +163,9 @@ impl Worker {
             tracing::warn!("{problem}; until that is mended, no executable is called new on this host");
             // A crash could make it new once more.
             batch.iter_mut().for_each(|found| found.observed.first_on_host = false);
+        }
+        if batch.is_empty() {
+            return Ok(());
         }
         for found in batch {
             if let Err(TrySendError::Full(found)) = self.found.try_send(found) {
@@ -184,13 +207,52 @@ impl Worker {
                 }
             }
         }
+        let mut is_busy = false;
         // Not of a file of a container, whose paths mean other files here.
         match self.is_at_its_path(&observed) {
-            Ok(true) => observed.package = self.packages.owner(&observed.path),
+            Ok(true) => {
+                is_busy = !self.name_package(&mut observed);
+            }
             Err(Unread::Stopped) => return None,
             Ok(false) | Err(_) => {}
         }
-        Some(Found { at: look.at, observed, is_passing })
+        Some(Found { at: look.at, observed, is_passing, is_busy })
+    }
+
+    /// Fills in the package. False if that cannot be told just now.
+    fn name_package(&mut self, observed: &mut ObservedExecutable) -> bool {
+        let Some(file) = observed.file else { return true };
+        match self.packages.owner(&observed.path, &file) {
+            Ok(package) => observed.package = package,
+            Err(Busy) => return false,
+        }
+        true
+    }
+
+    /// Has those that can be told from the others, which wait.
+    fn put_off(&mut self, batch: &mut Vec<Found>) {
+        let mut put_off = batch.extract_if(.., |found| found.is_busy);
+        while self.put_off.len() < PUT_OFF_MAX
+            && let Some(found) = put_off.next()
+        {
+            self.put_off.push((Instant::now(), found));
+        }
+        // There is no room: without its package.
+        let others: Vec<_> = put_off.collect();
+        batch.extend(others);
+    }
+
+    /// Those that were put off and need wait no longer.
+    fn ask_again(&mut self) -> Vec<Found> {
+        let mut ready = Vec::new();
+        for (since, mut found) in mem::take(&mut self.put_off) {
+            if self.name_package(&mut found.observed) || since.elapsed() >= PUT_OFF {
+                ready.push(found);
+            } else {
+                self.put_off.push((since, found));
+            }
+        }
+        ready
     }
 
     /// Does what asks the file system of an executable.
