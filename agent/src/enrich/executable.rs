@@ -92,7 +92,7 @@ const REFUSED_MAX: usize = 64;
 /// has been answered.
 const STATES: Terms = Terms {
     name: "executable-of",
-    patience: Duration::from_millis(100),
+    patience: Duration::from_millis(250),
     given_up_max: 4,
     stands_back: false,
 };
@@ -199,7 +199,7 @@ impl Identifier {
 
     /// Fills in the hash of what `process` runs, where it is known; else has it found out. Takes well below a
     /// microsecond where the image names its file; else that is asked of the system and filled in, which takes some
-    /// tens of microseconds. Where a file system does not answer it stays open, after a tenth of a second, and is not
+    /// tens of microseconds. Where a file system does not answer it stays open, after a quarter of a second, and is not
     /// asked again until it answers.
     pub fn identify(&mut self, process: ProcessKey, at: Moment, image: &mut ProcessImage) {
         let Some(path) = &image.path else { return };

@@ -95,7 +95,7 @@ impl Findings {
     }
 }
 
-/// The source asks for a tenth of a second, once; other executables are hashed as ever.
+/// The source asks for a quarter of a second, once; other executables are hashed as ever.
 #[test]
 fn an_executable_on_a_file_system_that_does_not_answer_keeps_nobody() {
     let directory = tempfile::tempdir().unwrap();

@@ -145,13 +145,15 @@ fn number_at(bytes: &[u8], at: usize) -> Option<u32> {
 pub(super) mod build {
     use super::*;
 
+    /// Directory, name, state.
+    pub(in super::super) type BuiltFile = (String, String, u8);
+
     /// What a header is made of.
     #[derive(Clone, Default)]
     pub(in super::super) struct Parts {
         pub(in super::super) name: &'static str,
         pub(in super::super) epoch: Option<u32>,
-        /// Directory, name, state.
-        pub(in super::super) files: Vec<(String, String, u8)>,
+        pub(in super::super) files: Vec<BuiltFile>,
         pub(in super::super) size: u32,
     }
 
@@ -179,9 +181,8 @@ pub(super) mod build {
         let numbers = |number: &dyn Fn(u32) -> u32| -> Vec<u8> {
             (0..count as u32).flat_map(|index| number(index).to_be_bytes()).collect()
         };
-        let texts = |text: &dyn Fn(&(String, String, u8)) -> Vec<u8>| -> Vec<u8> {
-            parts.files.iter().flat_map(text).collect()
-        };
+        let texts =
+            |text: &dyn Fn(&BuiltFile) -> Vec<u8>| -> Vec<u8> { parts.files.iter().flat_map(text).collect() };
         add(tag::FILE_SIZES, kind::INT32, count, &numbers(&|_| parts.size));
         add(tag::FILE_STATES, kind::CHAR, count, &texts(&|file| vec![file.2]));
         add(tag::FILE_MTIMES, kind::INT32, count, &numbers(&|_| 7));
@@ -264,7 +265,9 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_harm(blob in prop::collection::vec(any::<u8>(), 0..200), file in 0..9usize) {
             if let Some(header) = Header::parse(&blob) {
-                (header.name(), header.version(), header.file(file));
+                header.name();
+                header.version();
+                header.file(file);
             }
         }
     }
