@@ -4,8 +4,11 @@ use std::{
     collections::VecDeque,
     ffi::CString,
     fs::{self, File},
+    io::{Read as _, Write as _},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
@@ -27,6 +30,11 @@ struct Silent {
 impl Silent {
     /// None where there is no such thing to be had.
     fn mount(path: &Path) -> Option<Self> {
+        Self::served(path, |_| {})
+    }
+
+    /// As long as `serve` answers with what is read from the file.
+    fn served(path: &Path, serve: impl FnOnce(File)) -> Option<Self> {
         if !sys::is_privileged() {
             skip("mounting a file system takes root");
             return None;
@@ -39,6 +47,7 @@ impl Silent {
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", program.as_raw_fd());
         let options = CString::new(options).unwrap();
         mount("silent", path, "fuse", MountFlags::empty(), Some(options.as_c_str())).unwrap();
+        serve(program.try_clone().unwrap());
         Some(Self { path: path.to_owned(), program: Some(program) })
     }
 
@@ -51,7 +60,61 @@ impl Silent {
 impl Drop for Silent {
     fn drop(&mut self) {
         self.end();
-        unmount(&self.path, UnmountFlags::DETACH).unwrap();
+        // By force: whoever is asked still is told that nobody will ask.
+        unmount(&self.path, UnmountFlags::FORCE | UnmountFlags::DETACH).unwrap();
+    }
+}
+
+/// Answers what it takes to run a file called `tool` with `content`, until told to stop; then never again. Structures of
+/// `linux/fuse.h`.
+fn answer(mut program: File, content: &[u8], is_silent: &AtomicBool) {
+    const FILE: u64 = 2;
+    let attributes = |node: u64| {
+        let (mode, size) = if node == FILE { (0o100_755_u32, content.len() as u64) } else { (0o040_755, 0) };
+        let mut bytes: Vec<u8> = [node, size, 0, 7, 7, 7].into_iter().flat_map(u64::to_ne_bytes).collect();
+        bytes.extend([0, 0, 0, mode, 1, 0, 0, 0, 4096, 0].into_iter().flat_map(u32::to_ne_bytes));
+        bytes
+    };
+    let mut request = vec![0; 1 << 18];
+    while let Ok(count) = program.read(&mut request) {
+        if is_silent.load(Ordering::Relaxed) {
+            return;
+        }
+        let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+        let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
+        let (node, body) = (long(16), 40);
+        let answer = match word(4) {
+            // Forgotten, interrupted: no answer.
+            2 | 36 | 42 => continue,
+            26 => {
+                let mut answer: Vec<u8> =
+                    [7, 31, 1 << 16, 0, 0, 1 << 16, 1].into_iter().flat_map(u32::to_ne_bytes).collect();
+                answer.resize(64, 0);
+                Ok(answer)
+            }
+            // Good for no time at all: the next who wants to know asks again.
+            1 if request[body..count].starts_with(b"tool\0") => {
+                let entry = [FILE, 0, 0, 0, 0].into_iter().flat_map(u64::to_ne_bytes);
+                Ok(entry.chain(attributes(FILE)).collect())
+            }
+            1 => Err(2),
+            3 => Ok([0_u64; 2].into_iter().flat_map(u64::to_ne_bytes).chain(attributes(node)).collect()),
+            14 => Ok(vec![0; 16]),
+            15 => {
+                let from = usize::try_from(long(body + 8)).unwrap().min(content.len());
+                let to = content.len().min(from + word(body + 16) as usize);
+                Ok(content[from..to].to_vec())
+            }
+            18 | 25 => Ok(Vec::new()),
+            _ => Err(38),
+        };
+        let (error, answer): (i32, Vec<u8>) =
+            answer.map_or_else(|error: i32| (-error, Vec::new()), |answer| (0, answer));
+        let mut bytes = (16 + answer.len() as u32).to_ne_bytes().to_vec();
+        bytes.extend(error.to_ne_bytes());
+        bytes.extend(&request[8..16]);
+        bytes.extend(answer);
+        let _ = program.write_all(&bytes);
     }
 }
 
@@ -133,6 +196,47 @@ fn an_executable_on_a_file_system_that_does_not_answer_keeps_nobody() {
     let found = findings.wait(|seen| Some(&seen.path) == own.path.as_ref());
     assert!(found.sha256.is_some() && found.problem.is_none(), "{found:?}");
     silent.end();
+}
+
+/// Its file system stops to answer while it runs: nothing about it can be asked, not even by way of the process.
+#[test]
+fn a_process_whose_file_system_stops_to_answer_keeps_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let is_silent = Arc::new(AtomicBool::new(false));
+    let serve = {
+        let is_silent = Arc::clone(&is_silent);
+        move |program| {
+            thread::spawn(move || answer(program, &fs::read("/bin/cat").unwrap(), &is_silent));
+        }
+    };
+    let Some(silent) = Silent::served(&directory.path().join("silent"), serve) else { return };
+    let tool = silent.path.join("tool");
+    let mut command = Command::new(&tool);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // It runs, and need not read its file any more.
+    child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let process = ProcessKey { pid: child.id(), start: sys::process_start(child.id()).unwrap() };
+    let known = directory.path().join("executables");
+    let identifier = Identifier::with_limits(&known, directory.path(), LIMITS).unwrap();
+    let mut findings = Findings(identifier, VecDeque::new());
+    let mut unnamed = image(&tool, None);
+    findings.0.identify(process, sys::now(), &mut unnamed);
+    let found = findings.wait(|_| true);
+    assert!(found.file.is_some() && found.file == unnamed.file && found.sha256.is_some(), "{found:?}");
+
+    is_silent.store(true, Ordering::Relaxed);
+    let started = Instant::now();
+    for _ in 0..20 {
+        let mut unnamed = image(&tool, None);
+        findings.0.identify(process, sys::now(), &mut unnamed);
+        assert_eq!(unnamed.file, None);
+    }
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    let found = findings.wait(|_| true);
+    assert_eq!(found.problem.as_deref(), Some("not read: its file system has not answered for 0.3 s"));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// One file system lies below another that has stopped to answer: the others are listened to.
