@@ -30,6 +30,10 @@ const RECORDS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
 const READ_BYTES: usize = 1 << 20;
 const READ_RECORDS: usize = 4096;
 
+/// Owners of connections whose starts are looked up for one answer. A connection of one that is beyond may have been meant
+/// for any name.
+const OWNERS_MAX: usize = if cfg!(test) { 4 } else { 16_384 };
+
 /// Executions that are told of one process, those before them being counted.
 const EXECUTIONS_MAX: usize = if cfg!(test) { 4 } else { 64 };
 
@@ -51,6 +55,7 @@ pub fn answer(
     let nothing = NamedRemotes::default();
     let remotes = names.as_ref().map_or(&nothing, |names| &names.remotes);
     let found = find(view, question, remotes)?;
+    let unnamed_since = found.unnamed.since(view)?;
     let flows: Vec<FlowRecord> = found.flows.into_values().collect();
     let lives = lives(view, &flows, question.window.to())?;
     let evidence = Evidence {
@@ -58,11 +63,7 @@ pub fn answer(
         name,
         connections: &found.connections,
         known_until,
-        names: names.as_ref().map(|names| NameEvidence {
-            coverage: &names.coverage,
-            remotes,
-            unnamed_since: found.unnamed_since,
-        }),
+        names: names.as_ref().map(|names| NameEvidence { coverage: &names.coverage, remotes, unnamed_since }),
         flows,
         flows_left_out: found.flows_left_out,
     };
@@ -119,12 +120,56 @@ struct Found {
     /// is then never what came after a record that is kept, and ended its connection.
     flows: BTreeMap<(bool, Timestamp, Seq), FlowRecord>,
     flows_left_out: u64,
-    unnamed_since: Option<Timestamp>,
+    unnamed: Unnamed,
+}
+
+/// Since when the connections that a question admits may have been meant for any name.
+#[derive(Default)]
+struct Unnamed {
+    /// The earliest that is known already.
+    since: Option<Timestamp>,
+    /// Of the others, by owner: the first that was opened. It tells of all, once it is known when the owner started.
+    first_of: HashMap<ProcessUid, FlowRecord>,
+}
+
+impl Unnamed {
+    fn add(&mut self, flow: &FlowRecord) {
+        let without_owner = unnamed_since(flow, None);
+        // Where the owner's start can make it later than with none, it is waited for.
+        let waits = without_owner != unnamed_since(flow, Some(flow.opened));
+        match flow.process.filter(|_| waits) {
+            Some(owner) if self.first_of.len() < OWNERS_MAX || self.first_of.contains_key(&owner) => {
+                let first = self.first_of.entry(owner).or_insert_with(|| flow.clone());
+                if flow.opened < first.opened {
+                    *first = flow.clone();
+                }
+            }
+            _ => self.since = [self.since, without_owner].into_iter().flatten().min(),
+        }
+    }
+
+    fn since(self, view: &View) -> Result<Option<Timestamp>, QueryError> {
+        if self.first_of.is_empty() || self.since == Some(Timestamp::ZERO) {
+            return Ok(self.since);
+        }
+        let mut started: HashMap<ProcessUid, Timestamp> = HashMap::new();
+        read_all(view, |item| {
+            if let Read::Event(Event { kind: EventKind::ProcessStarted(process), .. }) = item
+                && self.first_of.contains_key(&process.uid)
+            {
+                started.entry(process.uid).or_insert(process.started);
+            }
+        })?;
+        let owned = self.first_of.iter();
+        let owned = owned.filter_map(|(owner, flow)| unnamed_since(flow, started.get(owner).copied()));
+        Ok(owned.chain(self.since).min())
+    }
 }
 
 fn find(view: &View, question: &Question, remotes: &NamedRemotes) -> Result<Found, QueryError> {
     let mut found = Found::default();
     let (target, window) = (&question.target, question.window);
+    let by_name = target.name().is_some();
     let near = |flow: &FlowRecord| {
         flow.first < window.to()
             && flow.last >= question.looks_back_to()
@@ -137,8 +182,9 @@ fn find(view: &View, question: &Question, remotes: &NamedRemotes) -> Result<Foun
                 found.connections.apply(&change);
             }
             EventKind::Flow(flow) if near(&flow) => {
-                let oldest = [found.unnamed_since, unnamed_since(&flow)].into_iter().flatten().min();
-                found.unnamed_since = oldest;
+                if by_name {
+                    found.unnamed.add(&flow);
+                }
                 if !remotes.may_match(question, &flow) {
                     return;
                 }

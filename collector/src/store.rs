@@ -91,8 +91,8 @@ pub trait Store: Send + Sync {
     ) -> Result<Bounded<FlowRecord>, StoreError>;
 
     /// The earliest [`unnamed_since`](alibi_proto::question::unnamed_since) of the records of a host that the question's
-    /// port, protocol and time admit, whatever their remote. Those of records that end within [`RECORD_SPAN_MAX`] of the
-    /// connection's opening may be missing.
+    /// port, protocol and time admit, whatever their remote; by the starts of processes that were committed before the
+    /// records of their connections. Those within [`RECORD_SPAN_MAX`] of the record's end may be missing.
     ///
     /// [`RECORD_SPAN_MAX`]: alibi_proto::flow::RECORD_SPAN_MAX
     ///

@@ -11,9 +11,24 @@
 //! it did ask for.
 //!
 //! `clear` then needs more: a host that never resolved the name, though everything it resolved was recorded, did not
-//! know where to connect. So the names facet must be without a gap too, from [`NAME_MEMORY`] before the window, or
-//! before the opening of the oldest connection that is alive in the window, whichever is earlier; unless the analyst
-//! gives the addresses, which then are what is asked about.
+//! know where to connect. So the names facet must be without a gap too, from [`NAME_MEMORY`] before the window on, or
+//! from as long before the earliest instant at which the owner of a connection that is alive in the window can have
+//! learned its address ([`unnamed_since`]); unless the analyst gives the addresses, which then are what is asked about.
+//!
+//! Which instant that is, of a connection to an address A that no recorded answer gave for the name:
+//! - It tells another name by TLS: it was made by that one. (Who lies there, as by domain fronting, is asked for by
+//!   address.)
+//! - No recorded answer gave A for any name: A came from somewhere that was not recorded, and may be the name's.
+//! - An answer gave A for another name: A may be shared (a content network, a proxy), and the owner may have A from an
+//!   older answer, for the name that is asked for. Programs keep an address for as long as they run (daemons that resolve
+//!   at their start, pools that reconnect), so a time to live bounds nothing. But the memory of a process is no older than
+//!   the process. What it was given at its start (arguments, what a parent had in its memory before a fork, a resolver's
+//!   cache) is taken to be no older than [`NAME_MEMORY`]. An older answer that was recorded gives A for the name, however
+//!   old it is, and then the connection matches.
+//! - The owner is not known, or its start is not, or it started after the opening (another process opened the connection
+//!   and handed it on): so is the instant.
+//! - A is asked at the port of DNS, and no answer gave it: a resolver, whose address comes with the network. Who hides
+//!   behind that port is asked for by address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,9 +49,9 @@ use crate::{
     window::Window,
 };
 
-/// How long a program may use an address before it resolves the name again: resolvers keep an answer for a day at most
-/// by default (unbound and BIND 9 cap the time to live at a day or a week, systemd-resolved at two hours), and programs
-/// for less.
+/// How old an address may be that a process is given when it starts: resolvers keep an answer for a day at most by default
+/// (unbound and BIND 9 cap the time to live at a day or a week, systemd-resolved at two hours), and programs that start
+/// others for less.
 pub const NAME_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Addresses that one name is looked for by. What is beyond leaves hosts `unknown`.
@@ -129,20 +144,25 @@ pub struct NameEvidence<'a> {
     pub unnamed_since: Option<Timestamp>,
 }
 
-/// Since when a connection may have been meant for any name: the owner has its address from an answer that came before it
-/// was opened; or from somewhere that was not recorded ([`Timestamp::ZERO`]), if no answer ever gave it, or if it was open
-/// before recording began. None if it tells its name (TLS), if the other end opened it, or if it does not leave the host.
+/// Since when the owner of a connection, which started at `owner_started`, can have its address from an answer for any
+/// name: since it started; or since an instant that is not known ([`Timestamp::ZERO`]), if no answer ever gave the address,
+/// if the connection was open before recording began, or if the owner is not known to have run when it was opened. None if
+/// the connection tells its name (TLS), if the other end opened it, or if it does not leave the host.
 ///
 /// A connection to the port of DNS is one to a resolver, whose address comes with the network and not by name.
-pub fn unnamed_since(flow: &FlowRecord) -> Option<Timestamp> {
+pub fn unnamed_since(flow: &FlowRecord, owner_started: Option<Timestamp>) -> Option<Timestamp> {
     const DNS_PORT: u16 = 53;
     let source = flow.remote_name.as_ref().map(|name| name.source);
     let leaves = flow.direction == Direction::Outbound && !flow.remote.ip().to_canonical().is_loopback();
     if !leaves || source == Some(NameSource::Sni) {
         return None;
     }
-    let is_from_elsewhere = flow.already_open || (source.is_none() && flow.remote.port() != DNS_PORT);
-    Some(if is_from_elsewhere { Timestamp::ZERO } else { flow.opened })
+    let since = match source {
+        _ if flow.already_open => None,
+        Some(_) => owner_started.filter(|started| *started <= flow.opened),
+        None => (flow.remote.port() == DNS_PORT).then_some(flow.opened),
+    };
+    Some(since.unwrap_or(Timestamp::ZERO))
 }
 
 words! {
@@ -339,12 +359,12 @@ fn name_gaps(question: &Question, evidence: &Evidence<'_>) -> Vec<Gap> {
     if oldest == Some(Timestamp::ZERO) {
         let reason = format!(
             "there was a connection to an address that no recorded answer gave, or that was open before recording \
-             began: {GIVE_ADDRESSES}"
+             began, or whose owner's start is not on record: {GIVE_ADDRESSES}"
         );
         gaps.push(whole(Grade::NotRecorded { reason }));
     }
-    let opened = oldest.filter(|since| *since > Timestamp::ZERO).unwrap_or(window.from());
-    let needed = Window::new(opened.saturating_sub(NAME_MEMORY), window.to());
+    let learned = oldest.filter(|since| *since > Timestamp::ZERO).unwrap_or(window.from());
+    let needed = Window::new(learned.saturating_sub(NAME_MEMORY), window.to());
     let needed = needed.unwrap_or(window);
     for mut gap in names.coverage.gaps(Facet::Names, needed, evidence.known_until) {
         if let Grade::NotRecorded { reason } = &mut gap.grade {

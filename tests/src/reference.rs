@@ -29,8 +29,8 @@ impl Truth {
 
 /// What truly happened on one host when it is asked about by a name, in whole seconds.
 ///
-/// A program that connects by the name uses one of its addresses, which it got from a DNS answer at most `memory` seconds
-/// before it opened the connection.
+/// A process that connects by the name uses one of its addresses, which it got from a DNS answer that came while it ran, or
+/// was given at its start from one that had come at most `memory` seconds before.
 #[derive(Clone, Debug, Default)]
 pub struct NamedTruth {
     /// The connections that were truly made by the name.
@@ -46,6 +46,8 @@ pub struct NamedTruth {
 pub struct NamedConnection {
     /// First and last second, both included.
     pub life: Range<u64>,
+    /// When the process started that made it.
+    pub started: u64,
     /// When the answer came by which it was made.
     pub resolved: u64,
     /// Its address.

@@ -9,7 +9,7 @@ use alibi_lab::reference::{NamedConnection, NamedTruth, Truth};
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Timeline},
     flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, Traffic},
-    id::ConnectionUid,
+    id::{ConnectionUid, ProcessUid},
     name::{NameSource, RemoteName, ServerNameRecord},
     question::{
         Evidence, InWindow, NAME_MEMORY, NameEvidence, NamedRemotes, Question, Verdict, judge, unnamed_since,
@@ -210,6 +210,16 @@ proptest! {
 /// The seconds of the test of names: long enough for memories to run out.
 const DAYS: u64 = 4 * 24 * 60 * 60;
 
+/// What is on record of a connection's owner.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Owner {
+    Known,
+    /// Not that it started.
+    WithoutStart,
+    /// Another, that it was handed to.
+    Another,
+}
+
 /// One connection, and how its name came to be known.
 #[derive(Clone, Debug)]
 struct Named {
@@ -218,8 +228,13 @@ struct Named {
     address: u8,
     opened: u64,
     length: u64,
-    /// How long before its opening the answer came.
+    /// How long its owner had been running at its opening.
+    owner_age: u64,
+    /// How long before its opening the answer came, by which it was made.
     resolved_before: u64,
+    /// An answer that was recorded gave the address for another name.
+    is_shared: bool,
+    owner: Owner,
     /// It says the name in its ClientHello.
     says: bool,
     /// That ClientHello is told by its ends only.
@@ -233,12 +248,22 @@ prop_compose! {
     fn named()(
         (ours, address) in (any::<bool>(), 1..6_u8),
         opened in 0..DAYS,
-        length in prop_oneof![0..900_u64, 0..DAYS],
-        resolved_before in 0..=NAME_MEMORY.as_secs(),
-        (says, unmatched, carries, inbound) in
-            (any::<bool>(), any::<bool>(), any::<bool>(), proptest::bool::weighted(0.2)),
+        length in prop_oneof![0..900_u64, 0..DAYS, Just(DAYS)],
+        (owner_age, resolved_before) in prop_oneof![0..900_u64, 0..DAYS]
+            .prop_flat_map(|age| (Just(age), 0..=age + NAME_MEMORY.as_secs())),
+        owner in prop_oneof![8 => Just(Owner::Known), 1 => Just(Owner::WithoutStart), 1 => Just(Owner::Another)],
+        (says, unmatched, carries, is_shared, inbound) in (
+            any::<bool>(),
+            any::<bool>(),
+            any::<bool>(),
+            proptest::bool::weighted(0.8),
+            proptest::bool::weighted(0.2),
+        ),
     ) -> Named {
-        Named { ours, address, opened, length, resolved_before, says, unmatched, carries, inbound: inbound && !ours }
+        let inbound = inbound && !ours;
+        Named {
+            ours, address, opened, length, owner_age, resolved_before, is_shared, owner, says, unmatched, carries, inbound,
+        }
     }
 }
 
@@ -249,6 +274,20 @@ impl Named {
 
     fn last(&self) -> u64 {
         (self.opened + self.length).min(DAYS)
+    }
+
+    /// When the process started that made it.
+    fn started(&self) -> u64 {
+        self.opened.saturating_sub(self.owner_age)
+    }
+
+    /// When its owner on record started, if that is on record.
+    fn owner_started(&self) -> Option<Timestamp> {
+        match self.owner {
+            Owner::Known => Some(Timestamp::from_secs(self.started())),
+            Owner::WithoutStart => None,
+            Owner::Another => Some(Timestamp::from_secs(self.opened + 1)),
+        }
     }
 
     fn resolved(&self) -> u64 {
@@ -264,7 +303,12 @@ impl Named {
         let (local, remote) = self.ends(number);
         let already_open = self.opened < begins;
         let opened = self.opened.max(begins);
-        let says = self.says && self.carries && !already_open;
+        let remote_name = if self.says && self.carries && !already_open {
+            Some(RemoteName { name: self.name().to_owned(), source: NameSource::Sni })
+        } else {
+            let other = RemoteName { name: "shared.example.com".to_owned(), source: NameSource::Dns };
+            self.is_shared.then_some(other)
+        };
         let mut first = opened;
         let mut records = Vec::new();
         while first <= self.last() {
@@ -272,8 +316,8 @@ impl Named {
             let ended = last == self.last();
             records.push(FlowRecord {
                 connection: ConnectionUid::from_bytes([number; 16]),
-                process: None,
-                attribution: Attribution::Unknown,
+                process: Some(ProcessUid::from_bytes([number; 16])),
+                attribution: Attribution::InKernel,
                 protocol: Protocol::Tcp,
                 direction: if self.inbound { Direction::Inbound } else { Direction::Outbound },
                 local,
@@ -289,8 +333,7 @@ impl Named {
                 interface: None,
                 network_namespace: None,
                 round_trip: None,
-                remote_name: says
-                    .then(|| RemoteName { name: self.name().to_owned(), source: NameSource::Sni }),
+                remote_name: remote_name.clone(),
             });
             if ended {
                 break;
@@ -302,16 +345,19 @@ impl Named {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Nothing that was made by the name is ruled out, though its answer, its ClientHello, or its opening was not recorded.
     #[test]
     fn a_host_is_never_cleared_of_a_name_it_talked_to(
-        connections in proptest::collection::vec(named(), 0..5),
+        connections in prop_oneof![
+            proptest::collection::vec(named(), 1..2),
+            proptest::collection::vec(named(), 0..5),
+        ],
         begins in prop_oneof![Just(0), 0..DAYS],
         names_begin in prop_oneof![Just(0), 0..DAYS],
         names_lost in proptest::collection::vec((0..DAYS, 1..10_000_u64), 0..2),
-        (from, length) in (0..DAYS, 1..3_600_u64),
+        (from, length) in (prop_oneof![0..DAYS, DAYS - 9_000..DAYS - 3_600], 1..3_600_u64),
         given in proptest::option::of(1..6_u8),
     ) {
         let window = from..(from + length).min(DAYS);
@@ -346,9 +392,13 @@ proptest! {
             window: Window::new(Timestamp::from_secs(window.start), Timestamp::from_secs(window.end)).unwrap(),
         };
         flows.retain(|flow| flow.first < question.window.to() && flow.last >= question.looks_back_to());
-        // As a store tells it: not of a record near the opening.
-        let long = |flow: &&FlowRecord| flow.already_open || flow.last.since(flow.opened).as_secs() > 900;
-        let unnamed_since = flows.iter().filter(long).filter_map(unnamed_since).min();
+        // As a store tells it: not what is near the record.
+        let since = |flow: &FlowRecord| {
+            let number = flow.process.unwrap().as_bytes()[0];
+            let since = unnamed_since(flow, connections[usize::from(number) - 1].owner_started())?;
+            (since == Timestamp::ZERO || flow.last.since(since).as_secs() > 900).then_some(since)
+        };
+        let unnamed_since = flows.iter().filter_map(since).min();
         let names = timeline_of(Facet::Names, names_begin, &names_lost);
         let evidence = Evidence {
             host: None,
@@ -366,6 +416,7 @@ proptest! {
         let connections_unrecorded = std::iter::once(0..begins).collect();
         let by_name = connections.iter().filter(|connection| connection.ours).map(|connection| NamedConnection {
             life: connection.opened..connection.last(),
+            started: connection.started(),
             resolved: connection.resolved(),
             address: connection.address,
         });
@@ -375,7 +426,7 @@ proptest! {
             Verdict::Clear if given.is_empty() => {
                 // Memories may be half an hour longer than a store tells, which the constant stands for.
                 let recent = truth.by_name.iter().all(|connection| {
-                    connection.life.start.saturating_sub(connection.resolved) + 1_800 <= NAME_MEMORY.as_secs()
+                    connection.started.saturating_sub(connection.resolved) + 1_800 <= NAME_MEMORY.as_secs()
                 });
                 prop_assert!(!recent || !truth.talked(&window), "{connections:?} in {window:?}");
                 let names = window.start.saturating_sub(NAME_MEMORY.as_secs())..window.end;

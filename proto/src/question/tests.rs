@@ -278,3 +278,26 @@ fn a_name_told_in_one_record_is_that_of_the_whole_connection() {
     let answer = ask_name(0, None, NamedRemotes::default(), None, vec![before, after]);
     assert_eq!(answer.processes[0].connections[0].flow.traffic.unwrap().bytes_sent, 3);
 }
+
+#[test]
+fn an_address_is_as_old_as_its_owner_may_know_it() {
+    let flow = |source| FlowRecord {
+        remote_name: Some(crate::name::RemoteName { name: "other.example.com".into(), source }),
+        ..record(DAY, DAY + 1, false, Some(1))
+    };
+    let check = |flow: &FlowRecord, started: Option<u64>, want: Option<u64>| {
+        assert_eq!(unnamed_since(flow, started.map(minute)), want.map(minute), "{flow:?} {started:?}");
+    };
+    let shared = flow(NameSource::Dns);
+    check(&shared, Some(DAY), Some(DAY));
+    check(&shared, Some(7), Some(7)); // it may have resolved the name at its start
+    check(&shared, None, Some(0));
+    check(&shared, Some(DAY + 1), Some(0)); // another process had opened it
+    check(&FlowRecord { already_open: true, ..shared.clone() }, Some(7), Some(0));
+    check(&FlowRecord { remote_name: None, ..shared.clone() }, Some(7), Some(0));
+    check(&flow(NameSource::Sni), None, None);
+    check(&FlowRecord { direction: Direction::Inbound, ..shared.clone() }, None, None);
+    check(&FlowRecord { remote: "127.0.0.1:443".parse().unwrap(), ..shared.clone() }, None, None);
+    let resolver = FlowRecord { remote: "192.0.2.53:53".parse().unwrap(), remote_name: None, ..shared };
+    check(&resolver, Some(7), Some(DAY));
+}

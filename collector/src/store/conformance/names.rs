@@ -6,7 +6,7 @@ use alibi_proto::{
     coverage::Facet,
     event::{Batch, EventKind},
     flow::{FlowRecord, RECORD_SPAN_MAX},
-    id::{ConnectionUid, HostId},
+    id::{ConnectionUid, HostId, ProcessUid},
     link::LinkRecord,
     name::{NAME_BYTES_MAX, NamePattern, NameResolution, NameSource, RemoteName, ServerNameRecord},
     question::{NAME_MEMORY, NamedRemotes},
@@ -201,13 +201,13 @@ pub(in crate::store) fn tell_the_oldest_connection_without_one<H: Home>() {
     let loopback = long(1, "127.0.0.1:443");
     let inbound =
         FlowRecord { direction: alibi_proto::flow::Direction::Inbound, ..long(2, "198.51.100.1:443") };
-    let stored_flows = [
-        loopback,
-        inbound,
-        named(long(3, "198.51.100.1:443"), 3, sni),
-        named(long(10_000 - span, "198.51.100.1:443"), 4, Some(("other.example", NameSource::Dns))),
-    ];
-    stored(&store, flows(&stored_flows));
+    let of = |uid, flow| FlowRecord { process: Some(ProcessUid::from_bytes([uid; 16])), ..flow };
+    let dns = Some(("other.example", NameSource::Dns));
+    let near = named(long(10_000 - span + 5, "198.51.100.1:443"), 4, dns);
+    let stored_flows = [loopback, inbound, named(long(3, "198.51.100.1:443"), 3, sni), of(3, near)];
+    let starts = [process(2, None, 200), process(3, None, 10_000 - span), process(4, None, 350)];
+    let starts = starts.iter().map(start);
+    stored(&store, starts.chain(flows(&stored_flows)).collect());
     let oldest = |from, to, port| {
         let target = Target::parse("cloud.example.com", port, None).unwrap();
         store.oldest_unnamed(HOST, &question_of(target, from, to)).unwrap()
@@ -215,16 +215,23 @@ pub(in crate::store) fn tell_the_oldest_connection_without_one<H: Home>() {
     assert_eq!(oldest(9_000, 10_000, None), None, "of a record near the opening, the window tells enough");
 
     let more = [
-        named(long(400, "198.51.100.1:443"), 5, Some(("other.example", NameSource::Dns))),
+        of(4, named(long(400, "198.51.100.1:443"), 5, dns)),
         long(9_940, "198.51.100.1:81"),
-        named(long(300, "198.51.100.1:80"), 2, Some(("other.example", NameSource::Dns))),
+        named(long(9_900, "198.51.100.1:80"), 2, dns),
         FlowRecord { already_open: true, ..long(9_950, "198.51.100.1:22") },
+        // Of these owners no start, or a later one, is on record.
+        of(9, named(long(9_900, "198.51.100.1:82"), 6, dns)),
+        of(3, named(long(400, "198.51.100.1:83"), 7, dns)),
+        FlowRecord { process: None, ..named(long(9_900, "198.51.100.1:84"), 8, dns) },
     ];
-    store.commit(HOST, &batch(EPOCH, 5, flows(&more)), at(3)).unwrap();
+    store.commit(HOST, &batch(EPOCH, 8, flows(&more)), at(3)).unwrap();
     assert_eq!(oldest(9_000, 10_000, None), Some(Timestamp::ZERO));
     assert_eq!(oldest(9_000, 10_000, Some(81)), Some(Timestamp::ZERO), "no answer ever gave its address");
-    assert_eq!(oldest(9_000, 10_000, Some(80)), Some(at(300)));
-    assert_eq!(oldest(9_000, 10_000, Some(443)), Some(at(400)));
+    assert_eq!(oldest(9_000, 10_000, Some(80)), Some(at(200)), "its owner may have had it from its start");
+    assert_eq!(oldest(9_000, 10_000, Some(443)), Some(at(350)));
+    for port in 82..85 {
+        assert_eq!(oldest(9_000, 10_000, Some(port)), Some(Timestamp::ZERO), "{port}");
+    }
     assert_eq!(oldest(10_000 + span, 20_000, None), Some(Timestamp::ZERO));
     assert_eq!(oldest(10_001 + span, 20_000, None), None, "it ended long before");
     assert_eq!(oldest(9_000, 9_900, None), None, "it began after");

@@ -23,6 +23,7 @@ use super::{
         address_key, damaged, decode, host_row, limit as sql_limit, optional_time, protocol_number, unsigned,
     },
     names::{key_range, name_key},
+    processes,
 };
 use crate::store::{Bounded, StoreError};
 
@@ -39,9 +40,7 @@ pub(super) fn store(connection: &Connection, place: Place, flow: &FlowRecord) ->
         "INSERT INTO flow (host, last, ring, seq, first, remote, remote_port, protocol, process, name, unnamed_since, record)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
-    // Of a record that is near the opening, the window tells enough (see `NameEvidence::unnamed_since`).
-    let unnamed_since = unnamed_since(flow)
-        .filter(|since| *since == Timestamp::ZERO || flow.last.since(*since) > RECORD_SPAN_MAX);
+    let unnamed_since = when_learned(connection, place.host, flow)?;
     let name = flow.remote_name.as_ref().filter(|remote| remote.name.len() <= NAME_BYTES_MAX + 1);
     statement.execute(params![
         place.host,
@@ -58,6 +57,22 @@ pub(super) fn store(connection: &Connection, place: Place, flow: &FlowRecord) ->
         wire::Flow::from(flow.clone()).encode_to_vec(),
     ])?;
     Ok(())
+}
+
+/// What is kept of [`unnamed_since`]. The start of a process comes before its first connection.
+fn when_learned(
+    connection: &Connection,
+    host: i64,
+    flow: &FlowRecord,
+) -> Result<Option<Timestamp>, StoreError> {
+    let mut since = unnamed_since(flow, None);
+    if let Some(owner) = flow.process
+        && since != unnamed_since(flow, Some(flow.opened))
+    {
+        since = unnamed_since(flow, processes::started(connection, host, owner)?);
+    }
+    // Of one that is near the record, the window tells enough (see `NameEvidence::unnamed_since`).
+    Ok(since.filter(|since| *since == Timestamp::ZERO || flow.last.since(*since) > RECORD_SPAN_MAX))
 }
 
 pub(super) fn store_listen(
@@ -250,7 +265,7 @@ impl Search<'_> {
     }
 }
 
-/// The earliest opening of a long connection that is alive near the window and does not tell its name.
+/// The earliest instant at which the address of a connection that is alive near the window can have been learned.
 pub(super) fn oldest_unnamed(
     connection: &Connection,
     host: HostId,

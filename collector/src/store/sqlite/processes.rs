@@ -74,6 +74,21 @@ pub(super) fn store_exit(connection: &Connection, host: i64, exit: &ProcessExit)
     Ok(())
 }
 
+/// When a process started, if that is on record.
+pub(super) fn started(
+    connection: &Connection,
+    host: i64,
+    uid: ProcessUid,
+) -> Result<Option<Timestamp>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT started FROM process WHERE host = ? AND uid = ?")?;
+    let mut rows = statement.query(params![host, uid.as_bytes()])?;
+    match rows.next()? {
+        Some(row) => optional_time("start of a process", row.get(0)?),
+        None => Ok(None),
+    }
+}
+
 pub(super) fn one(
     connection: &Connection,
     host: HostId,

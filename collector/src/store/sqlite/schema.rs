@@ -17,7 +17,7 @@ pub(super) const APPLICATION_ID: i32 = 0x416c_6962;
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Step n brings version n to version n + 1. A step that was released is never changed.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// Times are nanoseconds since 1970 (UTC), uids and host ids their 16 bytes, records the messages of the schema.
 ///
@@ -117,8 +117,8 @@ const VERSION_1: &str = "
 
 /// Names, executables, executions and links.
 ///
-/// - `flow.name` is the key of the connection's own known name; `flow.unnamed_since` is when a connection that does not
-///   tell its name was opened, 0 if before recording began, where that is long before the record or not known. Records
+/// - `flow.name` is the key of the connection's own known name; `flow.unnamed_since` is since when the address of a
+///   connection that does not tell its name can have been known, where that is long before the record; 0 if not known. Records
 ///   that are older than these columns lack both: nothing was recorded of names then, which the coverage tells.
 /// - A `name` is the key of one: its labels from the last to the first, so that all names below one are one range.
 /// - `resolution`: names in DNS answers, aliases included, each with each address; `ttl` in seconds, of the newest.
@@ -193,6 +193,12 @@ const VERSION_2: &str = "
         record BLOB NOT NULL,
         PRIMARY KEY (host, time, ring, seq)
     ) STRICT, WITHOUT ROWID;
+";
+
+/// Until then, `flow.unnamed_since` was the opening of the connection, and missing where that was near: the owner may have
+/// known the address for longer. Which of those with a name tell it themselves, only their records say.
+const VERSION_3: &str = "
+    UPDATE flow SET unnamed_since = 0 WHERE unnamed_since > 0 OR (unnamed_since IS NULL AND name IS NOT NULL);
 ";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
