@@ -34,10 +34,12 @@ use crate::{
     ledger::{Ledger, PreviousRun},
 };
 
+mod encrypted;
 mod names;
 mod sightings;
 mod suspend;
 
+use encrypted::Encrypted;
 use names::Names;
 
 /// A connection that lives longer is reported while it lives.
@@ -88,6 +90,7 @@ pub struct Pipeline {
     unfollowed: u64,
     users: HashMap<ProcessKey, User>,
     names: Names,
+    encrypted: Encrypted,
     /// Coverage of the connections has changed in this report.
     interrupted: bool,
     /// The end of the losses of connections that were said. A reader believes no life past a loss, so what is open is
@@ -145,6 +148,7 @@ impl Pipeline {
             unfollowed: 0,
             users: HashMap::new(),
             names: Names::default(),
+            encrypted: Encrypted::default(),
             interrupted: false,
             doubted_until: None,
             leap: None,
@@ -164,6 +168,7 @@ impl Pipeline {
             Some(before) => self.compare_clocks(before, report.seen_until, now),
             None => self.source_begins(seen_until, now),
         }
+        self.renew_encrypted(seen_until, now);
         for observation in report.observations {
             self.observe(observation, now);
         }
@@ -224,6 +229,7 @@ impl Pipeline {
         for change in self.ledger.restate() {
             self.push(now, EventKind::CoverageChanged(CoverageChange { announced_from, ..change }));
         }
+        self.restate_encrypted(now);
     }
 
     /// `count` events, from `next_seq` on, that spoke of instants since `from` could not be kept: their numbers are given
@@ -314,6 +320,7 @@ impl Pipeline {
                     let owner = change.owner.map(|(owner, attribution)| (self.uid(owner), attribution));
                     flow.take(&change, owner);
                     flow.state = state;
+                    self.heed_server(socket, flow.direction, state, at, now);
                     self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
                 }
                 None => self.unfollowed_closed(at, now),
@@ -380,6 +387,7 @@ impl Pipeline {
             self.connection_changed(socket, change, at, now);
             return;
         }
+        self.heed_server(socket, observed.direction, observed.state, at, now);
         let SocketKey { protocol, remote, socket: identity } = socket;
         // One that was open already is known at once; there is nothing to wait for.
         let due = if observed.already_open { at } else { at.saturating_add(FIRST_REPORT_AFTER) };
@@ -439,6 +447,7 @@ impl Pipeline {
         }
         let Some(flow) = self.flows.get_mut(&socket) else { return };
         flow.take(&change, owner);
+        let (direction, state) = (flow.direction, flow.state);
         let due = if state_changed || owner_changed {
             at.saturating_add(FIRST_REPORT_AFTER)
         } else if flow.moved().is_some_and(|moved| moved.any()) {
@@ -448,6 +457,9 @@ impl Pipeline {
         };
         let due = due.min(flow.due);
         self.reschedule(socket, due);
+        if state_changed {
+            self.heed_server(socket, direction, state, at, now);
+        }
     }
 
     /// There is no room to follow a connection; until none such is open, an end or a byte may go unrecorded.

@@ -30,6 +30,7 @@ impl Pipeline {
     }
 
     pub(super) fn server_name(&mut self, observed: ObservedServerName, at: Timestamp, now: Moment) {
+        self.heed_hello(&observed, at, now);
         if let (Some(name), Direction::Outbound) = (&observed.name, observed.direction) {
             self.names.asked(observed.local, observed.remote, name);
         }

@@ -291,7 +291,7 @@ impl Sensor for Ebpf {
         self.count_losses(now, facts)?;
         self.look(now, facts)?;
         self.processes.tell_waiting(now, facts);
-        let is_settled = self.names.settle(now, || self.connections.open_remotes(), facts);
+        let is_settled = self.names.settle(now, facts);
         Ok(has_all && is_settled)
     }
 }

@@ -8,7 +8,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -32,7 +31,6 @@ use crate::{
 
 mod copies;
 mod dns;
-mod encrypted;
 mod filter;
 mod namespaces;
 mod packet;
@@ -46,7 +44,7 @@ use reader::lost;
 pub(in crate::capture::linux) use reader::{Reader, Sighting};
 use socket::{Buffer, Ear, Received};
 
-/// Namespaces are searched for so often. Not more seldom than what is told of encrypted DNS needs.
+/// Namespaces are searched for so often.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Namespaces that are listened in at the same time.
 const NAMESPACES_MAX: usize = 256;
@@ -252,7 +250,7 @@ impl Names {
 
     /// Looks for namespaces that came or went.
     fn search(&mut self, now: Moment, facts: &mut Vec<Observation>) {
-        if matches!(self.reach, Reach::Own(_)) && self.reader.watched_namespaces().is_empty() {
+        if matches!(self.reach, Reach::Own(_)) {
             self.searched = now;
             return;
         }
@@ -265,11 +263,8 @@ impl Names {
                 return;
             }
         };
-        self.renew_encrypted(&found, now, facts);
-        if matches!(self.reach, Reach::All) {
-            self.ears.retain(|namespace, _| found.contains_key(namespace));
-            self.listen_in_new(&found, now, facts);
-        }
+        self.ears.retain(|namespace, _| found.contains_key(namespace));
+        self.listen_in_new(&found, now, facts);
         self.tried.clear();
         self.searched = now;
     }
@@ -305,25 +300,6 @@ impl Names {
                 format!("{these} beyond the {NAMESPACES_MAX} network namespaces that are listened in");
             facts.push(lost(0, reason, self.searched.wall, after_next_search(now), now));
         }
-    }
-
-    /// Tells anew of encrypted DNS over connections that are still open.
-    fn renew_encrypted(&mut self, found: &BTreeMap<u64, u32>, now: Moment, facts: &mut Vec<Observation>) {
-        let mut tables: BTreeMap<u64, Option<HashSet<(SocketAddr, SocketAddr)>>> = BTreeMap::new();
-        for namespace in self.reader.watched_namespaces() {
-            if let Some(pid) = found.get(&namespace) {
-                let open = namespaces::open_connections(*pid).ok();
-                tables.insert(namespace, open.map(|open| open.into_iter().collect()));
-            }
-        }
-        let is_open = |connection: &encrypted::Connection| match tables.get(&connection.network_namespace) {
-            // A namespace without processes has no connections.
-            None => false,
-            // What cannot be read may be open.
-            Some(None) => true,
-            Some(Some(open)) => open.contains(&(connection.local, connection.remote)),
-        };
-        self.reader.renew(now, is_open, facts);
     }
 }
 

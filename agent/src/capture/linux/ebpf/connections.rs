@@ -104,11 +104,6 @@ impl Connections {
         Some(Observation { at: now, fact: Fact::ConnectionOpened(Box::new(observed)) })
     }
 
-    /// The other ends of the TCP connections that are open.
-    pub(super) fn open_remotes(&self) -> HashSet<SocketAddr> {
-        self.open.values().map(|(remote, _)| *remote).collect()
-    }
-
     /// Takes in one event.
     pub(super) fn take(
         &mut self,

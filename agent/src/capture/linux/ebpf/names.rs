@@ -1,7 +1,7 @@
 //! Names, from the packets that the probe picks out at the sockets: each once, in every network namespace, with the owner
 //! of its socket.
 
-use std::{collections::HashSet, net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use alibi_proto::{flow::Direction, time::Moment};
 
@@ -16,8 +16,6 @@ use crate::capture::{
 
 /// The rest of a message that came in pieces is waited for so long, and everything else with it.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-/// Encrypted DNS over a connection that is still open is told anew so often.
-const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) const COVERS: &str =
     "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos that programs send, by eBPF";
@@ -30,12 +28,11 @@ pub(super) struct Names {
     reader: Reader,
     /// Everything before this has been understood, or told as lost.
     heard_until: Option<Moment>,
-    renewed: Option<Moment>,
 }
 
 impl Names {
     pub(super) fn new() -> Self {
-        Self { reader: Reader::default(), heard_until: None, renewed: None }
+        Self { reader: Reader::default(), heard_until: None }
     }
 
     /// Reads a packet.
@@ -66,25 +63,12 @@ impl Names {
         }
     }
 
-    /// What is known once everything of a turn has been read; `open` are the remotes of open connections. False if
-    /// something is waited for.
-    pub(super) fn settle(
-        &mut self,
-        now: Moment,
-        open: impl FnOnce() -> HashSet<SocketAddr>,
-        facts: &mut Vec<Observation>,
-    ) -> bool {
+    /// What is known once everything of a turn has been read. False if something is waited for.
+    pub(super) fn settle(&mut self, now: Moment, facts: &mut Vec<Observation>) -> bool {
         let may_wait = self.heard_until.is_some_and(|heard| since(heard, now) < WAIT_MAX);
         let is_settled = self.reader.settle(now, may_wait, facts);
         if is_settled || self.heard_until.is_none() {
             self.heard_until = Some(now);
-        }
-        let is_due = self.renewed.is_none_or(|renewed| since(renewed, now) >= RENEW_INTERVAL);
-        if is_due && !self.reader.watched_namespaces().is_empty() {
-            self.renewed = Some(now);
-            // Another connection to the same server counts too: the loss is told longer, never shorter.
-            let open = open();
-            self.reader.renew(now, |connection| open.contains(&connection.remote), facts);
         }
         is_settled
     }

@@ -11,7 +11,6 @@ use alibi_proto::{
 use super::{
     copies::Copies,
     dns::{self, Framed},
-    encrypted::{self, Connection, Encrypted, Hidden},
     packet::{Packet, Transport},
     pieces::{Pieces, STREAM_BYTES_MAX, Stream, Way},
     tls::{self, Hello},
@@ -19,7 +18,6 @@ use super::{
 use crate::capture::{Fact, Observation, ObservedResolution, ObservedServerName};
 
 const DNS_PORT: u16 = 53;
-const ENCRYPTED_DNS_PORT: u16 = 853;
 
 const CUT_ANSWER: &str = "a DNS answer came in fragments";
 const STRANGE_ANSWER: &str = "a DNS answer could not be understood, or is too long";
@@ -44,7 +42,6 @@ pub(in crate::capture::linux) struct Sighting {
 pub(in crate::capture::linux) struct Reader {
     copies: Copies,
     pieces: Pieces,
-    encrypted: Encrypted,
     losses: BTreeMap<&'static str, Loss>,
 }
 
@@ -69,14 +66,6 @@ impl Reader {
         }
         match packet.transport {
             Transport::Udp if packet.source.port() == DNS_PORT => self.datagram(seen, &packet, facts),
-            Transport::Udp if packet.destination.port() == ENCRYPTED_DNS_PORT => {
-                if seen.direction == Direction::Outbound
-                    && let Some(reason) = encrypted::hidden(None, packet.destination)
-                {
-                    let hidden = self.encrypted.is_used(reason, seen.at.wall, None);
-                    facts.extend(hidden.map(|hidden| hidden_fact(hidden, seen.at)));
-                }
-            }
             Transport::Udp => {}
             Transport::Tcp { sequence } if packet.source.port() == DNS_PORT => {
                 self.answers(seen, &packet, sequence, facts);
@@ -103,22 +92,6 @@ impl Reader {
             facts.push(lost(loss.count, reason.to_owned(), loss.from, loss.to, now));
         }
         self.pieces.is_empty()
-    }
-
-    /// Encrypted DNS that goes on is told anew. `is_open` says of a connection whether it is.
-    pub(in crate::capture::linux) fn renew(
-        &mut self,
-        now: Moment,
-        is_open: impl Fn(&Connection) -> bool,
-        facts: &mut Vec<Observation>,
-    ) {
-        let hidden = self.encrypted.renew(now.wall, is_open);
-        facts.extend(hidden.into_iter().map(|hidden| hidden_fact(hidden, now)));
-    }
-
-    /// The network namespaces with connections of which [`Reader::renew`] will ask.
-    pub(in crate::capture::linux) fn watched_namespaces(&self) -> std::collections::HashSet<u64> {
-        self.encrypted.network_namespaces()
     }
 
     fn datagram(&mut self, seen: Sighting, packet: &Packet<'_>, facts: &mut Vec<Observation>) {
@@ -222,13 +195,6 @@ impl Reader {
             Direction::Inbound => (packet.destination, packet.source),
         };
         let network_namespace = Some(seen.network_namespace);
-        if seen.direction == Direction::Outbound
-            && let Some(reason) = encrypted::hidden(name.as_deref(), remote)
-        {
-            let connection = Connection { network_namespace: seen.network_namespace, local, remote };
-            let hidden = self.encrypted.is_used(reason, seen.at.wall, Some(connection));
-            facts.extend(hidden.map(|hidden| hidden_fact(hidden, seen.at)));
-        }
         let (direction, socket) = (seen.direction, None);
         let hello = ObservedServerName { name, direction, socket, local, remote, network_namespace };
         facts.push(Observation { at: seen.at, fact: Fact::ServerName(Box::new(hello)) });
@@ -265,11 +231,6 @@ fn way(seen: Sighting, packet: &Packet<'_>) -> Way {
 /// The first instant after `at`.
 fn after(at: Moment) -> Timestamp {
     at.wall.saturating_add(Duration::from_nanos(1))
-}
-
-/// Encrypted DNS, as a loss: how many names were not heard is not known.
-fn hidden_fact(hidden: Hidden, at: Moment) -> Observation {
-    lost(0, hidden.reason, hidden.from, hidden.to, at)
 }
 
 /// Names were lost in `[from, to)`.

@@ -204,22 +204,6 @@ fn answers_over_tcp_are_cut_out_of_the_stream() {
     assert_eq!(losses(&facts(&[middle], outbound(0))).len(), 1);
 }
 
-#[test]
-fn encrypted_dns_is_a_gap() {
-    let packet = |sequence: u32, name: &[u8]| {
-        ipv4(6, 0, &tcp(5000, 443, sequence, 0x18, &hello(&[server_name_extension(name)])))
-    };
-    let packets = [packet(1, b"dns.google"), packet(9_999, b"dns.google"), packet(5_555, b"a.example")];
-    let facts = facts(&packets, outbound(0));
-    let until = at(0).wall.saturating_add(encrypted::TOLD_FOR);
-    assert_eq!(losses(&facts), [(0, "encrypted DNS to dns.google was used", at(0).wall, Some(until))]);
-    assert_eq!(names(&facts).len(), 3);
-    let quic = ipv4(17, 0, &udp(5000, 853, &[0xc3; 30]));
-    let inbound = Sighting { direction: Direction::Inbound, ..outbound(0) };
-    assert_eq!(self::facts(std::slice::from_ref(&quic), outbound(0)).len(), 1);
-    assert_eq!(self::facts(&[quic], inbound), []);
-}
-
 proptest::proptest! {
     #[test]
     fn whatever_comes_is_read(
