@@ -22,6 +22,7 @@ mod clock;
 mod ebpf;
 mod links;
 mod names;
+mod namespaces;
 mod netlink;
 mod users;
 mod written;

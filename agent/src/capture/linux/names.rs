@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -23,7 +24,7 @@ use rustix::{
     event::{Timespec, epoll},
 };
 
-use super::Sensor;
+use super::{Sensor, namespaces};
 use crate::{
     capture::{CaptureError, Observation},
     sys,
@@ -32,7 +33,6 @@ use crate::{
 mod copies;
 mod dns;
 mod filter;
-mod namespaces;
 mod packet;
 mod pieces;
 mod reader;
@@ -64,7 +64,7 @@ const CANNOT_SEE: &str = "names known before recording began (caches, open conne
      DNS on other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; \
      the inner name of an encrypted ClientHello (ECH); ClientHellos to this host in pieces; packets with IPv6 extension \
      headers, or inside tunnels and VLANs that no interface here unwraps; virtual machines; network namespaces that come and \
-     go within 5 s without a connection";
+     go within 5 s without a connection, or that only a thread or an open file leads to";
 
 /// The sensor.
 pub(in crate::capture) struct Names {
@@ -74,6 +74,8 @@ pub(in crate::capture) struct Names {
     ears: BTreeMap<u64, Ear>,
     /// Where else it can get a socket.
     reach: Reach,
+    /// It was told to keep to the agent's own namespace.
+    own_only: bool,
     /// Why there is none in the agent's own namespace.
     deaf: Option<String>,
     /// Everything that came before this has been taken, or told as lost.
@@ -110,6 +112,7 @@ impl Names {
             buffer: Buffer::default(),
             ears: BTreeMap::new(),
             reach: Reach::All,
+            own_only,
             deaf: None,
             heard_until: now,
             searched: now,
@@ -128,7 +131,7 @@ impl Names {
             names.reach = Reach::Own("the agent was told to keep to its own".to_owned());
             return Ok(names);
         }
-        match namespaces::find() {
+        match namespaces::find(NAMESPACES_MAX) {
             Ok(found) => names.begin(&found, now),
             Err(problem) => names.reach = Reach::Own(format!("/proc cannot be read: {problem}")),
         }
@@ -136,14 +139,13 @@ impl Names {
     }
 
     /// The first search: what is found now has not been missed.
-    fn begin(&mut self, found: &BTreeMap<u64, u32>, now: Moment) {
-        let others: Vec<_> =
-            found.iter().filter(|(namespace, _)| !self.ears.contains_key(namespace)).collect();
-        let wanted: Vec<_> =
-            others.iter().take(NAMESPACES_MAX - 1).map(|(namespace, pid)| (**namespace, **pid)).collect();
-        let mut unheard = others.len() - wanted.len();
-        for (namespace, outcome) in namespaces::listen_in(&wanted) {
-            match outcome.and_then(|ear| self.follow(namespace, ear)) {
+    fn begin(&mut self, found: &namespaces::Found, now: Moment) {
+        let mut unheard = found.beyond;
+        for (namespace, path) in &found.paths {
+            if self.ears.contains_key(namespace) {
+                continue;
+            }
+            match self.listen_in(*namespace, path) {
                 Ok(()) => {}
                 Err(problem) if problem.kind() == io::ErrorKind::PermissionDenied => {
                     self.reach = Reach::Own(format!("entering them takes root or CAP_SYS_ADMIN: {problem}"));
@@ -170,9 +172,7 @@ impl Names {
         let now = sys::now();
         self.tried.insert(network_namespace);
         let has_room = self.tried.len() <= TRIED_MAX && self.ears.len() < NAMESPACES_MAX;
-        let target = [(network_namespace, pid)];
-        let opened = namespaces::listen_in(if has_room { &target } else { &[] }).pop();
-        let outcome = opened.map(|(_, outcome)| outcome.and_then(|ear| self.follow(network_namespace, ear)));
+        let outcome = has_room.then(|| self.listen_in(network_namespace, &namespaces::of_process(pid)));
         // What was said in it before there was an ear is lost; without one, also what is said until the next search.
         let (reason, until) = match outcome {
             Some(Ok(())) => ("was not known before".to_owned(), sys::now().wall),
@@ -185,6 +185,11 @@ impl Names {
         };
         let reason = format!("the network namespace {network_namespace} {reason}");
         self.untold.push(lost(0, reason, self.searched.wall, until, now));
+    }
+
+    fn listen_in(&mut self, namespace: u64, path: &Path) -> io::Result<()> {
+        let ear = namespaces::inside(namespace, path, Ear::open)?;
+        self.follow(namespace, ear)
     }
 
     /// Adds an ear to those that are waited for.
@@ -254,7 +259,7 @@ impl Names {
             self.searched = now;
             return;
         }
-        let found = match namespaces::find() {
+        let found = match namespaces::find(NAMESPACES_MAX) {
             Ok(found) => found,
             Err(problem) => {
                 let reason = format!("network namespaces could not be searched for: {problem}");
@@ -263,25 +268,27 @@ impl Names {
                 return;
             }
         };
-        self.ears.retain(|namespace, _| found.contains_key(namespace));
+        self.ears.retain(|namespace, _| found.paths.contains_key(namespace));
         self.listen_in_new(&found, now, facts);
         self.tried.clear();
         self.searched = now;
     }
 
-    fn listen_in_new(&mut self, found: &BTreeMap<u64, u32>, now: Moment, facts: &mut Vec<Observation>) {
-        let new: Vec<_> = found
+    fn listen_in_new(&mut self, found: &namespaces::Found, now: Moment, facts: &mut Vec<Observation>) {
+        let new: Vec<(u64, &PathBuf)> = found
+            .paths
             .iter()
             .filter(|(namespace, _)| !self.ears.contains_key(namespace))
-            .map(|(namespace, pid)| (*namespace, *pid))
+            .map(|(namespace, path)| (*namespace, path))
             .collect();
-        let room = NAMESPACES_MAX.saturating_sub(self.ears.len());
+        // Those that are gone have been let go, so there is room for all that are found but for what was shown since.
+        let room = NAMESPACES_MAX.saturating_sub(self.ears.len()).min(new.len());
         let mut heard = BTreeSet::new();
         let mut problems = BTreeMap::new();
-        for (namespace, outcome) in namespaces::listen_in(&new[..new.len().min(room)]) {
-            match outcome.and_then(|ear| self.follow(namespace, ear)) {
-                Ok(()) => drop(heard.insert(namespace)),
-                Err(problem) => drop(problems.insert(namespace, problem.to_string())),
+        for (namespace, path) in &new[..room] {
+            match self.listen_in(*namespace, path) {
+                Ok(()) => drop(heard.insert(*namespace)),
+                Err(problem) => drop(problems.insert(*namespace, problem.to_string())),
             }
         }
         let until = sys::now();
@@ -294,10 +301,10 @@ impl Names {
             let reason = format!("{these} not be listened in: {problem}");
             facts.push(lost(0, reason, self.searched.wall, after_next_search(now), now));
         }
-        if let Some((first, _)) = new.get(room) {
-            let these = these(*first, new.len() - room, "is", "are");
+        let beyond = found.beyond + new.len() - room;
+        if beyond > 0 {
             let reason =
-                format!("{these} beyond the {NAMESPACES_MAX} network namespaces that are listened in");
+                format!("{beyond} network namespaces are beyond the {NAMESPACES_MAX} that are listened in");
             facts.push(lost(0, reason, self.searched.wall, after_next_search(now), now));
         }
     }
@@ -321,8 +328,16 @@ impl Sensor for Names {
                 format!("other network namespaces ({why}); {CANNOT_SEE}"),
             ),
         };
+        let grade = match &self.reach {
+            Reach::Own(why) if !self.own_only => {
+                let reason = format!("only names of the agent's own network namespace are heard: {why}");
+                Grade::Lost { count: 0, reason }
+            }
+            // Told to keep to its own, it tells only connections of its own, too.
+            Reach::All | Reach::Own(_) => Grade::Complete,
+        };
         let scope = Scope { source: SOURCE.to_owned(), covers, cannot_see };
-        vec![FacetCoverage { facet: Facet::Names, grade: Grade::Complete, scope }]
+        vec![FacetCoverage { facet: Facet::Names, grade, scope }]
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

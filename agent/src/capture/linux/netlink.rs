@@ -11,7 +11,6 @@ mod connections;
 
 pub(super) use connections::{OpenConnection, open_now};
 pub(super) mod message;
-mod namespaces;
 mod processes;
 pub(super) mod socket;
 #[cfg(test)]

@@ -61,9 +61,8 @@ impl Elsewhere {
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        let found = namespaces::find().unwrap();
-        let namespace = found.iter().find(|(_, pid)| **pid == keeper.id()).map(|(namespace, _)| *namespace);
-        Some(Self { namespace: namespace.unwrap(), keeper })
+        let link = std::fs::metadata(namespaces::of_process(keeper.id())).unwrap();
+        Some(Self { namespace: std::os::unix::fs::MetadataExt::ino(&link), keeper })
     }
 
     /// Does something in it.
@@ -334,4 +333,18 @@ fn namespaces_that_cannot_be_listened_in_are_told_up_to_a_bound() {
     names.search(sys::now(), &mut Vec::new());
     names.meet(0, std::process::id());
     assert_eq!(take(&mut names, 0).iter().filter(|fact| matches!(fact, Fact::Coverage(_))).count(), 1);
+}
+
+#[test]
+fn who_hears_only_its_own_namespace_says_so_in_its_grade() {
+    let grade = |own_only, reach| {
+        let names = Names { reach, ..Names::open(own_only).unwrap() };
+        names.facets().remove(0).grade
+    };
+    let own = || Reach::Own("no right to enter others".to_owned());
+    let reason =
+        "only names of the agent's own network namespace are heard: no right to enter others".to_owned();
+    assert_eq!(grade(false, own()), Grade::Lost { count: 0, reason });
+    assert_eq!(grade(true, own()), Grade::Complete, "its connections are of its own, too");
+    assert_eq!(grade(false, Reach::All), Grade::Complete);
 }

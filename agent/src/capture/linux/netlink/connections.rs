@@ -6,7 +6,6 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
-    fs::File,
     io,
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -30,11 +29,13 @@ use rustix::{
 
 use super::{
     message::messages,
-    namespaces,
     socket::{Asker, Heard, Listener},
 };
 use crate::{
-    capture::{CaptureError, Fact, Observation, ProcessKey, linux::Sensor},
+    capture::{
+        CaptureError, Fact, Observation, ProcessKey,
+        linux::{Sensor, namespaces},
+    },
     sys::{self, linux::SocketOwners},
 };
 
@@ -87,22 +88,20 @@ pub(in crate::capture::linux) struct OpenConnection {
 /// # Errors
 /// When the network namespaces cannot be listed.
 pub(in crate::capture::linux) fn open_now(only_own: bool) -> io::Result<(Vec<OpenConnection>, usize)> {
-    let (reachable, mut unseen) = namespaces::reachable(only_own, NAMESPACES_MAX)?;
+    let namespaces::Found { paths, beyond: mut unseen } = reachable(only_own)?;
     let mut open = Vec::new();
-    for (network_namespace, path) in reachable {
-        let rows = File::open(&path).and_then(|file| {
-            namespaces::inside(&file, || {
-                let mut asker = Asker::open(Some(SOCK_DIAG))?;
-                let mut rows = Vec::new();
-                for (protocol, request) in diag::requests() {
-                    if protocol == Protocol::Tcp {
-                        let row =
-                            |message: super::message::Message<'_>| diag::parse(message.body, Some(protocol));
-                        rows.extend(asker.dump(diag::BY_FAMILY, &request, row)?);
-                    }
+    for (network_namespace, path) in paths {
+        let rows = namespaces::inside(network_namespace, &path, || {
+            let mut asker = Asker::open(Some(SOCK_DIAG))?;
+            let mut rows = Vec::new();
+            for (protocol, request) in diag::requests() {
+                if protocol == Protocol::Tcp {
+                    let row =
+                        |message: super::message::Message<'_>| diag::parse(message.body, Some(protocol));
+                    rows.extend(asker.dump(diag::BY_FAMILY, &request, row)?);
                 }
-                Ok(rows)
-            })
+            }
+            Ok(rows)
         });
         match rows {
             Ok(rows) => open.extend(rows.iter().filter(|row| row.is_open()).map(|row| OpenConnection {
@@ -119,6 +118,10 @@ pub(in crate::capture::linux) fn open_now(only_own: bool) -> io::Result<(Vec<Ope
         }
     }
     Ok((open, unseen))
+}
+
+fn reachable(only_own: bool) -> io::Result<namespaces::Found> {
+    if only_own { Ok(namespaces::own()) } else { namespaces::find(NAMESPACES_MAX) }
 }
 
 /// A network namespace.
@@ -222,7 +225,7 @@ impl Connections {
 
     /// Watches those that are new, and no longer those that are gone; how many more there are.
     fn find_namespaces(&mut self, now: Moment, facts: &mut Vec<Observation>) -> io::Result<usize> {
-        let (reachable, mut unwatched) = namespaces::reachable(self.only_own, NAMESPACES_MAX)?;
+        let namespaces::Found { paths: reachable, beyond: mut unwatched } = reachable(self.only_own)?;
         let is_gone = |inode: &u64, watch: &Watch| !reachable.contains_key(inode) && !watch.tracker.is_used;
         let gone: Vec<u64> = self
             .watches
@@ -320,7 +323,7 @@ impl Watch {
         let there = || {
             Ok((Listener::open(Some(SOCK_DIAG), diag::DESTROYED, room_bytes)?, Asker::open(Some(SOCK_DIAG))?))
         };
-        let (listener, asker) = namespaces::inside(&File::open(path)?, there)?;
+        let (listener, asker) = namespaces::inside(inode, path, there)?;
         Ok(Self { listener, asker, tracker: Tracker::new(inode), rows: Vec::new(), heard_all: now })
     }
 

@@ -5,8 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io,
+    fs, io,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -32,13 +31,12 @@ use rustix::{
 
 use super::{
     message::messages,
-    namespaces,
     socket::{Heard, Listener},
 };
 use crate::{
     capture::{
         CaptureError, Fact, Observation, ObservedProcess,
-        linux::{Sensor, users::Users},
+        linux::{Sensor, namespaces, users::Users},
         poll as polling,
     },
     sys::{
@@ -456,7 +454,8 @@ fn listen(room_bytes: usize) -> Result<Listener, (io::Error, &'static str)> {
         // Nobody answers here: only the initial network namespace has the connector. The kernel's own threads (the second
         // process begins them all) never leave it; the first process may be closed to everybody.
         Err(problem) if problem.kind() == io::ErrorKind::ConnectionRefused => {
-            File::open("/proc/2/ns/net").and_then(|namespace| namespaces::inside(&namespace, ask))
+            let path = namespaces::of_process(2);
+            fs::metadata(&path).and_then(|namespace| namespaces::inside(namespace.ino(), &path, ask))
         }
         asked => asked,
     };

@@ -229,7 +229,7 @@ fn another_network_namespace_is_watched_and_let_go() {
         assert!(began.elapsed() < Duration::from_secs(20), "it is still held");
         take(&mut sensor);
     }
-    assert!(!namespaces::reachable(false, NAMESPACES_MAX).unwrap().0.contains_key(&inode));
+    assert!(!namespaces::find(NAMESPACES_MAX).unwrap().paths.contains_key(&inode));
 }
 
 #[test]
