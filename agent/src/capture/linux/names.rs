@@ -35,6 +35,7 @@ mod dns;
 mod filter;
 mod packet;
 mod pieces;
+mod questions;
 mod reader;
 mod socket;
 mod text;
@@ -50,16 +51,21 @@ const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
 const NAMESPACES_MAX: usize = 256;
 /// Namespaces, of those shown by other sensors between two searches, that are remembered as tried.
 const TRIED_MAX: usize = 1_024;
-/// Packets that are taken in a turn.
-const PACKETS_PER_TURN_MAX: usize = 4_096;
-/// The rest of a message that came in pieces is waited for so long, and everything else with it.
-const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Packets that are read in a turn, shared by the ears that have some; the rest is let go, and told as lost. More come only
+/// from who wants to keep the agent busy.
+const PACKETS_PER_TURN_MAX: usize = if cfg!(test) { 512 } else { 8_192 };
+/// An ear's share of them at least.
+const PACKETS_PER_EAR_MIN: usize = 64;
+/// How late the search after that may be.
+const TURN_LATE_MAX: Duration = Duration::from_secs(1);
 /// How far ahead a packet's time may be of the turn's: it may have come since.
 const AHEAD_MAX: Duration = Duration::from_secs(1);
 
+/// Why some are let go.
+const FLOODED: &str = "more packets with names came than are read in a turn: the rest was let go";
+
 const SOURCE: &str = "packets";
-const COVERS: &str =
-    "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos over TCP, on every interface";
+const COVERS: &str = "DNS answers over UDP and TCP port 53 that this host asked for, and server names in TLS ClientHellos over TCP, on every interface";
 const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; \
      DNS on other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; \
      the inner name of an encrypted ClientHello (ECH); ClientHellos to this host in pieces; packets with IPv6 extension \
@@ -71,7 +77,7 @@ pub(in crate::capture) struct Names {
     epoll: OwnedFd,
     reader: Reader,
     buffer: Buffer,
-    ears: BTreeMap<u64, Ear>,
+    ears: BTreeMap<u64, Listening>,
     /// Where else it can get a socket.
     reach: Reach,
     /// It was told to keep to the agent's own namespace.
@@ -86,6 +92,15 @@ pub(in crate::capture) struct Names {
     tried: HashSet<u64>,
     /// To be told at the next turn.
     untold: Vec<Observation>,
+}
+
+/// An ear, and what has become of what it heard.
+struct Listening {
+    ear: Ear,
+    /// Put by for it and not taken yet, as the kernel counted last; negative for what was taken since.
+    waiting: i64,
+    /// Of those that wait, the first so many have been told as lost already.
+    let_go: u64,
 }
 
 /// Which namespaces it can get a socket in.
@@ -108,7 +123,7 @@ impl Names {
         let now = sys::now();
         let mut names = Self {
             epoll,
-            reader: Reader::default(),
+            reader: Reader::that_hears_questions(),
             buffer: Buffer::default(),
             ears: BTreeMap::new(),
             reach: Reach::All,
@@ -196,24 +211,26 @@ impl Names {
     fn follow(&mut self, namespace: u64, ear: Ear) -> io::Result<()> {
         let data = epoll::EventData::new_u64(namespace);
         epoll::add(&self.epoll, &ear, data, epoll::EventFlags::IN)?;
-        self.ears.insert(namespace, ear);
+        self.ears.insert(namespace, Listening { ear, waiting: 0, let_go: 0 });
         Ok(())
     }
 
-    /// Takes what all ears have heard. False if there may be more.
-    fn hear(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
+    /// Takes what all ears have heard.
+    fn hear(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
         let mut ready = Vec::with_capacity(NAMESPACES_MAX);
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&at_once)) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(false),
-            Err(problem) => return Err(CaptureError::Wait(problem.into())),
+        loop {
+            match epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&at_once)) {
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(problem) => return Err(CaptureError::Wait(problem.into())),
+            }
         }
-        let mut room = PACKETS_PER_TURN_MAX;
+        // An ear that is never silent does not silence the others.
+        let share = (PACKETS_PER_TURN_MAX / ready.len().max(1)).max(PACKETS_PER_EAR_MIN);
         for event in ready {
             let namespace = event.data.u64();
-            // An ear that is never silent does not silence the others: epoll gives it after them the next time.
-            if let Err(problem) = self.hear_one(namespace, now, &mut room, facts) {
+            if let Err(problem) = self.hear_one(namespace, share, now, facts) {
                 // It is opened anew by the next search, and until then nothing of this namespace is heard.
                 self.ears.remove(&namespace);
                 let reason =
@@ -221,34 +238,52 @@ impl Names {
                 facts.push(lost(0, reason, self.heard_until.wall, after_next_search(now), now));
             }
         }
-        Ok(room > 0)
+        Ok(())
     }
 
+    /// Reads so many packets at most. What still waits then is told as lost, by the kernel's count, and left unread when it
+    /// is taken: it holds nothing back.
     fn hear_one(
         &mut self,
         namespace: u64,
+        mut share: usize,
         now: Moment,
-        room: &mut usize,
         facts: &mut Vec<Observation>,
     ) -> io::Result<()> {
-        let Some(ear) = self.ears.get(&namespace) else { return Ok(()) };
-        while *room > 0 {
-            let Some(received) = ear.receive(&mut self.buffer)? else { break };
-            *room -= 1;
+        let Some(listening) = self.ears.get_mut(&namespace) else { return Ok(()) };
+        while share > 0 {
+            let Some(received) = listening.ear.receive(&mut self.buffer)? else { break };
+            listening.waiting -= 1;
+            if listening.let_go > 0 {
+                listening.let_go -= 1;
+                continue;
+            }
+            share -= 1;
             let seen = Sighting {
                 network_namespace: namespace,
                 interface: received.interface,
+                socket: None,
                 direction: direction(&received),
                 at: moment(received.wall, self.heard_until, now),
             };
             self.reader.read(seen, received.bytes, facts);
         }
+        let (put_by, dropped) = listening.ear.counted()?;
+        listening.waiting += i64::from(put_by);
+        let mut left = 0;
+        if share == 0 {
+            let waiting = u64::try_from(listening.waiting).unwrap_or(0);
+            left = waiting.saturating_sub(listening.let_go);
+            listening.let_go = waiting;
+        }
         // Where there was no room, there is something to take, so that an ear that has nothing has lost nothing.
-        let dropped = ear.dropped()?;
-        if dropped > 0 {
-            let reason = "packets with names came faster than they were taken".to_owned();
-            let counted = sys::now();
-            facts.push(lost(dropped.into(), reason, self.heard_until.wall, counted.wall, now));
+        let counted = sys::now();
+        for (count, reason) in
+            [(dropped.into(), "packets with names came faster than they were taken"), (left, FLOODED)]
+        {
+            if count > 0 {
+                facts.push(lost(count, reason.to_owned(), self.heard_until.wall, counted.wall, now));
+            }
         }
         Ok(())
     }
@@ -346,16 +381,15 @@ impl Sensor for Names {
 
     fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
         facts.extend(self.untold.drain(..).map(|observation| Observation { at: now, ..observation }));
-        let has_all = self.hear(now, facts)?;
-        let may_wait = !has_all || since(self.heard_until, now) < WAIT_MAX;
-        let is_settled = self.reader.settle(now, may_wait, facts);
+        self.hear(now, facts)?;
+        let is_settled = self.reader.settle(now, facts);
         if since(self.searched, now) >= SEARCH_INTERVAL && self.deaf.is_none() {
             self.search(now, facts);
         }
-        if has_all && is_settled {
+        if is_settled {
             self.heard_until = now;
         }
-        Ok(has_all && is_settled)
+        Ok(is_settled)
     }
 }
 
@@ -389,7 +423,7 @@ fn nanos(duration: Duration) -> u64 {
 
 /// What is not heard now is told as lost until the next search can have said otherwise.
 fn after_next_search(now: Moment) -> Timestamp {
-    now.wall.saturating_add(SEARCH_INTERVAL + WAIT_MAX)
+    now.wall.saturating_add(SEARCH_INTERVAL + TURN_LATE_MAX)
 }
 
 /// Network namespaces as the subject of a sentence.

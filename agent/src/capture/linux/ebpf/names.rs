@@ -1,8 +1,6 @@
 //! Names, from the packets that the probe picks out at the sockets: each once, in every network namespace, with the owner
 //! of its socket.
 
-use std::time::Duration;
-
 use alibi_proto::{flow::Direction, time::Moment};
 
 use super::{
@@ -14,25 +12,22 @@ use crate::capture::{
     linux::names::{Reader, Sighting},
 };
 
-/// The rest of a message that came in pieces is waited for so long, and everything else with it.
-const WAIT_MAX: Duration = Duration::from_secs(1);
-
 pub(super) const COVERS: &str =
     "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos that programs send, by eBPF";
 pub(super) const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; DNS on \
      other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; the \
-     inner name of an encrypted ClientHello (ECH); what virtual machines look up";
+     inner name of an encrypted ClientHello (ECH); what virtual machines look up; \
+     whether an answer was asked for: one that somebody else sends from port 53 to an open UDP port here is believed";
 
 /// What is known of the packets so far.
 pub(super) struct Names {
     reader: Reader,
-    /// Everything before this has been understood, or told as lost.
-    heard_until: Option<Moment>,
 }
 
 impl Names {
     pub(super) fn new() -> Self {
-        Self { reader: Reader::default(), heard_until: None }
+        // The probe does not tell questions, so an answer is believed for having reached a socket.
+        Self { reader: Reader::default() }
     }
 
     /// Reads a packet.
@@ -48,6 +43,7 @@ impl Names {
             network_namespace: packet.network_namespace.into(),
             // At a socket it is seen once, wherever it came through.
             interface: 0,
+            socket: Some(packet.cookie),
             direction,
             at: moment(header.at, now),
         };
@@ -65,15 +61,6 @@ impl Names {
 
     /// What is known once everything of a turn has been read. False if something is waited for.
     pub(super) fn settle(&mut self, now: Moment, facts: &mut Vec<Observation>) -> bool {
-        let may_wait = self.heard_until.is_some_and(|heard| since(heard, now) < WAIT_MAX);
-        let is_settled = self.reader.settle(now, may_wait, facts);
-        if is_settled || self.heard_until.is_none() {
-            self.heard_until = Some(now);
-        }
-        is_settled
+        self.reader.settle(now, facts)
     }
-}
-
-fn since(earlier: Moment, now: Moment) -> Duration {
-    Duration::from_nanos(now.boot_ns.saturating_sub(earlier.boot_ns))
 }

@@ -1,4 +1,4 @@
-//! The addresses in a DNS answer. Whatever the bytes are, reading them ends and never panics.
+//! The addresses in a DNS answer, and what a DNS question asks. Whatever the bytes are, reading them ends and never panics.
 //!
 //! Only the question and the answer section are read: resolvers take addresses from there. Of those sections, every
 //! address counts for the name that was asked for, whoever's it is said to be: some resolvers take it so.
@@ -18,6 +18,8 @@ use super::text;
 /// An answer with addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
+    /// Of the question.
+    pub(super) number: u16,
     /// What was asked for: lowercase, without the final dot.
     pub(super) name: String,
     /// What it is an alias of, in order.
@@ -26,6 +28,15 @@ pub(super) struct Answer {
     pub(super) addresses: Vec<IpAddr>,
     /// The shortest, in seconds.
     pub(super) ttl_s: u32,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Its number, which the answer repeats.
+    pub(super) number: u16,
+    /// Lowercase, without the final dot.
+    pub(super) name: String,
 }
 
 /// It is no DNS answer, or none that can be understood.
@@ -47,6 +58,44 @@ const RECORD_BYTES_MIN: usize = 11;
 const MESSAGE_BYTES_MAX: usize = 4_096;
 /// Longer chains of aliases are cut; resolvers follow no more than half as many.
 const ALIASES_MAX: usize = 32;
+
+/// Whether a message says of itself that it is an answer.
+pub(super) fn is_answer(message: &[u8]) -> bool {
+    message.get(2).is_some_and(|flags| flags & IS_ANSWER != 0)
+}
+
+/// Reads a question. None if it is none that an answer with addresses can belong to.
+pub(super) fn read_question(message: &[u8]) -> Option<Asked> {
+    let &[_, _, flags, ..] = message.get(..HEADER_BYTES)? else { return None };
+    if flags & (IS_ANSWER | OPERATION) != 0 || message.len() > MESSAGE_BYTES_MAX {
+        return None;
+    }
+    let mut message = message.to_vec();
+    // Only the question itself is read, and the first of several, as resolvers do.
+    message[3] &= !RESERVED;
+    message[4..6].copy_from_slice(&1u16.to_be_bytes());
+    message[6..HEADER_BYTES].fill(0);
+    let packet = Packet::parse(&message).ok()?;
+    Some(Asked { number: packet.id(), name: text_of(&packet.questions.first()?.qname) })
+}
+
+/// The questions in a segment of a stream (RFC 1035, 4.2.2): whole messages with their lengths before them, or one whose
+/// length came in a segment of its own.
+pub(super) fn read_questions(segment: &[u8]) -> Vec<Asked> {
+    let mut asked = Vec::new();
+    let mut rest = segment;
+    while let &[high, low, ref after @ ..] = rest
+        && let Some(message) = after.get(..usize::from(u16::from_be_bytes([high, low])))
+        && let Some(question) = read_question(message)
+    {
+        asked.push(question);
+        rest = &after[message.len()..];
+    }
+    if asked.is_empty() {
+        asked.extend(read_question(segment));
+    }
+    asked
+}
 
 /// Reads a message. None if it is no answer, or one without addresses.
 pub(super) fn read(message: &[u8]) -> Result<Option<Answer>, Unreadable> {
@@ -112,7 +161,7 @@ fn answer(packet: &Packet<'_>) -> Option<Answer> {
         name = alias_of.swap_remove(at).1;
         aliases.push(name.clone());
     }
-    Some(Answer { name: asked, aliases, addresses, ttl_s })
+    Some(Answer { number: packet.id(), name: asked, aliases, addresses, ttl_s })
 }
 
 /// The addresses that a service binding (RFC 9460) hints at.
@@ -211,6 +260,7 @@ pub(super) mod tests {
             ],
         );
         let expected = Answer {
+            number: 7,
             name: "cloud.example.com".into(),
             aliases: vec!["edge.example.net".into(), "pop.example.org".into()],
             addresses: vec!["198.51.100.7".parse().unwrap(), "198.51.100.8".parse().unwrap()],
@@ -236,6 +286,44 @@ pub(super) mod tests {
             .map(|address| address.parse().unwrap())
             .collect();
         assert_eq!((answer.addresses, answer.ttl_s), (expected, 7));
+    }
+
+    /// A question on the wire.
+    pub(in super::super) fn question(number: u16, name: &str) -> Vec<u8> {
+        let mut packet = Packet::new_query(number);
+        packet.questions.push(Question::new(
+            Name::new_unchecked(name),
+            QTYPE::TYPE(TYPE::A),
+            QCLASS::CLASS(CLASS::IN),
+            false,
+        ));
+        packet.build_bytes_vec().unwrap()
+    }
+
+    #[test]
+    fn questions_are_read() {
+        let asked = |number, name: &str| Asked { number, name: name.into() };
+        let one = question(7, "Cloud.Example.com");
+        assert_eq!(read_question(&one), Some(asked(7, "cloud.example.com")));
+        let mut extended = one.clone();
+        extended[10..12].copy_from_slice(&[0, 1]);
+        extended.extend([0xff; 5]);
+        assert_eq!(read_question(&extended), Some(asked(7, "cloud.example.com")));
+        let answer = message("a.example", vec![record("a.example", 5, a("192.0.2.1"))]);
+        assert!(read_question(&answer).is_none() && is_answer(&answer) && !is_answer(&one));
+        for length in 0..one.len() {
+            assert_eq!(read_question(&one[..length]), None, "{length}");
+        }
+        let framed = |message: &[u8]| {
+            let mut framed = u16::try_from(message.len()).unwrap().to_be_bytes().to_vec();
+            framed.extend(message);
+            framed
+        };
+        let two = question(8, "b.example");
+        let both = [framed(&one), framed(&two)].concat();
+        assert_eq!(read_questions(&both), [asked(7, "cloud.example.com"), asked(8, "b.example")]);
+        assert_eq!(read_questions(&two), [asked(8, "b.example")]);
+        assert_eq!(read_questions(&[0, 9]), []);
     }
 
     #[test]

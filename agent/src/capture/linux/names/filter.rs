@@ -104,23 +104,33 @@ const PROGRAM: &[Line] = &[
     // From here on, X is where the transport header begins.
     At("udp"),
     Do(LOAD_HALF_AT_X, 0),
-    If(EQUAL, 53, NEXT, "quic"),
-    // An answer, not a question: the bit QR.
+    If(EQUAL, 53, NEXT, "asks"),
+    // An answer: the bit QR. Not one that this host gives, or passes on: it is heard where it arrives.
     Do(LOAD_BYTE_AT_X, 10),
-    If(ANY_BIT, 0x80, "accept", "reject"),
-    At("quic"),
-    // DNS over QUIC: only the long headers of a handshake.
+    If(ANY_BIT, 0x80, "arrives", "asks"),
+    At("asks"),
     Do(LOAD_HALF_AT_X, 2),
-    If(EQUAL, 853, NEXT, "reject"),
-    Do(LOAD_BYTE_AT_X, 8),
-    If(AT_LEAST, 0xc0, "accept", "reject"),
+    If(EQUAL, 53, "leaves", NEXT),
+    // On loopback the port may have been translated already (a container's resolver): whatever looks like a question.
+    Do(LOAD_HALF, HARDWARE_TYPE),
+    If(EQUAL, LOOPBACK, NEXT, "reject"),
+    Do(LOAD_BYTE_AT_X, 10),
+    If(ANY_BIT, 0xfe, "reject", NEXT),
+    Do(LOAD_BYTE_AT_X, 11),
+    If(ANY_BIT, 0x8f, "reject", NEXT),
+    Do(LOAD_HALF_AT_X, 12),
+    If(EQUAL, 1, NEXT, "reject"),
+    Do(LOAD_HALF_AT_X, 14),
+    If(EQUAL, 0, "accept", "reject"),
     At("tcp"),
     Do(LOAD_HALF_AT_X, 2),
     Do(STORE, REMOTE_PORT),
     Do(LOAD_BYTE_AT_X, 13),
     Do(STORE, FLAGS),
     Do(LOAD_HALF_AT_X, 0),
-    If(EQUAL, 53, "dns over tcp", NEXT),
+    If(EQUAL, 53, "answers", NEXT),
+    Do(LOAD_MEMORY, REMOTE_PORT),
+    If(EQUAL, 53, "questions", NEXT),
     // X becomes where the payload begins. There is none in most packets, and the next load rejects them.
     Do(LOAD_BYTE_AT_X, 12),
     Do(AND, 0xf0),
@@ -155,14 +165,29 @@ const PROGRAM: &[Line] = &[
     If(ANY_BIT, 0x08, NEXT, "reject"),
     Do(LOAD_LENGTH, 0),
     If(GREATER, PIECE_BYTES_MAX, "reject", "accept"),
-    // Whatever it carries, if it carries anything.
-    At("dns over tcp"),
+    // Of DNS over TCP whatever it carries, if it carries anything.
+    At("answers"),
     Do(LOAD_BYTE_AT_X, 12),
     Do(AND, 0xf0),
     Do(SHIFT_RIGHT, 2),
     Do(ADD_X, 0),
     Do(MOVE_TO_X, 0),
     Do(LOAD_BYTE_AT_X, 0),
+    At("arrives"),
+    Do(LOAD_BYTE, PACKET_TYPE),
+    If(EQUAL, OUTGOING, "reject", "accept"),
+    At("questions"),
+    Do(LOAD_BYTE_AT_X, 12),
+    Do(AND, 0xf0),
+    Do(SHIFT_RIGHT, 2),
+    Do(ADD_X, 0),
+    Do(MOVE_TO_X, 0),
+    Do(LOAD_BYTE_AT_X, 0),
+    At("leaves"),
+    Do(LOAD_BYTE, PACKET_TYPE),
+    If(EQUAL, OUTGOING, "accept", NEXT),
+    Do(LOAD_HALF, HARDWARE_TYPE),
+    If(EQUAL, LOOPBACK, "accept", "reject"),
     At("accept"),
     Do(RETURN, SNAP_BYTES as u32),
     At("reject"),
@@ -355,11 +380,12 @@ pub(super) mod tests {
     fn dns_answers_pass_once() {
         let answer = ipv4(17, 0, &udp(53, 4000, ANSWER));
         assert_eq!(run(&answer, Aside::IPV4_IN), SNAP_BYTES as u32);
-        assert_ne!(run(&answer, Aside::IPV4_OUT), 0);
+        assert_eq!(run(&answer, Aside::IPV4_OUT), 0, "it is heard where it arrives");
         assert_ne!(run(&answer, Aside::LOOPBACK_IN), 0);
         assert_eq!(run(&answer, Aside::LOOPBACK_OUT), 0);
         assert_eq!(run(&answer, Aside::OTHERS), 0);
-        assert_ne!(run(&ipv6(17, &udp(53, 4000, ANSWER)), Aside::IPV6_OUT), 0);
+        let ipv6_in = Aside { packet_type: 0, ..Aside::IPV6_OUT };
+        assert_ne!(run(&ipv6(17, &udp(53, 4000, ANSWER)), ipv6_in), 0);
         assert_ne!(run(&ipv4(6, 0, &tcp(53, 4000, 1, 0x10, b"\0")), Aside::IPV4_IN), 0);
         for other in [
             ipv4(17, 0, &udp(53, 4000, QUESTION)),
@@ -376,6 +402,7 @@ pub(super) mod tests {
     #[test]
     fn of_a_fragmented_answer_the_first_fragment_passes() {
         let answer = udp(53, 4000, ANSWER);
+        let ipv6_in = Aside { packet_type: 0, ..Aside::IPV6_OUT };
         assert_ne!(run(&ipv4(17, 0x2000, &answer), Aside::IPV4_IN), 0);
         assert_eq!(run(&ipv4(17, 0x0010, &answer), Aside::IPV4_IN), 0);
         let fragment = |offset: u16| {
@@ -385,8 +412,8 @@ pub(super) mod tests {
             rest.extend(&answer);
             ipv6(44, &rest)
         };
-        assert_ne!(run(&fragment(1), Aside::IPV6_OUT), 0);
-        assert_eq!(run(&fragment(8), Aside::IPV6_OUT), 0);
+        assert_ne!(run(&fragment(1), ipv6_in), 0);
+        assert_eq!(run(&fragment(8), ipv6_in), 0);
     }
 
     #[test]
@@ -428,10 +455,30 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn of_dns_over_quic_only_handshakes_pass() {
-        let passes = |first: u8| run(&ipv4(17, 0, &udp(5000, 853, &[first; 30])), Aside::IPV4_OUT) != 0;
-        assert!(passes(0xc3) && passes(0xd1));
-        assert!(!passes(0x43) && !passes(0x7f));
+    fn questions_pass_where_this_host_asks_them() {
+        let mut question = QUESTION.to_vec();
+        question.resize(20, 0);
+        question[4..8].copy_from_slice(&[0, 1, 0, 0]);
+        let passes = |packet: &[u8], aside| run(packet, aside) != 0;
+        for (source, destination) in [(4000, 53), (53, 53)] {
+            let asked = ipv4(17, 0, &udp(source, destination, &question));
+            assert!(passes(&asked, Aside::IPV4_OUT) && passes(&asked, Aside::LOOPBACK_IN));
+            assert!(!passes(&asked, Aside::IPV4_IN), "somebody else asks");
+            assert!(!passes(&asked, Aside::LOOPBACK_OUT));
+        }
+        assert!(passes(&ipv6(17, &udp(4000, 53, &question)), Aside::IPV6_OUT));
+        let translated = ipv4(17, 0, &udp(4000, 39_999, &question));
+        assert!(passes(&translated, Aside::LOOPBACK_IN));
+        assert!(!passes(&translated, Aside::IPV4_OUT));
+        let mut other = question.clone();
+        other[7] = 1;
+        assert!(!passes(&ipv4(17, 0, &udp(4000, 39_999, &other)), Aside::LOOPBACK_IN));
+        let stream = |payload: &[u8]| ipv4(6, 0, &tcp(4000, 53, 1, 0x18, payload));
+        assert!(
+            passes(&stream(&question), Aside::IPV4_OUT) && passes(&stream(&question), Aside::LOOPBACK_IN)
+        );
+        assert!(!passes(&stream(&question), Aside::IPV4_IN));
+        assert!(!passes(&stream(&[]), Aside::IPV4_OUT));
     }
 
     proptest::proptest! {

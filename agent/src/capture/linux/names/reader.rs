@@ -1,6 +1,6 @@
 //! Packets become facts: answers, server names, and what could not be read. Pure: packets and their times are arguments.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
@@ -13,11 +13,16 @@ use super::{
     dns::{self, Framed},
     packet::{Packet, Transport},
     pieces::{Pieces, STREAM_BYTES_MAX, Stream, Way},
+    questions::{Asker, Questions},
     tls::{self, Hello},
 };
 use crate::capture::{Fact, Observation, ObservedResolution, ObservedServerName};
 
 const DNS_PORT: u16 = 53;
+
+/// The rest of a message that came in pieces is waited for so long, and everything else with it: less than the patience
+/// with a canary. Pieces of what a program sends follow each other at once, and those of an answer within a round trip.
+const WAIT_MAX: Duration = Duration::from_millis(500);
 
 const CUT_ANSWER: &str = "a DNS answer came in fragments";
 const STRANGE_ANSWER: &str = "a DNS answer could not be understood, or is too long";
@@ -25,6 +30,7 @@ const STRANGE_HELLO: &str = "a TLS ClientHello could not be understood";
 const LONG_HELLO: &str = "a TLS ClientHello is too long";
 const LONG_STREAM: &str = "a DNS answer over TCP is too long";
 const MANY_PIECES: &str = "too many TLS ClientHellos and DNS answers came in pieces at once";
+const UNASKED: &str = "a DNS answer came that this host was not heard to ask for: it is not believed";
 const LATE_PIECES: &str = "the rest of a TLS ClientHello or DNS answer did not come in time";
 
 /// Where, how and when a packet was seen.
@@ -32,6 +38,8 @@ const LATE_PIECES: &str = "the rest of a TLS ClientHello or DNS answer did not c
 pub(in crate::capture::linux) struct Sighting {
     pub(in crate::capture::linux) network_namespace: u64,
     pub(in crate::capture::linux) interface: usize,
+    /// The cookie of the socket that sent or received it, where it was seen there.
+    pub(in crate::capture::linux) socket: Option<u64>,
     /// Who sent it: outbound if this host, or if it was seen on loopback.
     pub(in crate::capture::linux) direction: Direction,
     pub(in crate::capture::linux) at: Moment,
@@ -43,6 +51,10 @@ pub(in crate::capture::linux) struct Reader {
     copies: Copies,
     pieces: Pieces,
     losses: BTreeMap<&'static str, Loss>,
+    /// Of a source that hears questions: only answers to them are believed.
+    questions: Option<Questions>,
+    /// Since when something is waited for.
+    waiting_since: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +65,11 @@ struct Loss {
 }
 
 impl Reader {
+    /// For a source that hears the questions of this host, too, each before its answer.
+    pub(in crate::capture::linux) fn that_hears_questions() -> Self {
+        Self { questions: Some(Questions::default()), ..Self::default() }
+    }
+
     /// Reads a packet from its IP header on; `bytes` may end before it does.
     pub(in crate::capture::linux) fn read(
         &mut self,
@@ -65,28 +82,42 @@ impl Reader {
             return;
         }
         match packet.transport {
-            Transport::Udp if packet.source.port() == DNS_PORT => self.datagram(seen, &packet, facts),
-            Transport::Udp => {}
+            Transport::Udp if packet.source.port() == DNS_PORT && dns::is_answer(packet.payload) => {
+                self.datagram(seen, &packet, facts);
+            }
+            Transport::Udp => self.ask(seen, &packet, dns::read_question(packet.payload)),
             Transport::Tcp { sequence } if packet.source.port() == DNS_PORT => {
                 self.answers(seen, &packet, sequence, facts);
+            }
+            Transport::Tcp { .. } if packet.destination.port() == DNS_PORT => {
+                let asker = asker(seen, packet.source.port());
+                if let Some(questions) = &mut self.questions
+                    && seen.direction == Direction::Outbound
+                    && !packet.payload.is_empty()
+                {
+                    questions.open(asker, seen.at);
+                }
+                self.ask(seen, &packet, dns::read_questions(packet.payload));
             }
             Transport::Tcp { sequence } => self.hello(seen, &packet, sequence, facts),
         }
     }
 
-    /// What is known once everything of a turn has been read. What is waited for is given up if it may not be waited for
-    /// any longer. False if something is waited for.
-    pub(in crate::capture::linux) fn settle(
-        &mut self,
-        now: Moment,
-        may_wait: bool,
-        facts: &mut Vec<Observation>,
-    ) -> bool {
-        if !may_wait {
-            let streams: Vec<_> = self.pieces.give_up().collect();
-            for (_, stream) in streams {
-                self.lose(LATE_PIECES, stream.began().wall, now.wall);
+    /// What is known once everything of a turn has been read. What is waited for is given up, all of it, [`WAIT_MAX`]
+    /// after the first of it began to be: whoever begins message after message holds back nothing for longer. False if
+    /// something is waited for.
+    pub(in crate::capture::linux) fn settle(&mut self, now: Moment, facts: &mut Vec<Observation>) -> bool {
+        if !self.pieces.is_empty() {
+            let since = *self.waiting_since.get_or_insert(now);
+            if Duration::from_nanos(now.boot_ns.saturating_sub(since.boot_ns)) >= WAIT_MAX {
+                let streams: Vec<_> = self.pieces.give_up().collect();
+                for (_, stream) in streams {
+                    self.lose(LATE_PIECES, stream.began().wall, now.wall);
+                }
             }
+        }
+        if self.pieces.is_empty() {
+            self.waiting_since = None;
         }
         for (reason, loss) in std::mem::take(&mut self.losses) {
             facts.push(lost(loss.count, reason.to_owned(), loss.from, loss.to, now));
@@ -94,24 +125,35 @@ impl Reader {
         self.pieces.is_empty()
     }
 
+    /// Questions, if it is this host that asks them.
+    fn ask(&mut self, seen: Sighting, packet: &Packet<'_>, asked: impl IntoIterator<Item = dns::Asked>) {
+        let Some(questions) = self.questions.as_mut().filter(|_| seen.direction == Direction::Outbound)
+        else {
+            return;
+        };
+        for dns::Asked { number, name } in asked {
+            questions.ask(asker(seen, packet.source.port()), number, &name, seen.at);
+        }
+    }
+
     fn datagram(&mut self, seen: Sighting, packet: &Packet<'_>, facts: &mut Vec<Observation>) {
         if packet.is_whole {
-            self.answer(seen, packet.payload, packet.source, packet.destination, facts);
+            self.answer(seen, packet.payload, packet, facts);
         } else {
             self.lose_at(CUT_ANSWER, seen.at);
         }
     }
 
-    fn answer(
-        &mut self,
-        seen: Sighting,
-        message: &[u8],
-        server: SocketAddr,
-        local: SocketAddr,
-        facts: &mut Vec<Observation>,
-    ) {
+    fn answer(&mut self, seen: Sighting, message: &[u8], packet: &Packet<'_>, facts: &mut Vec<Observation>) {
+        let (server, local) = (packet.source, packet.destination);
         match dns::read(message) {
             Ok(Some(answer)) => {
+                let asker = asker(seen, local.port());
+                if let Some(questions) = &self.questions
+                    && !questions.is_asked(asker, answer.number, &answer.name, seen.at)
+                {
+                    return self.lose_at(UNASKED, seen.at);
+                }
                 let resolution = ObservedResolution {
                     name: answer.name,
                     aliases: answer.aliases,
@@ -131,6 +173,14 @@ impl Reader {
 
     /// A segment of DNS over TCP.
     fn answers(&mut self, seen: Sighting, packet: &Packet<'_>, sequence: u32, facts: &mut Vec<Observation>) {
+        let asker = asker(seen, packet.destination.port());
+        if self.questions.as_ref().is_some_and(|questions| !questions.is_open(asker, seen.at)) {
+            // Nor is the rest of it waited for: so that nobody outside can have the agent wait.
+            if !packet.payload.is_empty() {
+                self.lose_at(UNASKED, seen.at);
+            }
+            return;
+        }
         let way = way(seen, packet);
         let mut stream = match self.pieces.take(&way) {
             Some(mut stream) => match stream.add(sequence, packet.payload) {
@@ -142,7 +192,7 @@ impl Reader {
         loop {
             let taken = match dns::first_message(stream.bytes()) {
                 Framed::Message(message, taken) => {
-                    self.answer(seen, message, packet.source, packet.destination, facts);
+                    self.answer(seen, message, packet, facts);
                     taken
                 }
                 Framed::Unfinished if stream.bytes().is_empty() && packet.is_whole => return,
@@ -226,6 +276,11 @@ impl Reader {
 
 fn way(seen: Sighting, packet: &Packet<'_>) -> Way {
     Way { network_namespace: seen.network_namespace, source: packet.source, destination: packet.destination }
+}
+
+/// Who asked, or asks, from this port.
+fn asker(seen: Sighting, port: u16) -> Asker {
+    seen.socket.map_or(Asker::Port(seen.network_namespace, port), Asker::Socket)
 }
 
 /// The first instant after `at`.

@@ -98,9 +98,11 @@ impl Ear {
         }))
     }
 
-    /// How many packets found no room since this was asked last.
-    pub(super) fn dropped(&self) -> io::Result<u32> {
-        statistics(self.0.as_fd()).map(|statistics| statistics.tp_drops)
+    /// How many packets were put by to be taken, and how many found no room, since this was asked last.
+    pub(super) fn counted(&self) -> io::Result<(u32, u32)> {
+        // The kernel adds those that found no room to the others.
+        let counted = statistics(self.0.as_fd())?;
+        Ok((counted.tp_packets.saturating_sub(counted.tp_drops), counted.tp_drops))
     }
 }
 

@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::capture::linux::names::{
-    dns::tests::{a, message, record},
+    dns::tests::{a, message, question, record},
     filter::{
         SNAP_BYTES,
         tests::{Aside, ipv4, run, tcp, udp},
@@ -18,7 +18,7 @@ fn at(ms: u64) -> Moment {
 }
 
 fn outbound(ms: u64) -> Sighting {
-    Sighting { network_namespace: 1, interface: 2, direction: Direction::Outbound, at: at(ms) }
+    Sighting { network_namespace: 1, interface: 2, socket: None, direction: Direction::Outbound, at: at(ms) }
 }
 
 /// Reads packets in turn, a millisecond apart, and settles.
@@ -29,8 +29,14 @@ fn facts(packets: &[Vec<u8>], seen: Sighting) -> Vec<Fact> {
         let seen = Sighting { at: at(ms as u64), ..seen };
         reader.read(seen, packet, &mut facts);
     }
-    reader.settle(at(2_000), false, &mut facts);
+    give_up(&mut reader, &mut facts);
     facts.into_iter().map(|observation| observation.fact).collect()
+}
+
+/// As if nothing more came.
+fn give_up(reader: &mut Reader, facts: &mut Vec<Observation>) {
+    reader.settle(at(1_500), facts);
+    assert!(reader.settle(at(2_000), facts));
 }
 
 fn names(facts: &[Fact]) -> Vec<Option<&str>> {
@@ -133,14 +139,14 @@ fn the_rest_of_a_hello_is_waited_for_and_then_it_is_lost() {
     let mut reader = Reader::default();
     let mut facts = Vec::new();
     reader.read(outbound(10), &pieces[0], &mut facts);
-    assert!(!reader.settle(at(500), true, &mut facts));
+    assert!(!reader.settle(at(1_000), &mut facts) && !reader.settle(at(1_499), &mut facts));
     assert_eq!(facts, []);
-    assert!(reader.settle(at(1_500), false, &mut facts));
+    assert!(reader.settle(at(1_500), &mut facts));
     let facts: Vec<_> = facts.into_iter().map(|observation| observation.fact).collect();
     assert_eq!(losses(&facts), [(1, LATE_PIECES, at(10).wall, Some(at(1_500).wall))]);
     let mut facts = Vec::new();
     reader.read(outbound(1_600), &pieces[1], &mut facts);
-    assert!(reader.settle(at(1_700), true, &mut facts) && facts.is_empty());
+    assert!(reader.settle(at(1_700), &mut facts) && facts.is_empty());
 }
 
 #[test]
@@ -152,7 +158,7 @@ fn nobody_outside_can_have_it_wait_or_lose() {
     let mut facts = Vec::new();
     for packet in [&pieces[0], &strange] {
         reader.read(inbound, packet, &mut facts);
-        assert!(reader.settle(at(1), true, &mut facts));
+        assert!(reader.settle(at(1), &mut facts));
     }
     assert_eq!(facts, []);
 }
@@ -204,14 +210,104 @@ fn answers_over_tcp_are_cut_out_of_the_stream() {
     assert_eq!(losses(&facts(&[middle], outbound(0))).len(), 1);
 }
 
+#[test]
+fn only_answers_that_were_asked_for_are_believed() {
+    const NUMBER: u16 = 7; // as the answers have it
+    let asks = |port, number, name: &str| ipv4(17, 0, &udp(port, 53, &question(number, name)));
+    let check = |question: Option<Vec<u8>>, seen: Sighting, waited_ms: u64, answer: Sighting, want: bool| {
+        let mut reader = Reader::that_hears_questions();
+        let mut facts = Vec::new();
+        if let Some(question) = question {
+            reader.read(seen, &question, &mut facts);
+        }
+        let answer = Sighting { at: at(waited_ms), direction: Direction::Inbound, ..answer };
+        reader.read(answer, &answer_packet("cloud.example.com"), &mut facts);
+        reader.settle(at(waited_ms), &mut facts);
+        let facts: Vec<_> = facts.into_iter().map(|observation| observation.fact).collect();
+        let forged = (1, UNASKED, at(waited_ms).wall, Some(after(at(waited_ms))));
+        let (heard, lost) =
+            if want { (vec![Some("cloud.example.com")], vec![]) } else { (vec![], vec![forged]) };
+        assert_eq!((names(&facts), losses(&facts)), (heard, lost));
+    };
+    let name = "CLOUD.example.com";
+    let (here, there) = (outbound(0), Sighting { network_namespace: 2, ..outbound(0) });
+    check(Some(asks(4000, NUMBER, name)), here, 9, here, true);
+    check(Some(asks(4000, NUMBER, name)), here, 31_000, here, false);
+    check(Some(asks(4000, NUMBER, name)), there, 9, here, false);
+    check(Some(asks(4001, NUMBER, name)), here, 9, here, false);
+    check(Some(asks(4000, NUMBER + 1, name)), here, 9, here, false);
+    check(Some(asks(4000, NUMBER, "other.example.com")), here, 9, here, false);
+    check(None, here, 9, here, false);
+    // What others ask is no question of this host, and an answer is none either.
+    check(Some(asks(4000, NUMBER, name)), Sighting { direction: Direction::Inbound, ..here }, 9, here, false);
+    check(Some(ipv4(17, 0, &udp(4000, 53, &message(name, vec![])))), here, 9, here, false);
+    // A translated resolver asks and answers at different ends.
+    let translated = ipv4(17, 0, &udp(4000, 39_999, &question(NUMBER, name)));
+    check(Some(translated), here, 9, here, true);
+    // At a socket, it is the socket that counts: its port may have been translated.
+    let at_socket = |socket| Sighting { socket: Some(socket), ..here };
+    check(Some(asks(1024, NUMBER, name)), at_socket(5), 9, at_socket(5), true);
+    check(Some(asks(4000, NUMBER, name)), at_socket(5), 9, at_socket(6), false);
+}
+
+#[test]
+fn answers_over_tcp_need_a_question_and_are_not_waited_for_without() {
+    let whole = framed(&message("a.example", vec![record("a.example", 60, a("198.51.100.9"))]));
+    let answer = |sequence, bytes: &[u8]| ipv4(6, 0, &tcp(53, 4000, sequence, 0x18, bytes));
+    let inbound = Sighting { direction: Direction::Inbound, ..outbound(1) };
+    let mut reader = Reader::that_hears_questions();
+    let mut facts = Vec::new();
+    reader.read(inbound, &answer(9, &whole[..8]), &mut facts);
+    assert!(reader.settle(at(1), &mut facts), "nobody outside can have it wait");
+    reader.read(
+        outbound(2),
+        &ipv4(6, 0, &tcp(4000, 53, 1, 0x18, &framed(&question(7, "a.example")))),
+        &mut facts,
+    );
+    let (first, rest) = whole.split_at(8);
+    reader.read(inbound, &answer(100, first), &mut facts);
+    assert!(!reader.settle(at(3), &mut facts));
+    reader.read(inbound, &answer(108, rest), &mut facts);
+    assert!(reader.settle(at(4), &mut facts));
+    let other = framed(&message("b.example", vec![record("b.example", 60, a("198.51.100.9"))]));
+    reader.read(inbound, &answer(100 + whole.len() as u32, &other), &mut facts);
+    reader.settle(at(5), &mut facts);
+    let facts: Vec<_> = facts.into_iter().map(|observation| observation.fact).collect();
+    assert_eq!(names(&facts), [Some("a.example")]);
+    assert_eq!(
+        losses(&facts).iter().map(|(count, reason, ..)| (*count, *reason)).collect::<Vec<_>>(),
+        [(1, UNASKED), (1, UNASKED)]
+    );
+}
+
+#[test]
+fn whoever_begins_message_after_message_holds_back_nothing_for_long() {
+    let pieces = segments(1, &long_hello("cloud.example.com"), 1448);
+    let mut reader = Reader::default();
+    let mut facts = Vec::new();
+    let mut held_since = 0;
+    for step in 0..200u64 {
+        let ms = step * 50;
+        let mut piece = pieces[0].clone();
+        piece[24..26].copy_from_slice(&(5_000 + step as u16).to_be_bytes()); // the port
+        reader.read(outbound(ms), &piece, &mut facts);
+        if reader.settle(at(ms), &mut facts) {
+            held_since = ms;
+        }
+        assert!(ms - held_since <= 600, "held back since {held_since} at {ms}");
+    }
+    assert!(held_since > 9_000);
+}
+
 proptest::proptest! {
     #[test]
     fn whatever_comes_is_read(
         packets in proptest::collection::vec(
-            (proptest::collection::vec(proptest::num::u8::ANY, 0..80), 0u8..4, 0u32..200), 0..30,
+            (proptest::collection::vec(proptest::num::u8::ANY, 0..80), 0u8..5, 0u32..200), 0..30,
         ),
+        hears in proptest::bool::ANY,
     ) {
-        let mut reader = Reader::default();
+        let mut reader = if hears { Reader::that_hears_questions() } else { Reader::default() };
         let mut facts = Vec::new();
         let stream = long_hello("cloud.example.com");
         for (ms, (bytes, kind, sequence)) in packets.into_iter().enumerate() {
@@ -219,13 +315,15 @@ proptest::proptest! {
             let packet = match kind {
                 0 => bytes,
                 1 => ipv4(17, 0, &udp(53, 4000, &bytes)),
+                4 => ipv4(17, 0, &udp(4000, 53, &bytes)),
                 2 => ipv4(6, 0, &tcp(53, 4000, sequence, 0x18, &bytes)),
                 _ => ipv4(6, 0, &tcp(5000, 443, sequence, 0x18, &rest[..rest.len().min(300)])),
             };
             reader.read(outbound(ms as u64), &packet, &mut facts);
-            reader.settle(at(ms as u64), true, &mut facts);
+            reader.settle(at(ms as u64), &mut facts);
         }
-        proptest::prop_assert!(reader.settle(at(9_999), false, &mut facts));
+        reader.settle(at(9_000), &mut facts);
+        proptest::prop_assert!(reader.settle(at(9_999), &mut facts));
     }
 
     #[test]
