@@ -336,22 +336,31 @@ fn datagrams(is_connected: bool) -> io::Result<(Vec<Made>, Vec<Made>)> {
     Ok((outbound, inbound))
 }
 
-/// Answers from `server` to a socket of this process, each with a name of its own.
+/// Questions of a socket of this process to `server`, and their answers, each with a name of its own.
 fn answers(server: &UdpSocket) -> io::Result<Vec<String>> {
     let asker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    asker.set_read_timeout(Some(PATIENCE))?;
+    [&asker, server].into_iter().try_for_each(|socket| socket.set_read_timeout(Some(PATIENCE)))?;
     let mut names = Vec::new();
     for number in 0..EACH {
         let name = format!("answer{number}.selftest.alibi.example");
-        // A response (RFC 1035) with one question and one answer, an address in the Internet for a minute.
-        let mut message = vec![0, 0, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0];
+        let mut asked = Vec::new();
         for label in name.split('.') {
-            message.push(u8::try_from(label.len()).map_err(io::Error::other)?);
-            message.extend(label.as_bytes());
+            asked.push(u8::try_from(label.len()).map_err(io::Error::other)?);
+            asked.extend(label.as_bytes());
         }
-        message.extend([0, 0, 1, 0, 1]);
-        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
-        server.send_to(&message, asker.local_addr()?)?;
+        // For an address in the Internet.
+        asked.extend([0, 0, 1, 0, 1]);
+        // A query (RFC 1035) with one question, and a response with one answer, which holds for a minute.
+        let query = [&[0, number as u8, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &asked].concat();
+        let response = [
+            &[0, number as u8, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0][..],
+            &asked,
+            &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1],
+        ]
+        .concat();
+        asker.send_to(&query, server.local_addr()?)?;
+        server.recv(&mut [0; 512])?;
+        server.send_to(&response, asker.local_addr()?)?;
         asker.recv(&mut [0; 512])?;
         names.push(name);
     }
