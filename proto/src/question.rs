@@ -32,7 +32,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
@@ -147,13 +147,18 @@ pub struct NameEvidence<'a> {
 /// Since when the owner of a connection, which started at `owner_started`, can have its address from an answer for any
 /// name: since it started; or since an instant that is not known ([`Timestamp::ZERO`]), if no answer ever gave the address,
 /// if the connection was open before recording began, or if the owner is not known to have run when it was opened. None if
-/// the connection tells its name (TLS), if the other end opened it, or if it does not leave the host.
+/// the connection tells its name (TLS), if the other end opened it, or if it goes to no other host: to this one, or to all
+/// that listen (multicast, broadcast).
 ///
 /// A connection to the port of DNS is one to a resolver, whose address comes with the network and not by name.
 pub fn unnamed_since(flow: &FlowRecord, owner_started: Option<Timestamp>) -> Option<Timestamp> {
     const DNS_PORT: u16 = 53;
     let source = flow.remote_name.as_ref().map(|name| name.source);
-    let leaves = flow.direction == Direction::Outbound && !flow.remote.ip().to_canonical().is_loopback();
+    let remote = flow.remote.ip().to_canonical();
+    let leaves = flow.direction == Direction::Outbound
+        && !remote.is_loopback()
+        && !remote.is_multicast()
+        && remote != IpAddr::from(Ipv4Addr::BROADCAST);
     if !leaves || source == Some(NameSource::Sni) {
         return None;
     }

@@ -1,10 +1,11 @@
 use std::path::Path;
 
 use alibi_proto::{
-    coverage::{Facet, Grade, Scope},
+    coverage::{CoverageChange, Facet, Grade, Scope},
     flow::{Attribution, Direction, FlowState, Protocol},
     host::{FacetCoverage, SourceDescription},
     id::{Epoch, HostBoot, HostId},
+    process::ProcessImage,
     question::{Question, Verdict},
     target::Target,
     window::Window,
@@ -12,7 +13,10 @@ use alibi_proto::{
 
 use super::*;
 use crate::{
-    capture::{ConnectionChange, Fact, Observation, ObservedConnection, SocketKey},
+    capture::{
+        ConnectionChange, Fact, Observation, ObservedConnection, ObservedProcess, ObservedResolution,
+        ProcessKey, SocketKey,
+    },
     ledger::PreviousRun,
     pipeline::Limits,
     query,
@@ -145,4 +149,72 @@ fn an_answer_kept_within_its_bound_leaves_out_no_end_of_a_connection_that_it_lis
     recording.take(100, 0, vec![]);
     recording.recorder.sync();
     assert_eq!(recording.verdict(50, 60), Verdict::Unknown, "all was over long before");
+}
+
+/// What the ring says of a name that nobody ever resolved, over the last minute of two days: everything is recorded from
+/// second `names_from` on, and each of these processes, which start at these seconds, has a connection in the window to an
+/// address that an answer gave for another name.
+fn verdict_on_a_name(names_from: u64, owners: &[Option<u64>]) -> Verdict {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut recording = Recording::begin(&temporary.path().join("ring"));
+    let process = |pid: u64| ProcessKey { pid: pid as u32 + 10, start: pid };
+    let started = |(pid, started): (u64, &Option<u64>)| {
+        let started = Timestamp::from_secs((*started)?);
+        Some(Fact::ProcessStarted(Box::new(ObservedProcess {
+            process: process(pid),
+            parent: None,
+            parent_pid: None,
+            started,
+            already_running: false,
+            image: ProcessImage::default(),
+        })))
+    };
+    let change = CoverageChange {
+        facet: Facet::Names,
+        grade: Grade::Complete,
+        from: at(names_from).wall,
+        to: None,
+        scope: None,
+        announced_from: None,
+    };
+    let resolved = Fact::NameResolved(Box::new(ObservedResolution {
+        name: "other.example.com".into(),
+        aliases: vec![],
+        addresses: vec![OTHER.into()],
+        ttl_s: 60,
+        server: "192.0.2.53:53".parse().unwrap(),
+        local: "192.0.2.1:4000".parse().unwrap(),
+        process: None,
+        network_namespace: None,
+    }));
+    let mut facts = vec![Fact::Coverage(change), resolved];
+    facts.extend((0..).zip(owners).filter_map(started));
+    recording.take(names_from, 0, facts);
+    let talks = |(pid, _): (u64, &Option<u64>)| {
+        let Fact::ConnectionOpened(mut connection) = over(pid as u16 + 1, OTHER) else { unreachable!() };
+        connection.owner = Some(process(pid));
+        Fact::ConnectionOpened(connection)
+    };
+    let day = 24 * 60 * 60;
+    recording.take(2 * day - 30, 0, (0..).zip(owners).map(talks).collect());
+    recording.take(2 * day, 0, vec![]);
+    recording.recorder.sync();
+    let question = Question {
+        target: Target::parse("cloud.example.com", None, None).unwrap(),
+        window: Window::new(at(2 * day - 60).wall, at(2 * day).wall).unwrap(),
+    };
+    let watermark = recording.progress.borrow().watermark;
+    query::answer(&recording.view, &question, HOST, "host".into(), watermark).unwrap().0.verdict
+}
+
+#[test]
+fn a_name_is_ruled_out_only_where_names_are_known_since_a_day_before_the_owners_started() {
+    let day = 24 * 60 * 60;
+    assert_eq!(verdict_on_a_name(1, &[]), Verdict::Clear);
+    assert_eq!(verdict_on_a_name(1, &[Some(day + 1), Some(day + 9)]), Verdict::Clear);
+    assert_eq!(verdict_on_a_name(1, &[Some(day + 9), Some(day)]), Verdict::Unknown, "it may have kept it");
+    assert_eq!(verdict_on_a_name(1, &[Some(day + 9), None]), Verdict::Unknown, "its start is not on record");
+    let many: Vec<_> = (0..5).map(|second| Some(day + 1 + second)).collect();
+    assert_eq!(verdict_on_a_name(1, &many[..4]), Verdict::Clear);
+    assert_eq!(verdict_on_a_name(1, &many), Verdict::Unknown, "more owners than are looked up");
 }

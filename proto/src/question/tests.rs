@@ -297,7 +297,11 @@ fn an_address_is_as_old_as_its_owner_may_know_it() {
     check(&FlowRecord { remote_name: None, ..shared.clone() }, Some(7), Some(0));
     check(&flow(NameSource::Sni), None, None);
     check(&FlowRecord { direction: Direction::Inbound, ..shared.clone() }, None, None);
-    check(&FlowRecord { remote: "127.0.0.1:443".parse().unwrap(), ..shared.clone() }, None, None);
+    for no_host in ["127.0.0.1:443", "[::1]:443", "224.0.0.251:5353", "[ff02::fb]:5353", "255.255.255.255:67"]
+    {
+        let remote = no_host.parse().unwrap();
+        check(&FlowRecord { remote, remote_name: None, ..shared.clone() }, None, None);
+    }
     let resolver = FlowRecord { remote: "192.0.2.53:53".parse().unwrap(), remote_name: None, ..shared };
     check(&resolver, Some(7), Some(DAY));
 }
