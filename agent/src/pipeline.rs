@@ -554,7 +554,7 @@ impl Pipeline {
         now: Moment,
     ) -> OpenFlow {
         let at = at.max(flow.first);
-        if let Some(name) = self.names.take_asked(flow.local, socket.remote) {
+        if let Some(name) = self.names.take_asked(*socket, flow.network_namespace, flow.local) {
             flow.remote_name = Some(name);
         }
         if let Some((from, to)) = self.leap.filter(|(from, to)| flow.first <= *from && at >= *to) {

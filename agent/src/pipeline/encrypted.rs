@@ -14,7 +14,7 @@ use alibi_proto::{
     time::{Moment, Timestamp},
 };
 
-use super::{Pipeline, SocketKey};
+use super::{OpenFlow, Pipeline, SocketKey};
 use crate::capture::ObservedServerName;
 
 /// A use is told for so long at once, and not told again before that is over.
@@ -120,6 +120,8 @@ fn hidden_by(name: &str) -> Option<String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Connection {
     Socket(SocketKey),
+    /// One of which only the system's identity of its socket is known for sure: the other end may be translated.
+    Identity(u64),
     /// One that is known by this end and the other only.
     Ends(SocketAddr, SocketAddr),
 }
@@ -183,6 +185,12 @@ impl Encrypted {
         Some(Hidden { reason, from: at, to: known.until })
     }
 
+    /// Whether there are connections that are known by a ClientHello.
+    fn has_hellos(&self) -> bool {
+        let mut known = self.uses.values().flat_map(|known| &known.connections);
+        known.any(|one| !matches!(one, Connection::Socket(_)))
+    }
+
     /// Whether anything is to be told anew.
     fn is_due(&self, now: Timestamp) -> bool {
         let is_told = |known: &Use| known.has_told(now.saturating_add(RENEWED_BEFORE), now);
@@ -242,13 +250,8 @@ impl Pipeline {
     pub(super) fn heed_hello(&mut self, observed: &ObservedServerName, at: Timestamp, now: Moment) {
         let reason = || hidden_behind(observed.remote).or_else(|| hidden_by(observed.name.as_deref()?));
         if let Some(reason) = (observed.direction == Direction::Outbound).then(reason).flatten() {
-            let connection = match observed.socket {
-                Some(socket) => {
-                    let (protocol, remote) = (Protocol::Tcp, observed.remote);
-                    Connection::Socket(SocketKey { protocol, remote, socket })
-                }
-                None => Connection::Ends(observed.local, observed.remote),
-            };
+            let ends = Connection::Ends(observed.local, observed.remote);
+            let connection = observed.socket.map_or(ends, Connection::Identity);
             self.hide(reason, at, connection, now);
         }
     }
@@ -259,18 +262,20 @@ impl Pipeline {
         if self.encrypted.uses.is_empty() || !self.encrypted.is_due(seen_until) {
             return;
         }
-        let known = self.encrypted.uses.values().flat_map(|known| &known.connections);
-        let ends: HashSet<(SocketAddr, SocketAddr)> =
-            if known.into_iter().any(|one| matches!(one, Connection::Ends(..))) {
-                self.flows.iter().map(|(socket, flow)| (flow.local, socket.remote)).collect()
-            } else {
-                HashSet::new()
+        let flows = self.flows.iter();
+        let others: HashSet<Connection> = if self.encrypted.has_hellos() {
+            let ways = |(socket, flow): (&SocketKey, &OpenFlow)| {
+                [Connection::Identity(socket.socket), Connection::Ends(flow.local, socket.remote)]
             };
+            flows.flat_map(ways).collect()
+        } else {
+            HashSet::new()
+        };
         // One of those that there was no room for may be among them.
         let (flows, has_unfollowed) = (&self.flows, self.unfollowed > 0);
         let is_open = |connection: &Connection| match connection {
             Connection::Socket(socket) => has_unfollowed || flows.contains_key(socket),
-            Connection::Ends(local, remote) => ends.contains(&(*local, *remote)),
+            other => has_unfollowed || others.contains(other),
         };
         let hidden = self.encrypted.renew(seen_until, is_open);
         self.tell_hidden(hidden, now);

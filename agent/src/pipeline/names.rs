@@ -7,6 +7,8 @@ use std::{
 
 use alibi_proto::name::{NameSource, RemoteName};
 
+use crate::capture::SocketKey;
+
 /// Addresses whose names are remembered; the oldest are forgotten first.
 const ADDRESSES_MAX: usize = 32_768;
 /// Names asked for on connections of which no record has been written since.
@@ -14,14 +16,19 @@ const ASKED_MAX: usize = 4_096;
 
 /// An address as it is seen from a network namespace.
 type Place = (Option<u64>, IpAddr);
-/// This end and the other.
-type Ends = (SocketAddr, SocketAddr);
+/// A connection that a name was asked for on: by the system's identity of its socket, or, where that is not known, by
+/// network namespace, this end and the other. Ends come again when a port is used again, and may be translated on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Asking {
+    Socket(u64),
+    Ends(Option<u64>, SocketAddr, SocketAddr),
+}
 
 /// What is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     resolved: Bounded<Place, String>,
-    asked: Bounded<Ends, String>,
+    asked: Bounded<Asking, String>,
 }
 
 impl Names {
@@ -30,9 +37,9 @@ impl Names {
         self.resolved.insert((network_namespace, address), name.to_owned(), ADDRESSES_MAX);
     }
 
-    /// `name` was asked for on the connection between `local` and `remote`.
-    pub(super) fn asked(&mut self, local: SocketAddr, remote: SocketAddr, name: &str) {
-        self.asked.insert((local, remote), name.to_owned(), ASKED_MAX);
+    /// `name` was asked for on a connection.
+    pub(super) fn asked(&mut self, asking: Asking, name: &str) {
+        self.asked.insert(asking, name.to_owned(), ASKED_MAX);
     }
 
     /// The name of `address`, as DNS had it last.
@@ -42,11 +49,18 @@ impl Names {
     }
 
     /// The name that was asked for on a connection, if it has not been taken before.
-    pub(super) fn take_asked(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<RemoteName> {
+    pub(super) fn take_asked(
+        &mut self,
+        socket: SocketKey,
+        network_namespace: Option<u64>,
+        local: SocketAddr,
+    ) -> Option<RemoteName> {
         if self.asked.values.is_empty() {
             return None;
         }
-        let name = self.asked.remove(&(local, remote))?;
+        let ends = Asking::Ends(network_namespace, local, socket.remote);
+        let by_ends = self.asked.remove(&ends);
+        let name = self.asked.remove(&Asking::Socket(socket.socket)).or(by_ends)?;
         Some(RemoteName { name, source: NameSource::Sni })
     }
 }
@@ -90,6 +104,8 @@ impl<K: Copy + Eq + std::hash::Hash, V> Bounded<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use alibi_proto::flow::Protocol;
+
     use super::*;
 
     #[test]
@@ -116,10 +132,15 @@ mod tests {
         let dns = Some(RemoteName { name: "cloud.example.com".into(), source: NameSource::Dns });
         assert_eq!(names.of_address(Some(1), remote.ip()), dns);
         assert_eq!(names.of_address(Some(2), remote.ip()), None);
-        names.asked(local, remote, "www.example.com");
-        assert_eq!(names.take_asked(remote, local), None);
+        let socket = |cookie| SocketKey { protocol: Protocol::Tcp, remote, socket: cookie };
         let sni = Some(RemoteName { name: "www.example.com".into(), source: NameSource::Sni });
-        assert_eq!(names.take_asked(local, remote), sni);
-        assert_eq!(names.take_asked(local, remote), None);
+        names.asked(Asking::Ends(Some(1), local, remote), "www.example.com");
+        assert_eq!(names.take_asked(socket(7), Some(2), local), None);
+        assert_eq!(names.take_asked(socket(7), Some(1), local), sni);
+        assert_eq!(names.take_asked(socket(7), Some(1), local), None);
+        // The next connection between the same ends is another.
+        names.asked(Asking::Socket(7), "www.example.com");
+        assert_eq!(names.take_asked(socket(8), Some(1), local), None);
+        assert_eq!(names.take_asked(socket(7), Some(1), local), sni);
     }
 }

@@ -8,7 +8,7 @@ use alibi_proto::{
     time::{Moment, Timestamp},
 };
 
-use super::Pipeline;
+use super::{Pipeline, names::Asking};
 use crate::capture::{ObservedExecutable, ObservedResolution, ObservedServerName};
 
 impl Pipeline {
@@ -32,7 +32,9 @@ impl Pipeline {
     pub(super) fn server_name(&mut self, observed: ObservedServerName, at: Timestamp, now: Moment) {
         self.heed_hello(&observed, at, now);
         if let (Some(name), Direction::Outbound) = (&observed.name, observed.direction) {
-            self.names.asked(observed.local, observed.remote, name);
+            let ends = Asking::Ends(observed.network_namespace, observed.local, observed.remote);
+            let asking = observed.socket.map_or(ends, Asking::Socket);
+            self.names.asked(asking, name);
         }
         let hello = ServerNameRecord {
             at,

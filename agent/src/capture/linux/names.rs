@@ -66,7 +66,7 @@ const FLOODED: &str = "more packets with names came than are read in a turn: the
 
 const SOURCE: &str = "packets";
 const COVERS: &str = "DNS answers over UDP and TCP port 53 that this host asked for, and server names in TLS ClientHellos over TCP, on every interface";
-const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; \
+const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; names that a proxy looks up; \
      DNS on other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; \
      the inner name of an encrypted ClientHello (ECH); ClientHellos to this host in pieces; packets with IPv6 extension \
      headers, or inside tunnels and VLANs that no interface here unwraps; virtual machines; network namespaces that come and \

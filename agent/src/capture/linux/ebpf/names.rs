@@ -14,7 +14,7 @@ use crate::capture::{
 
 pub(super) const COVERS: &str =
     "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos that programs send, by eBPF";
-pub(super) const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; DNS on \
+pub(super) const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; names that a proxy looks up; DNS on \
      other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; the \
      inner name of an encrypted ClientHello (ECH); what virtual machines look up; \
      whether an answer was asked for: one that somebody else sends from port 53 to an open UDP port here is believed";
