@@ -277,7 +277,8 @@ impl Sensor for Ebpf {
 
     fn wants_turn_within(&self) -> Option<Duration> {
         let (is_fresh, _) = self.connections.wants_look();
-        is_fresh.then_some(FRESH_LOOK_AFTER / 2)
+        let looks = is_fresh.then_some(FRESH_LOOK_AFTER / 2);
+        looks.into_iter().chain(self.names.wants_turn_within()).min()
     }
 
     fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {

@@ -379,6 +379,10 @@ impl Sensor for Names {
         self.epoll.as_fd()
     }
 
+    fn wants_turn_within(&self) -> Option<Duration> {
+        self.reader.wants_turn_within()
+    }
+
     fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
         facts.extend(self.untold.drain(..).map(|observation| Observation { at: now, ..observation }));
         self.hear(now, facts)?;

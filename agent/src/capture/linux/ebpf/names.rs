@@ -1,6 +1,8 @@
 //! Names, from the packets that the probe picks out at the sockets: each once, in every network namespace, with the owner
 //! of its socket.
 
+use std::time::Duration;
+
 use alibi_proto::{flow::Direction, time::Moment};
 
 use super::{
@@ -62,5 +64,10 @@ impl Names {
     /// What is known once everything of a turn has been read. False if something is waited for.
     pub(super) fn settle(&mut self, now: Moment, facts: &mut Vec<Observation>) -> bool {
         self.reader.settle(now, facts)
+    }
+
+    /// When it wants to be asked again at the latest.
+    pub(super) fn wants_turn_within(&self) -> Option<Duration> {
+        self.reader.wants_turn_within()
     }
 }

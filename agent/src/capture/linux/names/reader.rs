@@ -125,6 +125,11 @@ impl Reader {
         self.pieces.is_empty()
     }
 
+    /// When [`Reader::settle`] wants to be asked again at the latest, though nothing has come.
+    pub(in crate::capture::linux) fn wants_turn_within(&self) -> Option<Duration> {
+        self.waiting_since.map(|_| WAIT_MAX / 2)
+    }
+
     /// Questions, if it is this host that asks them.
     fn ask(&mut self, seen: Sighting, packet: &Packet<'_>, asked: impl IntoIterator<Item = dns::Asked>) {
         let Some(questions) = self.questions.as_mut().filter(|_| seen.direction == Direction::Outbound)

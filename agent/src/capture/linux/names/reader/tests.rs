@@ -139,9 +139,11 @@ fn the_rest_of_a_hello_is_waited_for_and_then_it_is_lost() {
     let mut reader = Reader::default();
     let mut facts = Vec::new();
     reader.read(outbound(10), &pieces[0], &mut facts);
+    assert_eq!(reader.wants_turn_within(), None);
     assert!(!reader.settle(at(1_000), &mut facts) && !reader.settle(at(1_499), &mut facts));
-    assert_eq!(facts, []);
+    assert_eq!((reader.wants_turn_within(), &facts[..]), (Some(WAIT_MAX / 2), &[][..]));
     assert!(reader.settle(at(1_500), &mut facts));
+    assert_eq!(reader.wants_turn_within(), None);
     let facts: Vec<_> = facts.into_iter().map(|observation| observation.fact).collect();
     assert_eq!(losses(&facts), [(1, LATE_PIECES, at(10).wall, Some(at(1_500).wall))]);
     let mut facts = Vec::new();
