@@ -438,5 +438,19 @@ fn these(first: u64, count: usize, is: &str, are: &str) -> String {
     }
 }
 
+/// DNS messages, for the tests of other sensors.
+#[cfg(test)]
+pub(in crate::capture::linux) mod testing {
+    pub(in crate::capture::linux) use super::dns::tests::question;
+    use super::dns::tests::{a, message, record};
+
+    /// The answer to a question for a name.
+    pub(in crate::capture::linux) fn answer(number: u16, name: &str) -> Vec<u8> {
+        let mut answer = message(name, vec![record(name, 60, a("198.51.100.9"))]);
+        answer[..2].copy_from_slice(&number.to_be_bytes());
+        answer
+    }
+}
+
 #[cfg(test)]
 mod tests;

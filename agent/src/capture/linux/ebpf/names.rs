@@ -14,12 +14,12 @@ use crate::capture::{
     linux::names::{Reader, Sighting},
 };
 
-pub(super) const COVERS: &str =
-    "DNS answers over UDP and TCP port 53, and server names in TLS ClientHellos that programs send, by eBPF";
-pub(super) const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and other name services; names that a proxy looks up; DNS on \
+pub(super) const COVERS: &str = "DNS answers over UDP and TCP port 53 that this host asked for, and server names in TLS \
+     ClientHellos that programs send, by eBPF";
+pub(super) const CANNOT_SEE: &str = "names known before recording began (caches, open connections); hosts files, mDNS and \
+     other name services; names that a proxy looks up; DNS on \
      other ports; encrypted DNS, whose use is a gap where its server is known by port 853, name or address; QUIC; the \
-     inner name of an encrypted ClientHello (ECH); what virtual machines look up; \
-     whether an answer was asked for: one that somebody else sends from port 53 to an open UDP port here is believed";
+     inner name of an encrypted ClientHello (ECH); what virtual machines look up";
 
 /// What is known of the packets so far.
 pub(super) struct Names {
@@ -28,8 +28,7 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new() -> Self {
-        // The probe does not tell questions, so an answer is believed for having reached a socket.
-        Self { reader: Reader::default() }
+        Self { reader: Reader::that_hears_questions() }
     }
 
     /// Reads a packet.
@@ -71,3 +70,6 @@ impl Names {
         self.reader.wants_turn_within()
     }
 }
+
+#[cfg(test)]
+mod tests;

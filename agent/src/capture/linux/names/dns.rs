@@ -289,7 +289,7 @@ pub(super) mod tests {
     }
 
     /// A question on the wire.
-    pub(in super::super) fn question(number: u16, name: &str) -> Vec<u8> {
+    pub(in crate::capture::linux) fn question(number: u16, name: &str) -> Vec<u8> {
         let mut packet = Packet::new_query(number);
         packet.questions.push(Question::new(
             Name::new_unchecked(name),
