@@ -26,18 +26,27 @@ pub enum PreviousRun {
     Ended {
         /// Up to here its recording was whole.
         recorded_until: Timestamp,
+        /// It may have told that it was whole up to here, without this being known any more.
+        told_until: Timestamp,
     },
 }
 
 impl PreviousRun {
-    /// As the recovered ring tells it.
-    pub fn of(recovery: &Recovery) -> Self {
+    /// As the recovered ring tells it, in this boot of the host.
+    pub fn of(recovery: &Recovery, boot: u64) -> Self {
         match recovery.recorded_until {
             _ if recovery.is_new => Self::None,
             Some(recorded_until) if recovery.was_closed_cleanly => Self::Stopped { recorded_until },
-            Some(recorded_until) => Self::Ended { recorded_until },
+            // The system itself did not end: what was written is there.
+            Some(recorded_until) if recovery.boot == Some(boot) => {
+                Self::Ended { recorded_until, told_until: recorded_until }
+            }
+            Some(recorded_until) => Self::Ended {
+                recorded_until,
+                told_until: recorded_until.saturating_add(Recovery::UNSAFE_MAX),
+            },
             // The checkpoint is gone: nothing vouches for any of it.
-            None => Self::Ended { recorded_until: Timestamp::ZERO },
+            None => Self::Ended { recorded_until: Timestamp::ZERO, told_until: Timestamp::ZERO },
         }
     }
 }
@@ -52,15 +61,16 @@ impl Ledger {
     /// What a new run has to say of the one before it. Run before anything else is recorded.
     pub fn begin(&mut self, previous: PreviousRun, now: Timestamp) -> Vec<CoverageChange> {
         let mut changes = Vec::new();
-        if let PreviousRun::Ended { recorded_until } = previous {
+        if let PreviousRun::Ended { recorded_until, .. } = previous {
             let reason = "the agent ended without saying so (crash, kill or power loss)";
             changes.extend(self.all(|facet| not_recorded(facet, reason, recorded_until, None)));
         }
-        if let PreviousRun::Stopped { recorded_until } | PreviousRun::Ended { recorded_until } = previous
-            && recorded_until > now
+        if let PreviousRun::Stopped { recorded_until: until } | PreviousRun::Ended { told_until: until, .. } =
+            previous
+            && until > now
         {
             let reason = "the clock was set back: this time happened twice, and was not recorded both times";
-            changes.extend(self.unrecorded(reason, now, recorded_until));
+            changes.extend(self.unrecorded(reason, now, until));
         }
         changes
     }
@@ -163,7 +173,7 @@ mod tests {
 
     /// The gaps of `[0, 100)` in a ring in which one run recorded from 0 until 40, and another begins at `restart`.
     #[track_caller]
-    fn check(stopped: bool, restart: u64, want: &[(u64, u64)]) {
+    fn check(stopped: bool, unsafe_ns: u64, restart: u64, want: &[(u64, u64)]) {
         let mut said = Vec::new();
         let mut first = Ledger::default();
         said.extend(first.begin(PreviousRun::None, at(0)));
@@ -175,7 +185,7 @@ mod tests {
         let previous = if stopped {
             PreviousRun::Stopped { recorded_until: at(40) }
         } else {
-            PreviousRun::Ended { recorded_until: at(40) }
+            PreviousRun::Ended { recorded_until: at(40), told_until: at(40 + unsafe_ns) }
         };
         let mut second = Ledger::default();
         said.extend(second.begin(previous, at(restart)));
@@ -193,13 +203,17 @@ mod tests {
 
     #[test]
     fn every_time_between_two_runs_is_a_gap() {
-        check(true, 60, &[(40, 60)]);
-        check(false, 60, &[(40, 60)]);
+        check(true, 0, 60, &[(40, 60)]);
+        check(false, 0, 60, &[(40, 60)]);
+        check(false, 10, 60, &[(40, 60)]);
     }
 
     #[test]
     fn time_that_happened_twice_is_a_gap() {
-        check(true, 25, &[(25, 40)]);
-        check(false, 25, &[(25, 40)]);
+        check(true, 0, 25, &[(25, 40)]);
+        check(false, 0, 25, &[(25, 40)]);
+        check(false, 10, 25, &[(25, 50)]);
+        // Told until 48, of which a power cut left no word; then the clock says 45.
+        check(false, 10, 45, &[(40, 45), (45, 50)]);
     }
 }

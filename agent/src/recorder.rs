@@ -32,7 +32,8 @@ use crate::{
 pub const REPORTS_QUEUED_MAX: usize = 64;
 /// Events that may wait for a disk that takes none. Few under test, so that the bound is met.
 const PENDING_EVENTS_MAX: usize = if cfg!(test) { 16 } else { 100_000 };
-/// What a power cut may cost: events are safe on disk at the latest after this. A kill costs none.
+/// What a power cut may cost: events are safe on disk at the latest after this. A kill costs none. (That nothing happened
+/// is known a little less well, see [`Ring::sync`].)
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two warnings of the same thing.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -41,6 +42,14 @@ const USERS_MAX: usize = 256;
 
 /// How far the recording is safe on disk; published after each sync. Nothing beyond it may leave the host: after a power
 /// cut, the numbers of what was not safe are given again.
+///
+/// The watermark of a time in which nothing was recorded is published before it is safe itself, since nothing that it says
+/// can turn out false. Every event that it vouches for is safe, so no number is given again, and that there were no others
+/// stays true whatever is lost. What a power cut changes is that the next run knows an older time, and says that nothing
+/// is recorded from then on: that takes back a proof and asserts none (a [`Timeline`](alibi_proto::coverage::Timeline)
+/// only ever gets worse). A suspend or a clock that was set is an event, so it is waited for. A clock that is behind after
+/// the power cut makes that time happen twice: the next run says so of all that may have been told
+/// ([`PreviousRun::Ended`](crate::ledger::PreviousRun::Ended)).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
     /// All events before this one are in the ring.
@@ -76,6 +85,8 @@ pub struct Recorder {
     acknowledged: Acknowledged,
     progress: watch::Sender<Progress>,
     trouble: Option<String>,
+    /// Something was seen since the users were last counted; an idle agent counts none.
+    users_changed: bool,
     /// Up to here everything is recorded, as the next run must know if this one ends without a word.
     recorded_until: Timestamp,
     /// A reader can begin at a new segment, and must find everything there that it needs.
@@ -106,6 +117,7 @@ impl Recorder {
             acknowledged,
             progress,
             trouble: None,
+            users_changed: true,
             recorded_until: recorded_until.unwrap_or_default(),
             segment_started: false,
             restated: 0,
@@ -148,6 +160,7 @@ impl Recorder {
 
     /// Records what a source saw.
     pub fn take(&mut self, report: Report, now: Moment) {
+        self.users_changed |= !report.observations.is_empty();
         self.pipeline.take(report, now);
         self.write(now);
     }
@@ -282,15 +295,15 @@ impl Recorder {
     }
 
     fn publish(&mut self) {
-        let watermark = if self.pending.is_empty() {
-            self.pipeline.watermark()
-        } else {
-            self.progress.borrow().watermark
-        };
-        self.progress.send_replace(Progress {
-            next_seq: self.ring.next_seq(),
-            watermark,
-            users: self.pipeline.users(USERS_MAX),
+        let watermark = if self.pending.is_empty() { Some(self.pipeline.watermark()) } else { None };
+        let users = std::mem::take(&mut self.users_changed).then(|| self.pipeline.users(USERS_MAX));
+        let next_seq = self.ring.next_seq();
+        self.progress.send_modify(|progress| {
+            progress.next_seq = next_seq;
+            progress.watermark = watermark.unwrap_or(progress.watermark);
+            if let Some(users) = users {
+                progress.users = users;
+            }
         });
     }
 }

@@ -10,7 +10,8 @@
 //! - A reader gets every record as it was written, or a hole in its place: nothing is left out silently, and no damage
 //!   makes one record into another.
 //! - After the program is killed, everything appended is there. After a power cut, everything before the last
-//!   [`Ring::sync`] is. A torn tail is cut off and reported.
+//!   [`Ring::sync`] is; only up to when it was recorded may be known a little less well. A torn tail is cut off and
+//!   reported.
 //! - What is not a ring's own, or was written by a newer version, is refused and left as it is.
 //!
 //! It must never read a clock, know what is in a record, or hold more of the ring in memory than a frame per reader.
@@ -18,6 +19,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use alibi_proto::{id::Seq, time::Timestamp};
@@ -73,13 +75,21 @@ pub struct Recovery {
     /// Whether recording had been ended in order, by [`Ring::mark_closed`].
     pub was_closed_cleanly: bool,
     /// Up to when everything was recorded, as the last checkpoint says. What was recorded after it may be there, too.
+    /// After a power cut, up to [`Recovery::UNSAFE_MAX`] more may have been recorded and told.
     pub recorded_until: Option<Timestamp>,
+    /// The boot of the host in which it was written last, if it was named then.
+    pub boot: Option<u64>,
     /// Bytes after the last good frame, which were cut off: an append that was never finished, or damage.
     pub cut_bytes: u64,
     /// How many records were safe on disk after the last good one and are not there any more: damage. Readers get a hole.
     pub lost_at_end: u64,
     /// The checkpoint was gone or unreadable: what was acknowledged, and until when was recorded, is not known.
     pub checkpoint_lost: bool,
+}
+
+impl Recovery {
+    /// By so much may a power cut set back [`Recovery::recorded_until`], if nothing was recorded in that time.
+    pub const UNSAFE_MAX: Duration = checkpoint::UNSAFE_MAX;
 }
 
 /// What an append did besides.

@@ -234,7 +234,9 @@ impl World {
             last.end = self.now;
         }
         let options = Options { bytes_max: 6 << 10, segment_bytes: 1 << 10, ..Options::default() };
-        let (ring, recovery) = Ring::open(&self.directory, options, Epoch(1)).unwrap();
+        let (mut ring, recovery) = Ring::open(&self.directory, options, Epoch(1)).unwrap();
+        // An agent that crashes here does so without its host.
+        ring.begin_boot(1);
         let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
         let now = at(self.now);
         let pipeline = Pipeline::new(
@@ -242,7 +244,7 @@ impl World {
             Limits::default(),
             source(),
             ring.next_seq(),
-            PreviousRun::of(&recovery),
+            PreviousRun::of(&recovery, 1),
             now,
         );
         let (sender, progress) = watch::channel(Progress::default());

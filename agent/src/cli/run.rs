@@ -103,11 +103,14 @@ fn start(
     host: HostId,
     source: Box<dyn Source>,
     identifier: Option<Identifier>,
-    ring: Ring,
+    mut ring: Ring,
     recovery: &Recovery,
 ) -> Result<(Recording, Service)> {
     let facts = sys::host_facts();
     let boot = HostBoot { host, boot_id: facts.boot_id.clone() };
+    // Only ever compared: 32 bits of it are enough to tell one boot from the next.
+    let this_boot = crc32c::crc32c(facts.boot_id.as_bytes()).into();
+    ring.begin_boot(this_boot);
     let description = source.describe();
     let now = sys::now();
     let pipeline = Pipeline::new(
@@ -115,7 +118,7 @@ fn start(
         Limits::default(),
         description.clone(),
         ring.next_seq(),
-        PreviousRun::of(recovery),
+        PreviousRun::of(recovery, this_boot),
         now,
     );
 

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use alibi_proto::{
@@ -21,24 +22,35 @@ use super::{
 pub(super) const NAME: &str = "checkpoint";
 
 const MAGIC: [u8; 8] = *b"ALBCHECK";
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 /// Each slot has pages of its own, so that a write that fails in one leaves the other.
 const SLOT_BYTES: usize = 4096;
 /// Bytes of a slot that mean something.
-const CONTENT_BYTES: usize = 88;
+const CONTENT_BYTES: usize = 96;
+/// The same in format 1, which did not say in which boot it was written.
+const CONTENT_BYTES_1: usize = 88;
 
 const CLOSED_CLEANLY: u16 = 1;
 const HAS_RECORDED_UNTIL: u16 = 2;
+const HAS_BOOT: u16 = 4;
 
-/// What is kept in a slot. The file has two slots of 4096 bytes; slot `generation % 2` is written next, in place, so that
-/// the other is whole whatever happens. The valid slot of the higher generation counts. Integers are little-endian,
-/// times in nanoseconds since the Unix epoch.
+/// So far beyond the safe checkpoint may another one say that everything is recorded, without being safe itself. After a
+/// power cut, this is the most that was said and is not known any more.
+pub(super) const UNSAFE_MAX: Duration = Duration::from_secs(10);
+
+/// What is kept in a slot. The file has two slots of 4096 bytes. The one that is written, in place, is always that which
+/// does not hold the newest safe checkpoint, so that that one is whole whatever happens. The valid slot of the higher
+/// generation counts. Integers are little-endian, times in nanoseconds since the Unix epoch.
+///
+/// A generation is safe once it is synced. Until then its slot may be written again and again, each time with a later
+/// `recorded_until` and no other difference: after a kill the last of these counts, and after a power cut any of them, or
+/// none, if it is torn.
 ///
 /// ```text
 ///  0   8  magic "ALBCHECK"
-///  8   2  format version, 1
-/// 10   2  flags: 1 closed cleanly, 2 `recorded_until` is known
-/// 12   4  CRC32C of bytes 0..12 and 16..88
+///  8   2  format version, 2; in format 1 there was no boot
+/// 10   2  flags: 1 closed cleanly, 2 `recorded_until` is known, 4 the boot is known
+/// 12   4  CRC32C of bytes 0..12 and 16..96 (format 1: 16..88)
 /// 16   8  generation, from 1
 /// 24   8  epoch
 /// 32   8  next seq: all before it were safe on disk
@@ -48,7 +60,8 @@ const HAS_RECORDED_UNTIL: u16 = 2;
 /// 64   8  last of them
 /// 72   8  the earliest instant that they spoke of
 /// 80   8  the latest
-/// 88      zeros
+/// 88   8  the boot in which it was written, as the writer names it
+/// 96      zeros
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checkpoint {
@@ -58,12 +71,14 @@ pub(super) struct Checkpoint {
     pub(super) recorded_until: Option<Timestamp>,
     pub(super) closed_cleanly: bool,
     pub(super) evicted: Option<Span>,
+    pub(super) boot: Option<u64>,
 }
 
 impl Checkpoint {
     fn encode(&self, generation: u64) -> [u8; SLOT_BYTES] {
         let flags = if self.closed_cleanly { CLOSED_CLEANLY } else { 0 }
-            | if self.recorded_until.is_some() { HAS_RECORDED_UNTIL } else { 0 };
+            | if self.recorded_until.is_some() { HAS_RECORDED_UNTIL } else { 0 }
+            | if self.boot.is_some() { HAS_BOOT } else { 0 };
         let none =
             Span { first: Seq(0), last: Seq(0), times: Times { from: Timestamp::ZERO, to: Timestamp::ZERO } };
         let evicted = self.evicted.unwrap_or(none);
@@ -77,6 +92,7 @@ impl Checkpoint {
             evicted.last.0,
             evicted.times.from.as_nanos(),
             evicted.times.to.as_nanos(),
+            self.boot.unwrap_or_default(),
         ];
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -85,15 +101,29 @@ impl Checkpoint {
         for (place, word) in bytes[16..CONTENT_BYTES].chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
-        let crc = checksum(&bytes);
+        let crc = checksum(&bytes[..CONTENT_BYTES]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
+    /// Whether all that this says beyond `safe` is that a little more time is recorded.
+    fn goes_on_from(&self, safe: &Self) -> bool {
+        let is_later = match (safe.recorded_until, self.recorded_until) {
+            (Some(before), Some(until)) => before <= until && until.since(before) < UNSAFE_MAX,
+            (before, until) => before == until,
+        };
+        is_later && *self == Self { recorded_until: self.recorded_until, ..*safe }
+    }
+
     /// Its generation and content, if the slot holds one.
     fn decode(slot: &[u8]) -> Option<(u64, Self)> {
-        let sound = slot.len() >= CONTENT_BYTES && slot[..8] == MAGIC && slot[8..10] == FORMAT.to_le_bytes();
-        if !sound || u32_at(slot, 12) != checksum(slot) {
+        let content_bytes = match slot.get(8..10)? {
+            [1, 0] => CONTENT_BYTES_1,
+            [2, 0] => CONTENT_BYTES,
+            _ => return None,
+        };
+        let content = slot.get(..content_bytes)?;
+        if content[..8] != MAGIC || u32_at(content, 12) != checksum(content) {
             return None;
         }
         let flags = u16::from_le_bytes([slot[10], slot[11]]);
@@ -108,13 +138,14 @@ impl Checkpoint {
             recorded_until: (flags & HAS_RECORDED_UNTIL != 0).then(|| time(48)),
             closed_cleanly: flags & CLOSED_CLEANLY != 0,
             evicted: (evicted.first > Seq(0)).then_some(evicted),
+            boot: (flags & HAS_BOOT != 0 && content_bytes == CONTENT_BYTES).then(|| word(88)),
         };
         Some((word(16), checkpoint))
     }
 }
 
-fn checksum(slot: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&slot[..12]), &slot[16..CONTENT_BYTES])
+fn checksum(content: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&content[..12]), &content[16..])
 }
 
 /// The newest checkpoint of the file and its generation; none if there is no file, or none of it holds. If the other
@@ -154,7 +185,12 @@ pub(super) fn read(path: &Path) -> Result<Option<(u64, Checkpoint)>, RingError> 
 pub(super) struct CheckpointFile {
     file: File,
     path: PathBuf,
+    /// Of the newest safe checkpoint.
     generation: u64,
+    /// That checkpoint. None if it is not known, or a write has failed since: then the next one must be made safe.
+    safe: Option<Checkpoint>,
+    /// What the file says after a kill.
+    written: Option<Checkpoint>,
 }
 
 impl CheckpointFile {
@@ -169,17 +205,20 @@ impl CheckpointFile {
         let error = |source| RingError::Io { path: path.to_owned(), source };
         let file = files::create_whole(path, &bytes).map_err(error)?;
         files::sync(&file).map_err(error)?;
-        Ok(Self { file, path: path.to_owned(), generation })
+        let known = Some(*checkpoint);
+        Ok(Self { file, path: path.to_owned(), generation, safe: known, written: known })
     }
 
-    /// Opens the file, whose newest checkpoint is of this generation.
+    /// Opens the file, whose newest checkpoint is of this generation, and makes that safe: what a killed program wrote
+    /// may not be, and the slot to be written next is that of the one before it.
     ///
     /// # Errors
     /// When it cannot be opened.
     pub(super) fn open(path: &Path, generation: u64) -> Result<Self, RingError> {
-        let file =
-            files::open_to_write(path).map_err(|source| RingError::Io { path: path.to_owned(), source })?;
-        Ok(Self { file, path: path.to_owned(), generation })
+        let file = files::open_to_write(path)
+            .and_then(|file| files::sync(&file).map(|()| file))
+            .map_err(|source| RingError::Io { path: path.to_owned(), source })?;
+        Ok(Self { file, path: path.to_owned(), generation, safe: None, written: None })
     }
 
     /// Writes a checkpoint over the older of the two, and waits until it is safe.
@@ -187,12 +226,37 @@ impl CheckpointFile {
     /// # Errors
     /// When it cannot be written; the one before it counts then.
     pub(super) fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), RingError> {
+        self.safe = None;
+        self.write_unsafe(checkpoint)?;
+        files::sync(&self.file).map_err(|source| RingError::Io { path: self.path.clone(), source })?;
+        self.generation += 1;
+        self.safe = Some(*checkpoint);
+        Ok(())
+    }
+
+    /// Writes a checkpoint where a kill does not undo it. Waits until it is safe from a power cut as well, unless all that
+    /// it says beyond the one that is safe is that less than [`UNSAFE_MAX`] more is recorded.
+    ///
+    /// # Errors
+    /// When it cannot be written; the one before it counts then, or the one that is safe.
+    pub(super) fn note(&mut self, checkpoint: &Checkpoint) -> Result<(), RingError> {
+        if !self.safe.as_ref().is_some_and(|safe| checkpoint.goes_on_from(safe)) {
+            return self.write(checkpoint);
+        }
+        if self.written.as_ref() == Some(checkpoint) {
+            return Ok(());
+        }
+        self.write_unsafe(checkpoint)
+    }
+
+    /// Writes the next generation, in the slot that does not hold the safe one.
+    fn write_unsafe(&mut self, checkpoint: &Checkpoint) -> Result<(), RingError> {
+        self.written = None;
         let generation = self.generation + 1;
         let slot = checkpoint.encode(generation);
         files::write_at(&mut self.file, slot_range(generation).start as u64, &slot)
-            .and_then(|()| files::sync(&self.file))
             .map_err(|source| RingError::Io { path: self.path.clone(), source })?;
-        self.generation = generation;
+        self.written = Some(*checkpoint);
         Ok(())
     }
 }
@@ -204,6 +268,9 @@ fn slot_range(generation: u64) -> std::ops::Range<usize> {
 
 #[cfg(test)]
 mod tests {
+    use files::fault;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn checkpoint(next_seq: u64) -> Checkpoint {
@@ -215,6 +282,7 @@ mod tests {
             recorded_until: Some(Timestamp::from_secs(5)),
             closed_cleanly: true,
             evicted: Some(Span { first: Seq(6), last: Seq(7), times }),
+            boot: Some(8),
         }
     }
 
@@ -229,7 +297,7 @@ mod tests {
             file.write(&checkpoint(next_seq)).unwrap();
             assert_eq!(read(&path).unwrap(), Some((next_seq - 9, checkpoint(next_seq))));
         }
-        let bare = Checkpoint { recorded_until: None, evicted: None, ..checkpoint(1) };
+        let bare = Checkpoint { recorded_until: None, evicted: None, boot: None, ..checkpoint(1) };
         CheckpointFile::open(&path, 10).unwrap().write(&bare).unwrap();
         assert_eq!(read(&path).unwrap(), Some((11, bare)));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 8192);
@@ -242,9 +310,9 @@ mod tests {
         let mut file = CheckpointFile::create(&path, &checkpoint(10)).unwrap();
         file.write(&checkpoint(11)).unwrap();
         for room in 0..CONTENT_BYTES - 1 {
-            files::fault::set_room(Some(room));
+            fault::set_room(Some(room));
             assert!(file.write(&checkpoint(12)).is_err());
-            files::fault::set_room(None);
+            fault::set_room(None);
             let (_, mut read) = read(&path).unwrap().unwrap();
             // It does not count as closed cleanly, as a newer one may have been there.
             read.closed_cleanly = true;
@@ -256,5 +324,192 @@ mod tests {
         }
         file.write(&checkpoint(12)).unwrap();
         assert_eq!(read(&path).unwrap(), Some((3, checkpoint(12))));
+    }
+
+    #[test]
+    fn one_from_before_boots_were_named_is_read() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join(NAME);
+        let mut slot = checkpoint(10).encode(1);
+        slot[8] = 1;
+        slot[88..96].fill(0);
+        let crc = checksum(&slot[..CONTENT_BYTES_1]);
+        slot[12..16].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&path, [[0; SLOT_BYTES], slot].concat()).unwrap();
+        let old = Checkpoint { boot: None, ..checkpoint(10) };
+        assert_eq!(read(&path).unwrap(), Some((1, old)));
+        CheckpointFile::open(&path, 1).unwrap().write(&checkpoint(11)).unwrap();
+        assert_eq!(read(&path).unwrap(), Some((2, checkpoint(11))));
+    }
+
+    fn until(seconds: u64) -> Checkpoint {
+        Checkpoint {
+            recorded_until: Some(Timestamp::from_secs(seconds)),
+            closed_cleanly: false,
+            ..checkpoint(10)
+        }
+    }
+
+    /// How many writes and syncs `checkpoint` took.
+    fn cost(file: &mut CheckpointFile, checkpoint: &Checkpoint) -> (usize, usize) {
+        fault::remember();
+        file.note(checkpoint).unwrap();
+        let done = fault::remembered();
+        let syncs = done.iter().filter(|done| **done == fault::Done::Sync).count();
+        (done.len() - syncs, syncs)
+    }
+
+    #[test]
+    fn only_a_little_more_time_is_not_waited_for() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join(NAME);
+        let mut file = CheckpointFile::create(&path, &until(100)).unwrap();
+        for (checkpoint, wanted) in [
+            (until(100), (0, 0)),
+            (until(101), (1, 0)),
+            (until(101), (0, 0)),
+            (until(109), (1, 0)),
+            (until(110), (1, 1)),
+            (until(119), (1, 0)),
+            (Checkpoint { acknowledged: Seq(5), ..until(119) }, (1, 1)),
+            (Checkpoint { acknowledged: Seq(5), ..until(120) }, (1, 0)),
+            (Checkpoint { closed_cleanly: true, ..until(120) }, (1, 1)),
+            // What takes back that it was closed, as well.
+            (until(120), (1, 1)),
+            (Checkpoint { next_seq: Seq(11), ..until(120) }, (1, 1)),
+            (Checkpoint { boot: None, ..until(120) }, (1, 1)),
+            (Checkpoint { evicted: None, ..until(120) }, (1, 1)),
+            (Checkpoint { recorded_until: None, ..until(120) }, (1, 1)),
+            (until(1), (1, 1)),
+            (until(0), (1, 1)),
+        ] {
+            assert_eq!(cost(&mut file, &checkpoint), wanted, "{checkpoint:?}");
+            assert_eq!(read(&path).unwrap().unwrap().1, checkpoint, "after a kill");
+        }
+        // After a failure nothing is known to be safe; one that failed beside it leaves what is.
+        fault::set_room(Some(0));
+        assert!(file.note(&until(2)).is_err());
+        fault::set_room(None);
+        assert_eq!(cost(&mut file, &until(2)), (1, 0));
+        fault::set_room(Some(0));
+        assert!(file.write(&until(3)).is_err());
+        fault::set_room(None);
+        assert_eq!(cost(&mut file, &until(3)), (1, 1));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// So many seconds later, and if so, with one more acknowledged.
+        Note { later: u64, acknowledge: bool, room: Option<usize> },
+        /// What evictions and openings do.
+        Write { later: u64 },
+        /// The program is killed, and started again.
+        Kill,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let room = prop_oneof![9 => Just(None), 1 => (0..CONTENT_BYTES).prop_map(Some)];
+        prop_oneof![
+            8 => (0_u64..7, prop::bool::weighted(0.2), room)
+                .prop_map(|(later, acknowledge, room)| Step::Note { later, acknowledge, room }),
+            1 => (0_u64..7).prop_map(|later| Step::Write { later }),
+            1 => Just(Step::Kill),
+        ]
+    }
+
+    /// The two slots on a disk that may have any of what was written since it was last synced.
+    struct Disk {
+        /// For each slot, what is safe, and then what was written.
+        slots: [Vec<Vec<u8>>; 2],
+    }
+
+    impl Disk {
+        fn take(&mut self, done: fault::Done) {
+            match done {
+                fault::Done::Sync => self.slots.iter_mut().for_each(|slot| {
+                    slot.drain(..slot.len() - 1);
+                }),
+                fault::Done::Write(offset, bytes) => {
+                    let slot = &mut self.slots[usize::from(offset > 0)];
+                    let mut all = slot.last().unwrap().clone();
+                    all[..bytes.len()].copy_from_slice(&bytes);
+                    slot.push(all);
+                }
+            }
+        }
+
+        /// What a power cut leaves: of each slot any of its contents, or the start of a later one over that.
+        fn images(&self, torn_at: usize) -> Vec<Vec<u8>> {
+            let contents = |slot: &[Vec<u8>]| -> Vec<Vec<u8>> {
+                let torn = (0..slot.len()).flat_map(|old| (old + 1..slot.len()).map(move |new| (old, new)));
+                let torn = torn.map(|(old, new)| [&slot[new][..torn_at], &slot[old][torn_at..]].concat());
+                slot.iter().cloned().chain(torn).collect()
+            };
+            let [first, second] = [0, 1].map(|slot| contents(&self.slots[slot]));
+            first.iter().flat_map(|first| second.iter().map(|second| [&**first, second].concat())).collect()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn a_power_cut_anywhere_leaves_what_was_safe_or_something_later(
+            steps in prop::collection::vec(step(), 1..20), torn_at in 0..CONTENT_BYTES,
+        ) {
+            let temporary = tempfile::tempdir().unwrap();
+            let (path, image_path) = (temporary.path().join(NAME), temporary.path().join("image"));
+            let mut now = until(100);
+            let mut file = CheckpointFile::create(&path, &now).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let mut disk = Disk { slots: [vec![bytes[..SLOT_BYTES].to_vec()], vec![bytes[SLOT_BYTES..].to_vec()]] };
+            // What has been asked for since the newest that is safe, which is the first; and what is promised of it.
+            let mut since_safe = vec![now];
+            for step in steps {
+                let (later, acknowledge, room) = match step {
+                    Step::Note { later, acknowledge, room } => (later, acknowledge, room),
+                    Step::Write { later } => (later, false, None),
+                    Step::Kill => (0, false, None),
+                };
+                now.recorded_until = now.recorded_until.map(|until| until.saturating_add(Duration::from_secs(later)));
+                now.acknowledged.0 += u64::from(acknowledge);
+                since_safe.push(now);
+                let found = read(&path).unwrap().unwrap();
+                fault::remember();
+                let done = match step {
+                    Step::Note { .. } => {
+                        fault::set_room(room);
+                        let done = file.note(&now);
+                        fault::set_room(None);
+                        done
+                    }
+                    Step::Write { .. } => file.write(&now),
+                    Step::Kill => {
+                        // It goes on from what it finds.
+                        let (generation, checkpoint) = found;
+                        now = checkpoint;
+                        since_safe.push(now);
+                        file = CheckpointFile::open(&path, generation).unwrap();
+                        file.write(&now)
+                    }
+                };
+                for one in fault::remembered() {
+                    disk.take(one);
+                    for image in disk.images(torn_at) {
+                        std::fs::write(&image_path, &image).unwrap();
+                        let left = read(&image_path).unwrap().map(|(_, checkpoint)| checkpoint);
+                        prop_assert!(left.is_some_and(|left| since_safe.contains(&left)), "{left:?}, not of {since_safe:?}");
+                    }
+                }
+                let is_safe = disk.slots.iter().all(|slot| slot.len() == 1);
+                if done.is_ok() {
+                    prop_assert_eq!(read(&path).unwrap().unwrap().1, now, "after a kill");
+                    if is_safe {
+                        since_safe = vec![now];
+                    }
+                    let behind = now.recorded_until.unwrap().since(since_safe[0].recorded_until.unwrap());
+                    prop_assert!(behind < UNSAFE_MAX && (is_safe || now.acknowledged == since_safe[0].acknowledged));
+                }
+            }
+        }
     }
 }

@@ -50,13 +50,15 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 pub(super) fn write_at(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     file.seek(SeekFrom::Start(offset))?;
     #[cfg(test)]
-    return fault::write_all(file, bytes);
+    return fault::write_all(file, offset, bytes);
     #[cfg(not(test))]
     file.write_all(bytes)
 }
 
 /// What was written to `file` survives a power cut from here on.
 pub(super) fn sync(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    fault::note(|| fault::Done::Sync);
     file.sync_data()
 }
 
@@ -74,14 +76,24 @@ fn options() -> OpenOptions {
     options
 }
 
-/// A disk that is full when a test says so.
+/// A disk that is full when a test says so, and remembers what was asked of it if a test wants to know.
 #[cfg(test)]
 pub(crate) mod fault {
     use super::*;
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
+
+    /// What was asked of the file system, whichever file it was.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) enum Done {
+        /// These bytes were written to a file from here on.
+        Write(u64, Vec<u8>),
+        /// A file was made safe.
+        Sync,
+    }
 
     thread_local! {
         static ROOM: Cell<Option<usize>> = const { Cell::new(None) };
+        static DONE: RefCell<Option<Vec<Done>>> = const { RefCell::new(None) };
     }
 
     /// How many bytes this thread can still write, until it is given others.
@@ -89,11 +101,29 @@ pub(crate) mod fault {
         ROOM.set(bytes);
     }
 
-    pub(super) fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
-        let Some(room) = ROOM.get() else { return file.write_all(bytes) };
-        let written = room.min(bytes.len());
+    /// From here on, what this thread asks is remembered.
+    pub(crate) fn remember() {
+        DONE.set(Some(Vec::new()));
+    }
+
+    /// What it has asked since, which is forgotten.
+    pub(crate) fn remembered() -> Vec<Done> {
+        DONE.take().unwrap_or_default()
+    }
+
+    pub(super) fn note(done: impl FnOnce() -> Done) {
+        DONE.with_borrow_mut(|all| {
+            if let Some(all) = all {
+                all.push(done());
+            }
+        });
+    }
+
+    pub(super) fn write_all(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let written = ROOM.get().unwrap_or(usize::MAX).min(bytes.len());
+        note(|| Done::Write(offset, bytes[..written].to_vec()));
         file.write_all(&bytes[..written])?;
-        ROOM.set(Some(room - written));
+        ROOM.set(ROOM.get().map(|room| room - written));
         if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 }

@@ -69,6 +69,7 @@ pub(super) fn survey(dir: &Path) -> Result<Option<Survey>, RingError> {
         recorded_until: remembered.and_then(|checkpoint| checkpoint.recorded_until),
         recorded_max: tail.recorded_max,
         closed_cleanly: remembered.is_some_and(|checkpoint| checkpoint.closed_cleanly),
+        boot: remembered.and_then(|checkpoint| checkpoint.boot),
     };
     index.evicted = evicted(&index, remembered.and_then(|checkpoint| checkpoint.evicted));
     Ok(Some(Survey {

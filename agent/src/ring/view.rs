@@ -42,6 +42,8 @@ pub(super) struct Index {
     /// The latest that any record known here was recorded.
     pub(super) recorded_max: Timestamp,
     pub(super) closed_cleanly: bool,
+    /// The boot in which it was written last.
+    pub(super) boot: Option<u64>,
 }
 
 /// A segment, of which the first `bytes` bytes are written and do not change any more.

@@ -74,6 +74,7 @@ impl Ring {
             is_new: false,
             was_closed_cleanly: survey.index.closed_cleanly,
             recorded_until: survey.index.recorded_until,
+            boot: survey.index.boot,
             cut_bytes: survey.cut_bytes,
             lost_at_end: survey.lost_at_end,
             checkpoint_lost: survey.generation.is_none(),
@@ -92,6 +93,7 @@ impl Ring {
             recorded_until: None,
             recorded_max: Timestamp::ZERO,
             closed_cleanly: false,
+            boot: None,
         };
         let survey = Survey {
             epoch,
@@ -202,7 +204,17 @@ impl Ring {
         })
     }
 
+    /// Names the boot of the host in which it is written from here on, so that the next run knows whether it was a power
+    /// cut that ended this one. It is on disk with the next [`Ring::sync`].
+    pub fn begin_boot(&mut self, boot: u64) {
+        self.view.index().boot = Some(boot);
+    }
+
     /// Makes everything appended so far safe from a power cut, and notes that everything is recorded until then.
+    ///
+    /// Where that is all there is to note, and less than [`Recovery::UNSAFE_MAX`] of it, the note is written and not waited
+    /// for, since waiting is what an idle agent would spend most on: a kill does not undo it, and a power cut may. Then an
+    /// earlier one counts, and no record is missing, as there was none.
     ///
     /// # Errors
     /// When the system cannot; what was safe before still is.
@@ -413,7 +425,7 @@ impl Ring {
         let recorded_until = Some(recorded_until);
         // A write that fails may still have been done: whatever is appended next then takes it back.
         self.view.index().closed_cleanly |= closed_cleanly;
-        self.checkpoint.write(&Checkpoint { recorded_until, closed_cleanly, ..self.remembered() })?;
+        self.checkpoint.note(&Checkpoint { recorded_until, closed_cleanly, ..self.remembered() })?;
         let mut index = self.view.index();
         index.recorded_until = recorded_until;
         index.closed_cleanly = closed_cleanly;
@@ -445,6 +457,7 @@ impl Checkpoint {
             recorded_until: index.recorded_until,
             closed_cleanly: index.closed_cleanly,
             evicted: index.evicted,
+            boot: index.boot,
         }
     }
 }
