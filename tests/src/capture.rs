@@ -1,10 +1,13 @@
 //! `cargo lab capture`: an agent under every kind of load, held against what really happened.
 
+pub mod audit;
 pub mod measure;
+pub mod pairs;
 pub mod report;
 pub mod score;
 pub mod stage;
 pub mod tail;
+pub mod watch;
 
 use std::{
     env,
@@ -14,11 +17,15 @@ use std::{
 };
 
 use alibi_proto::{time::parse_duration, transport};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
-use crate::workload::{self, Cost, EARLY, Workload};
-use measure::Spread;
-use report::{Machine, Pairs, Report};
+use crate::{
+    system::now,
+    workload::{self, EARLY, Workload},
+};
+use measure::Memory;
+use pairs::{AUDITD, pairs};
+use report::{Machine, Report};
 use stage::Stage;
 
 /// The workloads that are measured: each is one kind of event, many times.
@@ -27,8 +34,9 @@ const MEASURED: &[&str] = &["fresh", "many", "exec"];
 /// What to run, and how long.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// How the agent captures; netlink cannot, since the proc connector is heard in the first network namespace alone
-    #[arg(long, default_value = "ebpf", value_parser = ["ebpf", "poll"])]
+    /// How the agent captures. auditd, to compare with, has a cost and no score, and leaves its mark on the system until
+    /// the next boot: measure it last
+    #[arg(long, default_value = "ebpf", value_parser = ["ebpf", "netlink", "poll", AUDITD])]
     source: String,
     /// Only this workload; may be given several times
     #[arg(long = "workload", value_parser = parse_workload)]
@@ -74,10 +82,13 @@ pub fn capture(options: &Options) -> Result<()> {
     };
     let stop = Stop::listen();
     let machine = Machine::look()?;
-    let mut report = scores(options, &workloads, machine, &stop)?;
+    let mut report = match options.source.as_str() {
+        AUDITD => Report::of_cost(AUDITD, machine),
+        _ => scores(options, &workloads, machine, &stop)?,
+    };
     for workload in workloads.iter().filter(|workload| MEASURED.contains(&workload.name)) {
         if options.pairs > 0 {
-            report.pairs.push(pairs(options, workload, &stop)?);
+            report.pairs.push(pairs(&options.source, options.pairs, workload, &stop)?);
         }
     }
     report.look_again()?;
@@ -90,7 +101,7 @@ pub fn capture(options: &Options) -> Result<()> {
 }
 
 /// Hears that it is to end, so that it does in order: network namespaces and agents do not go by themselves.
-struct Stop(Receiver<()>);
+pub struct Stop(Receiver<()>);
 
 impl Stop {
     fn listen() -> Self {
@@ -103,6 +114,14 @@ impl Stop {
             }
         });
         Self(stop)
+    }
+
+    /// Goes on.
+    ///
+    /// # Errors
+    /// When it is to end.
+    fn check(&self) -> Result<()> {
+        self.wait(Duration::ZERO)
     }
 
     /// Waits for `duration`.
@@ -124,90 +143,43 @@ fn scores(options: &Options, workloads: &[&Workload], machine: Machine, stop: &S
     let is_early = workloads.iter().any(|workload| workload.name == EARLY);
     let early = is_early.then(|| stage.begin_early());
     let agent = stage.agent("agent", &options.source, &[]);
-    // Once it answers, its first look is over.
-    tail::Tail::open(&agent.address)?.until("a watermark", |tail| tail.watermark.is_some())?;
+    // Once it has caught up with now, its first look is over.
+    watch::until_recorded(&agent.data, now())?;
     let idle =
         if options.idle.is_zero() { None } else { Some(idle(agent.running.pid(), options.idle, stop)?) };
     for workload in workloads.iter().filter(|workload| workload.name != EARLY) {
-        stop.wait(Duration::ZERO)?;
+        stop.check()?;
         stage.run(workload)?;
     }
     if let Some(early) = early {
         stage.end_early(early)?;
     }
+    watch::until_recorded(&agent.data, now())?;
+    let memory = Memory::of(agent.running.pid())?;
     let findings = stage.findings(&agent)?;
-    let (memory_bytes_max, memory_bytes) = measure::memory_bytes(agent.running.pid())?;
-    Ok(Report {
-        source: options.source.clone(),
-        machine,
-        findings,
-        pairs: Vec::new(),
-        idle,
-        memory_bytes_max,
-        memory_bytes,
-    })
+    let memory = Some((memory, Memory::of(agent.running.pid())?));
+    Ok(Report { findings: Some(findings), idle, memory, ..Report::of_cost(&options.source, machine) })
 }
 
 /// Measures an agent that has nothing to do.
 fn idle(agent: u32, duration: Duration, stop: &Stop) -> Result<report::Idle> {
     let (cpu, busy) = (measure::cpu_ns(agent)?, measure::machine_busy_ticks()?);
+    let threads_before = measure::threads_ns(agent)?;
     let began = Instant::now();
     // Nothing else is awaited: the time itself is what is measured over.
     stop.wait(duration)?;
     let seconds = began.elapsed().as_secs_f64();
     let agent_s = (measure::cpu_ns(agent)? - cpu) as f64 / 1e9;
+    let threads = measure::threads_ns(agent)?.into_iter().map(|(name, spent)| {
+        let spent = spent.saturating_sub(threads_before.get(&name).copied().unwrap_or(0));
+        (name, spent as f64 / 1e3 / seconds)
+    });
+    let threads_us_per_s = threads.collect();
     let all_s = (measure::machine_busy_ticks()? - busy) as f64 / 100.0;
     Ok(report::Idle {
         seconds,
         agent_percent: 100.0 * agent_s / seconds,
+        threads_us_per_s,
         others_percent: 100.0 * (all_s - agent_s).max(0.0) / seconds,
-    })
-}
-
-/// Runs a workload without an agent and with one, in turn.
-fn pairs(options: &Options, workload: &Workload, stop: &Stop) -> Result<Pairs> {
-    let stage = Stage::new(&env::current_exe()?)?;
-    let (mut cpu, mut wall) = (Vec::new(), Vec::new());
-    let (mut agent_us, mut disk) = (Vec::new(), Vec::new());
-    let mut items = 0;
-    // The first run finds cold caches.
-    stage.run(workload)?;
-    for pair in 0..options.pairs {
-        // Which one is first changes, so that what drifts in the machine favours neither.
-        let mut costs: [Option<Cost>; 2] = [None; 2];
-        for run in [pair % 2, (pair + 1) % 2] {
-            stop.wait(Duration::ZERO)?;
-            stage.forget()?;
-            if run == 0 {
-                costs[0] = Some(stage.run(workload)?);
-                continue;
-            }
-            let agent = stage.agent(&format!("agent-{pair}"), &options.source, &[]);
-            let mut tail = tail::Tail::open(&agent.address)?;
-            tail.until("a watermark", |tail| tail.watermark.is_some())?;
-            drop(tail);
-            let before =
-                (measure::cpu_ns(agent.running.pid())?, measure::disk_bytes(&agent.data.join("ring"))?);
-            costs[1] = Some(stage.run(workload)?);
-            let findings = stage.findings(&agent)?;
-            items = findings.scores.iter().map(|score| score.expected).sum();
-            let cpu_ns = measure::cpu_ns(agent.running.pid())? - before.0;
-            let bytes = measure::disk_bytes(&agent.data.join("ring"))?.saturating_sub(before.1);
-            // What is seen of it may be little: per item that there was, not per event that was recorded.
-            agent_us.push(cpu_ns as f64 / 1e3 / items as f64);
-            disk.push(bytes as f64 / items as f64);
-        }
-        let [Some(without), Some(with)] = costs else { continue };
-        cpu.push(with.cpu_ns as f64 / without.cpu_ns as f64);
-        wall.push(with.wall_ns as f64 / without.wall_ns as f64);
-    }
-    let spread = |figures| Spread::of(figures).context("no pairs");
-    Ok(Pairs {
-        workload: workload.name.to_owned(),
-        items,
-        cpu_ratio: spread(cpu)?,
-        wall_ratio: spread(wall)?,
-        agent_us_per_item: spread(agent_us)?,
-        disk_bytes_per_item: spread(disk)?,
     })
 }

@@ -1,35 +1,106 @@
 //! What an agent costs, as the system counts it.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-/// Processor time of all threads of a process, in nanoseconds.
+/// Processor time of all threads of a process, in nanoseconds; of those that have ended, in ticks of 10 ms.
 ///
 /// # Errors
 /// When it has ended.
 pub fn cpu_ns(pid: u32) -> Result<u64> {
-    let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).context("it has ended")? {
-        // A thread may end meanwhile.
-        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        total += text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-    }
-    Ok(total)
+    let running = threads_ns(pid)?.values().sum();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let all = ticks(&stat).context("a stat without times")? * 10_000_000;
+    Ok(all.max(running))
 }
 
-/// The most memory that a process ever had, and what it has, in bytes: `VmHWM` and `VmRSS`.
+/// User and system time in ticks. The program's name may have anything in it but ends at the last bracket.
+fn ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_whitespace().skip(11).map_while(|word| word.parse::<u64>().ok());
+    Some(times.next()? + times.next()?)
+}
+
+/// Processor time of a process' threads that are running, in nanoseconds by name; those of one name are one.
 ///
 /// # Errors
 /// When it has ended.
-pub fn memory_bytes(pid: u32) -> Result<(u64, u64)> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    field("VmHWM:").zip(field("VmRSS:")).context("a status without memory")
+pub fn threads_ns(pid: u32) -> Result<BTreeMap<String, u64>> {
+    let mut threads = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("it has ended")? {
+        let task = task?.path();
+        // A thread may end meanwhile.
+        let Ok(text) = fs::read_to_string(task.join("schedstat")) else { continue };
+        let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
+        let spent = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        *threads.entry(name.trim_end().to_owned()).or_default() += spent;
+    }
+    Ok(threads)
+}
+
+/// The process of this name that is a thread of the kernel, if there is one.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn kernel_thread(name: &str) -> Result<Option<u32>> {
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let of_kernel = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.is_empty());
+        let is_it = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name);
+        if of_kernel && is_it {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
+/// Memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Memory {
+    /// The most that it ever had: `VmHWM`.
+    pub most: u64,
+    /// What it has: `VmRSS`.
+    pub now: u64,
+    /// Of that, its own: `RssAnon`.
+    pub anonymous: u64,
+    /// Of that, pages of files, its program's above all, which the system can drop: `RssFile`.
+    pub file: u64,
+}
+
+impl Memory {
+    /// Of this process, now.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn of(pid: u32) -> Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
+        };
+        let memory = || {
+            let (most, now) = (field("VmHWM:")?, field("VmRSS:")?);
+            Some(Self { most, now, anonymous: field("RssAnon:")?, file: field("RssFile:")? })
+        };
+        memory().context("a status without memory")
+    }
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let Self { most, now, anonymous, file } = *self;
+        write!(
+            f,
+            "{:.1} MiB ({:.1} its own, {:.1} of files), {:.1} MiB at most",
+            mib(now),
+            mib(anonymous),
+            mib(file),
+            mib(most)
+        )
+    }
 }
 
 /// Bytes of the files in a directory and below.
@@ -98,6 +169,12 @@ impl Spread {
         let (low, high) = (figures[(figures.len() - 1) / 2], figures[figures.len() / 2]);
         Some(Self { median: f64::midpoint(low, high), least, most })
     }
+
+    /// Each of them divided by this.
+    #[must_use]
+    pub fn over(self, divisor: f64) -> Self {
+        Self { median: self.median / divisor, least: self.least / divisor, most: self.most / divisor }
+    }
 }
 
 impl std::fmt::Display for Spread {
@@ -116,6 +193,7 @@ mod tests {
         assert_eq!(spread, Spread { median: 2.0, least: 1.0, most: 3.0 });
         assert!((Spread::of(vec![1.0, 2.0]).unwrap().median - 1.5).abs() < 1e-9);
         assert_eq!(spread.to_string(), "2.00 (1.00 to 3.00)");
+        assert_eq!(spread.over(2.0), Spread { median: 1.0, least: 0.5, most: 1.5 });
         assert!(Spread::of(vec![]).is_none());
     }
 
@@ -126,11 +204,20 @@ mod tests {
     }
 
     #[test]
+    fn the_times_stand_behind_a_name_with_anything_in_it() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 0 0 0 30 12 5 5 20 0 3 0 9";
+        assert_eq!(ticks(stat), Some(42));
+        assert_eq!(ticks("7 (a) S 1 7"), None);
+    }
+
+    #[test]
     fn this_process_has_used_some_of_each() {
         let own = std::process::id();
         assert!(cpu_ns(own).unwrap() > 0);
-        let (most, now) = memory_bytes(own).unwrap();
-        assert!(most >= now && now > 0);
+        assert!(threads_ns(own).unwrap().values().sum::<u64>() > 0);
+        let memory = Memory::of(own).unwrap();
+        assert!(memory.most >= memory.now && memory.now >= memory.anonymous && memory.anonymous > 0);
+        assert_eq!(kernel_thread("no such thread").unwrap(), None);
         assert!(machine_busy_ticks().unwrap() > 0);
         assert!(cpu_ns(u32::MAX).is_err());
     }

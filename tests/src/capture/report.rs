@@ -1,12 +1,13 @@
 //! What `cargo lab capture` has found, in words.
 
-use std::{fmt, fs, process::Command, thread};
+use std::{collections::BTreeMap, fmt, fs, thread};
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    measure::{self, Spread},
+    measure::{self, Memory, Spread},
+    pairs::Pairs,
     stage::Findings,
 };
 
@@ -21,16 +22,14 @@ pub struct Report {
     pub source: String,
     /// Where.
     pub machine: Machine,
-    /// What was recorded.
-    pub findings: Findings,
+    /// What was recorded, of a source that is scored.
+    pub findings: Option<Findings>,
     /// What it cost, by workload.
     pub pairs: Vec<Pairs>,
     /// What it costs to do nothing.
     pub idle: Option<Idle>,
-    /// The most memory that the agent had over all workloads.
-    pub memory_bytes_max: u64,
-    /// What it has after them.
-    pub memory_bytes: u64,
+    /// The agent's memory after all workloads, and after everything has been read from it.
+    pub memory: Option<(Memory, Memory)>,
 }
 
 /// The machine.
@@ -46,25 +45,6 @@ pub struct Machine {
     pub load_before: f64,
     /// The load average after; the workloads themselves are in it.
     pub load_after: Option<f64>,
-    /// auditd, to compare with.
-    pub auditd: &'static str,
-}
-
-/// A workload with an agent and without, in turn.
-#[derive(Debug, Serialize)]
-pub struct Pairs {
-    /// Which.
-    pub workload: String,
-    /// Ends of connections, and processes.
-    pub items: u64,
-    /// The workload's processor time, with over without.
-    pub cpu_ratio: Spread,
-    /// Its duration, with over without.
-    pub wall_ratio: Spread,
-    /// The agent's processor time for each item, in microseconds.
-    pub agent_us_per_item: Spread,
-    /// What the ring grew by for each item.
-    pub disk_bytes_per_item: Spread,
 }
 
 /// An agent with nothing to do.
@@ -74,6 +54,8 @@ pub struct Idle {
     pub seconds: f64,
     /// Of one processor, by the agent.
     pub agent_percent: f64,
+    /// Of that, by the agent's threads that are still there, by name: microseconds each second.
+    pub threads_us_per_s: BTreeMap<String, f64>,
     /// Of one processor, by everything else.
     pub others_percent: f64,
 }
@@ -84,19 +66,23 @@ impl Machine {
     /// # Errors
     /// When the system does not tell.
     pub fn look() -> Result<Self> {
-        let is_there = |program| Command::new(program).arg("-v").output().is_ok();
         Ok(Self {
             processors: thread::available_parallelism()?.get(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             is_release: !cfg!(debug_assertions),
             load_before: measure::load_average()?,
             load_after: None,
-            auditd: if is_there("auditctl") { "installed, not measured" } else { "not installed" },
         })
     }
 }
 
 impl Report {
+    /// One without anything in it yet.
+    pub fn of_cost(source: &str, machine: Machine) -> Self {
+        let source = source.to_owned();
+        Self { source, machine, findings: None, pairs: Vec::new(), idle: None, memory: None }
+    }
+
     /// Notes how busy the machine is at the end.
     ///
     /// # Errors
@@ -117,62 +103,23 @@ impl fmt::Display for Report {
         let machine = &self.machine;
         writeln!(
             f,
-            "Source {}, {} processors, kernel {}, {} build, auditd {}.",
+            "Source {}, {} processors, kernel {}, {} build.",
             self.source,
             machine.processors,
             machine.kernel,
             if machine.is_release { "release" } else { "debug" },
-            machine.auditd
         )?;
         let quiet = if self.is_quiet() { "quiet" } else { "NOT QUIET: believe no time below" };
         let after = machine.load_after.unwrap_or_default();
-        writeln!(f, "The machine was {quiet} (load {:.2} before, {after:.2} after).\n", machine.load_before)?;
-        let head =
-            ["workload", "expected", "seen", "owner", "ends", "outcome", "bytes", "again", "never were"];
-        row(f, &head.map(str::to_owned))?;
-        for score in &self.findings.scores {
-            let counts = [
-                score.expected,
-                score.seen,
-                score.owner,
-                score.ends,
-                score.outcome,
-                score.bytes,
-                score.duplicates,
-                score.unexpected,
-            ];
-            let cells: Vec<String> = std::iter::once(score.workload.clone())
-                .chain(counts.map(|count| count.to_string()))
-                .collect();
-            row(f, &cells)?;
-        }
-        let losses = &self.findings.losses;
-        writeln!(
-            f,
-            "\nLost, as the agent says: {} processes, {} connections, {} events overwritten. {} events in all.",
-            losses.processes, losses.connections, losses.overwritten, self.findings.events
-        )?;
-        for reason in &losses.reasons {
-            writeln!(f, "  {reason}")?;
-        }
-        for score in self.findings.scores.iter().filter(|score| !score.faults.is_empty()) {
-            writeln!(f, "\n{}:", score.workload)?;
-            for fault in &score.faults {
-                writeln!(f, "  {fault}")?;
-            }
-            if score.further_faults > 0 {
-                writeln!(f, "  and {} more", score.further_faults)?;
-            }
+        writeln!(f, "The machine was {quiet} (load {:.2} before, {after:.2} after).", machine.load_before)?;
+        if let Some(findings) = &self.findings {
+            write_findings(f, findings)?;
         }
         if !self.pairs.is_empty() {
             writeln!(f, "\nMedian (least to most); an item is an end of a connection, or a process.")?;
         }
         for pairs in &self.pairs {
-            writeln!(f, "{} ({} items):", pairs.workload, pairs.items)?;
-            writeln!(f, "  workload's CPU, with over without   {}", pairs.cpu_ratio)?;
-            writeln!(f, "  workload's time, with over without  {}", pairs.wall_ratio)?;
-            writeln!(f, "  agent's CPU per item, µs            {}", pairs.agent_us_per_item)?;
-            writeln!(f, "  disk per item, bytes                {}", pairs.disk_bytes_per_item)?;
+            write_pairs(f, pairs)?;
         }
         if let Some(idle) = &self.idle {
             writeln!(
@@ -180,15 +127,76 @@ impl fmt::Display for Report {
                 "\nIdle for {:.0} s: agent {:.3} % of a processor, everything else {:.1} %.",
                 idle.seconds, idle.agent_percent, idle.others_percent
             )?;
+            for (thread, us_per_s) in &idle.threads_us_per_s {
+                writeln!(f, "  {thread:<18} {us_per_s:>8.0} µs each second")?;
+            }
         }
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        writeln!(
-            f,
-            "Agent's memory: {:.1} MiB at most, {:.1} MiB at the end.",
-            mib(self.memory_bytes_max),
-            mib(self.memory_bytes)
-        )
+        if let Some((recorded, read)) = &self.memory {
+            writeln!(f, "\nAgent's memory after all workloads: {recorded}.")?;
+            writeln!(f, "After all of it was read: {read}.")?;
+        }
+        Ok(())
     }
+}
+
+fn write_findings(f: &mut fmt::Formatter<'_>, findings: &Findings) -> fmt::Result {
+    writeln!(f)?;
+    let head = ["workload", "expected", "seen", "owner", "ends", "outcome", "bytes", "again", "never were"];
+    row(f, &head.map(str::to_owned))?;
+    for score in &findings.scores {
+        let counts = [
+            score.expected,
+            score.seen,
+            score.owner,
+            score.ends,
+            score.outcome,
+            score.bytes,
+            score.duplicates,
+            score.unexpected,
+        ];
+        let cells: Vec<String> =
+            std::iter::once(score.workload.clone()).chain(counts.map(|count| count.to_string())).collect();
+        row(f, &cells)?;
+    }
+    let losses = &findings.losses;
+    writeln!(
+        f,
+        "\nLost, as the agent says: {} processes, {} connections, {} events overwritten. {} events in all.",
+        losses.processes, losses.connections, losses.overwritten, findings.events
+    )?;
+    for reason in &losses.reasons {
+        writeln!(f, "  {reason}")?;
+    }
+    for score in findings.scores.iter().filter(|score| !score.faults.is_empty()) {
+        writeln!(f, "\n{}:", score.workload)?;
+        for fault in &score.faults {
+            writeln!(f, "  {fault}")?;
+        }
+        if score.further_faults > 0 {
+            writeln!(f, "  and {} more", score.further_faults)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_pairs(f: &mut fmt::Formatter<'_>, pairs: &Pairs) -> fmt::Result {
+    let items = pairs.items;
+    let (kind, kinds) = items.kind();
+    let each = |spread: Spread, count: u64| spread.over(count as f64);
+    writeln!(
+        f,
+        "{} ({} connections with {} ends here, {} processes):",
+        pairs.workload, items.connections, items.ends, items.processes
+    )?;
+    let mut line = |what: &str, figures: Spread| writeln!(f, "  {what:<48} {figures}");
+    line("workload's CPU, with over without", pairs.cpu_ratio)?;
+    line("workload's time, with over without", pairs.wall_ratio)?;
+    line(&format!("recorder's CPU per {kind}, µs"), each(pairs.recorder_us, kinds))?;
+    line(&format!("disk per {kind}, bytes"), each(pairs.disk_bytes, kinds))?;
+    line("recorder's CPU per item, µs", each(pairs.recorder_us, items.all()))?;
+    line("disk per item, bytes", each(pairs.disk_bytes, items.all()))?;
+    writeln!(f, "  recorder's memory: {}", pairs.memory)?;
+    writeln!(f, "  lost, at most: {}", pairs.lost)
 }
 
 fn row(f: &mut fmt::Formatter<'_>, cells: &[String]) -> fmt::Result {

@@ -55,14 +55,30 @@ impl Stage {
         Ok(Self { network, lab: lab.to_owned(), truth, directory })
     }
 
-    /// Starts an agent on the laptop, over the data of this name.
+    /// Starts an agent on the laptop, over the data of this name. The kernel tells of processes by netlink in the first
+    /// network namespace alone, so an agent that hears of them so is there, and looks into the laptop's and all others.
     pub fn agent(&self, name: &str, source: &str, words: &[&str]) -> Agent {
         let data = self.directory.path().join(name);
+        let listen = format!("unix:{}.sock", data.display());
+        let words = [&["--source", source], words].concat();
+        if source == "netlink" {
+            return Agent::start_with(Command::new(&programs().agent), &data, &listen, &words);
+        }
         // Of its own network namespace only, so that others on this machine do not count.
-        let words = [&["--source", source, "--own-network-namespace"], words].concat();
+        let words = [&*words, &["--own-network-namespace"]].concat();
         let program = programs().agent.to_string_lossy().into_owned();
         let command = self.network.on_laptop(0, "laptop", &program);
-        Agent::start_with(command, &data, &format!("unix:{}.sock", data.display()), &words)
+        Agent::start_with(command, &data, &listen, &words)
+    }
+
+    /// Where things may be kept as long as it stands.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where the workloads say what happened.
+    pub fn truth(&self) -> &Path {
+        &self.truth
     }
 
     /// The lab's program, on the laptop.
