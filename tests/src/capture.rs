@@ -61,7 +61,8 @@ fn parse_workload(name: &str) -> Result<&'static Workload, String> {
 
 /// Seconds, with or without the unit.
 fn parse_seconds(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse() {
+    // No time at all is none elsewhere.
+    if let Ok(seconds) = text.strip_suffix('s').unwrap_or(text).parse() {
         return Ok(Duration::from_secs(seconds));
     }
     parse_duration(text).map_err(|error| error.to_string())
@@ -182,4 +183,17 @@ fn idle(agent: u32, duration: Duration, stop: &Stop) -> Result<report::Idle> {
         threads_us_per_s,
         others_percent: 100.0 * (all_s - agent_s).max(0.0) / seconds,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_time_has_a_unit_or_none_and_may_be_none() {
+        for (text, seconds) in [("0s", 0), ("0", 0), ("300s", 300), ("300", 300), ("5m", 300)] {
+            assert_eq!(parse_seconds(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert!(parse_seconds("soon").is_err());
+    }
 }
