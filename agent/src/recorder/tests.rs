@@ -5,7 +5,7 @@ use alibi_proto::{
     flow::{Attribution, Direction, FlowState, Protocol},
     host::{FacetCoverage, SourceDescription},
     id::{Epoch, HostBoot, HostId},
-    process::ProcessImage,
+    process::{ProcessImage, User},
     question::{Question, Verdict},
     target::Target,
     window::Window,
@@ -217,4 +217,62 @@ fn a_name_is_ruled_out_only_where_names_are_known_since_a_day_before_the_owners_
     let many: Vec<_> = (0..5).map(|second| Some(day + 1 + second)).collect();
     assert_eq!(verdict_on_a_name(1, &many[..4]), Verdict::Clear);
     assert_eq!(verdict_on_a_name(1, &many), Verdict::Unknown, "more owners than are looked up");
+}
+
+#[test]
+fn a_turn_in_which_nothing_happens_is_told_and_not_waited_for() {
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path().join("ring");
+    let mut recording = Recording::begin(&directory);
+    for (second, facts) in [(0, vec![over(1, TARGET)]), (1, vec![])] {
+        recording.take(second, 0, facts);
+        recording.recorder.sync();
+    }
+    let next_seq = recording.progress.borrow().next_seq;
+    fault::remember();
+    for second in 2..=31 {
+        recording.take(second, 0, vec![]);
+        recording.recorder.sync();
+        let progress = recording.progress.borrow_and_update();
+        assert_eq!((progress.next_seq, progress.watermark), (next_seq, Some(at(second).wall)));
+    }
+    let waited = fault::remembered().iter().filter(|done| **done == fault::Done::Sync).count();
+    assert_eq!(waited, 3, "once in ten seconds");
+    drop(recording);
+    let (_, recovery) = Ring::open(&directory, Options::default(), Epoch(1)).unwrap();
+    assert_eq!(recovery.recorded_until, Some(at(31).wall), "after a kill");
+}
+
+#[test]
+fn users_are_counted_anew_once_something_has_happened() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut recording = Recording::begin(&temporary.path().join("ring"));
+    let users = |recording: &Recording| {
+        let users = &recording.progress.borrow().users;
+        users.iter().map(|presence| presence.processes).sum::<u32>()
+    };
+    let process = ProcessKey { pid: 7, start: 1 };
+    let user = User { id: "1000".into(), name: Some("jdoe".into()) };
+    let image = ProcessImage { user: Some(user), ..ProcessImage::default() };
+    let started = ObservedProcess {
+        process,
+        parent: None,
+        parent_pid: None,
+        started: at(1).wall,
+        already_running: false,
+        image,
+    };
+    let mut seen = Vec::new();
+    let facts = [
+        vec![Fact::ProcessStarted(Box::new(started))],
+        vec![],
+        vec![Fact::ProcessExited { process, exit_code: None }],
+        vec![],
+    ];
+    for (second, facts) in (1..).zip(facts) {
+        recording.take(second, 0, facts);
+        recording.recorder.sync();
+        seen.push(users(&recording));
+    }
+    assert_eq!(seen, [1, 1, 0, 0]);
 }

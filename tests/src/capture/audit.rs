@@ -22,7 +22,7 @@ const RULES: [&[&str]; 3] = [
     &["-S", "exit", "-S", "exit_group"],
 ];
 /// Keeps out who is started later.
-const NOBODY: [&str; 2] = ["-a", "task,never"];
+const NOBODY: [&str; 2] = ["-a", "never,task"];
 /// Records that may wait for auditd; what goes beyond is lost, and counted.
 const BACKLOG: &str = "65536";
 /// Written at once would be slow; so it is in the distribution.
@@ -42,6 +42,7 @@ pub struct Auditd {
     /// The kernel's thread that hands records to auditd.
     kernel_thread: Option<u32>,
     lost_before: u64,
+    backlog_before: u64,
 }
 
 impl Auditd {
@@ -57,10 +58,10 @@ impl Auditd {
         let configuration = format!("{CONFIGURATION}log_file = {file}\nplugin_dir = {}\n", plugins.display());
         fs::write(directory.join("auditd.conf"), configuration)?;
         let watch = Watch::on(directory)?;
-        let lost_before = status("lost")?;
+        let (lost_before, backlog_before) = (status("lost")?, status("backlog_limit")?);
         let running = Running::start("auditd", Command::new("auditd").arg("-n").arg("-c").arg(directory));
         let (pid, kernel_thread) = (running.pid(), measure::kernel_thread("kauditd")?);
-        let auditd = Self { running: Some(running), pid, log, kernel_thread, lost_before };
+        let auditd = Self { running: Some(running), pid, log, kernel_thread, lost_before, backlog_before };
         watch.until("the start of auditd", || auditd.finds("type=DAEMON_START"))?;
         auditctl(&["-D"])?;
         auditctl(&["-b", BACKLOG])?;
@@ -126,7 +127,9 @@ impl Auditd {
 impl Drop for Auditd {
     fn drop(&mut self) {
         // Whatever fails here, the rest must be tried.
-        let undone = [auditctl(&["-e", "0"]), auditctl(&["-D"]), auditctl(&NOBODY)];
+        let backlog = self.backlog_before.to_string();
+        let words: [&[&str]; 4] = [&["-e", "0"], &["-D"], &NOBODY, &["-b", &backlog]];
+        let undone = words.map(auditctl);
         for problem in undone.into_iter().filter_map(Result::err) {
             eprintln!("audit is not as it was: {problem:#}");
         }
