@@ -315,3 +315,6 @@ pub enum QueryError {
     #[error("a recorded event cannot be read: {0}")]
     Convert(#[from] ConvertError),
 }
+
+#[cfg(test)]
+mod tests;
