@@ -198,6 +198,8 @@ impl Pipeline {
             self.leap = Some((before.wall, set_to));
             ("the clock was set forward: there was no such time", before.wall, after.wall)
         } else {
+            // All of it is told, as a gap; and one that starts in it must know how far it reaches.
+            self.watermark = self.watermark.max(Some(expected));
             ("the clock was set back: this time happens twice", set_to, expected)
         };
         let changes = self.ledger.unrecorded(reason, from, to);
@@ -557,9 +559,12 @@ impl Pipeline {
         if let Some(name) = self.names.take_asked(*socket, flow.network_namespace, flow.local) {
             flow.remote_name = Some(name);
         }
-        if let Some((from, to)) = self.leap.filter(|(from, to)| flow.first <= *from && at >= *to) {
-            self.push_idle(&mut flow, socket, from, now);
-            flow.first = to;
+        if let Some((from, to)) = self.leap.filter(|(_, to)| at >= *to) {
+            if flow.first <= from {
+                self.push_idle(&mut flow, socket, from, now);
+            }
+            // After a clock that was set back, the record before may have ended in the time that is skipped.
+            flow.first = flow.first.max(to);
         }
         while at.since(flow.first) > RECORD_SPAN_MAX {
             let last = flow.first.saturating_add(RECORD_SPAN_MAX);

@@ -11,9 +11,10 @@ impl Pipeline {
         for socket in self.open() {
             if self.flows.get(&socket).is_some_and(|flow| flow.first <= from) {
                 self.report_open(socket, from, from, now);
-                if let Some(flow) = self.flows.get_mut(&socket) {
-                    flow.first = to;
-                }
+            }
+            // After a clock that was set back, a record may have ended later than the sleep began.
+            if let Some(flow) = self.flows.get_mut(&socket) {
+                flow.first = flow.first.max(to);
             }
         }
         let changes = self.ledger.suspended(from, to);
