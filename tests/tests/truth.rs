@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf, time::Duration};
 
 use alibi_agent::{
     capture::{ConnectionChange, Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
@@ -55,6 +55,11 @@ enum Step {
     Stop,
     Crash,
     Start,
+    /// The host sleeps for so many seconds, and its clocks prove it.
+    Suspend(u64),
+    /// The wall clock is set, by so many seconds.
+    SetForward(u64),
+    SetBack(u64),
     /// A question about a window that ends this long ago and is this long.
     Ask {
         ago: u64,
@@ -76,17 +81,26 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Stop),
         1 => Just(Step::Crash),
         2 => Just(Step::Start),
+        1 => (1..2_000_u64).prop_map(Step::Suspend),
+        1 => (2..2_000_u64).prop_map(Step::SetForward),
+        1 => (2..300_u64).prop_map(Step::SetBack),
         6 => (0..400_u64, 1..300_u64).prop_map(|(ago, length)| Step::Ask { ago, length }),
     ]
 }
 
-fn at(second: u64) -> Moment {
-    Moment { wall: Timestamp::from_secs(second), boot_ns: second * 1_000_000_000 }
+fn at(second: u64) -> Timestamp {
+    Timestamp::from_secs(second)
 }
+
+/// Where the wall clock stands when a history begins, so that it can be set back.
+const BEGUN: u64 = 1_000_000;
 
 struct World {
     directory: PathBuf,
+    /// By the wall clock, as all that is told of the history.
     now: u64,
+    /// By the clock that nobody sets.
+    since_boot: u64,
     next_port: u16,
     /// By port: whether it is to the target, and since when.
     open: BTreeMap<u16, (bool, u64)>,
@@ -117,10 +131,11 @@ impl World {
     fn new(directory: PathBuf) -> Self {
         let mut world = Self {
             directory,
-            now: 1_000,
+            now: BEGUN,
+            since_boot: 1_000,
             next_port: 1,
             open: BTreeMap::new(),
-            truth: Truth { connections: vec![], unrecorded: std::iter::once(0..1_000).collect() },
+            truth: Truth { connections: vec![], unrecorded: std::iter::once(0..BEGUN).collect() },
             agent: None,
             collector: Collector { next: 1, ..Collector::default() },
             verdicts: BTreeMap::new(),
@@ -132,18 +147,18 @@ impl World {
     fn run(&mut self, step: &Step) {
         match *step {
             Step::Wait(seconds) => {
-                self.now += seconds;
+                self.pass(seconds);
                 self.report(vec![]);
             }
             Step::Open { target, after } => {
-                self.now += after;
+                self.pass(after);
                 let port = self.next_port;
                 self.next_port += 1;
                 self.open.insert(port, (target, self.now));
                 self.report(vec![opened(port, target, false)]);
             }
             Step::Close { after } => {
-                self.now += after;
+                self.pass(after);
                 let Some((port, (target, since))) = self.open.pop_first() else { return };
                 if target {
                     self.truth.connections.push(since..self.now);
@@ -167,7 +182,7 @@ impl World {
                 self.report(vec![opened(port, target, false), closed]);
             }
             Step::Move => {
-                self.now += 1;
+                self.pass(1);
                 let Some((&port, &(target, _))) = self.open.last_key_value() else { return };
                 let traffic = Some(Traffic { bytes_sent: self.now, ..Traffic::default() });
                 let socket = socket(port, target);
@@ -183,13 +198,13 @@ impl World {
                 }
             }
             Step::Lose(seconds) => {
-                self.now += 1;
+                self.pass(1);
                 let from = self.now - seconds;
                 if self.agent.is_some() {
                     self.truth.unrecorded.insert(0, from..self.now);
                 }
                 let grade = Grade::Lost { count: 1, reason: "test".into() };
-                let (facet, from, to) = (Facet::Connections, at(from).wall, Some(at(self.now).wall));
+                let (facet, from, to) = (Facet::Connections, at(from), Some(at(self.now)));
                 self.report(vec![Fact::Coverage(CoverageChange {
                     facet,
                     grade,
@@ -202,7 +217,7 @@ impl World {
             Step::Deliver => self.deliver(),
             Step::Stop => {
                 if let Some(agent) = self.agent.take() {
-                    let now = at(self.now);
+                    let now = self.moment();
                     // The collector may be there to hear the last words, or not.
                     if self.now.is_multiple_of(2) {
                         let (view, progress) = (agent.view, agent.progress);
@@ -220,12 +235,72 @@ impl World {
                 }
             }
             Step::Start => {
-                self.now += 1;
+                self.pass(1);
                 if self.agent.is_none() {
                     self.start();
                 }
             }
+            Step::Suspend(seconds) => {
+                let from = self.moment();
+                self.interrupt(|world| world.pass(seconds));
+                let to = self.moment();
+                self.report(vec![Fact::Suspended { from, to }]);
+            }
+            Step::SetForward(seconds) => {
+                self.interrupt(|world| world.now += seconds);
+                let skipped = self.now - seconds..self.now + 1;
+                // Nobody can tell at which instant of the second that passes.
+                self.pass(1);
+                self.doubt(skipped);
+                self.report(vec![]);
+            }
+            Step::SetBack(seconds) => {
+                // An agent that is not running does not notice it.
+                if self.agent.is_none() {
+                    return;
+                }
+                let before = self.now;
+                self.interrupt(|world| world.now -= seconds);
+                let twice = self.now..before + 1;
+                self.pass(1);
+                self.doubt(twice);
+                self.report(vec![]);
+                // What was told of this time before is right until it is heard that it happened again.
+                self.run(&Step::Sync);
+                self.deliver();
+            }
             Step::Ask { ago, length } => self.ask(ago, length),
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { wall: at(self.now), boot_ns: self.since_boot * 1_000_000_000 }
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now += seconds;
+        self.since_boot += seconds;
+    }
+
+    /// Something that ends, for what is open, one stretch of its life and begins another.
+    fn interrupt(&mut self, what: impl FnOnce(&mut Self)) {
+        // As it does each second; what is not known is at which instant between two reports it happened.
+        self.report(vec![]);
+        let ended = self.now;
+        what(self);
+        let begins = self.now;
+        for (target, since) in self.open.values_mut() {
+            if *target {
+                self.truth.connections.push(*since..ended);
+            }
+            *since = begins;
+        }
+    }
+
+    /// A stretch of which nothing may be ruled out.
+    fn doubt(&mut self, seconds: Range<u64>) {
+        if self.agent.is_some() {
+            self.truth.unrecorded.insert(0, seconds);
         }
     }
 
@@ -238,7 +313,7 @@ impl World {
         // An agent that crashes here does so without its host.
         ring.begin_boot(1);
         let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
-        let now = at(self.now);
+        let now = self.moment();
         let pipeline = Pipeline::new(
             boot,
             Limits::default(),
@@ -258,7 +333,7 @@ impl World {
     }
 
     fn report(&mut self, facts: Vec<Fact>) {
-        let now = at(self.now);
+        let now = self.moment();
         let observations = facts.into_iter().map(|fact| Observation { at: now, fact }).collect();
         if let Some(agent) = &mut self.agent {
             // What was seen is recorded a little later.
@@ -282,7 +357,7 @@ impl World {
         }
         let question = Question {
             target: Target::parse("198.51.100.7", None, None).unwrap(),
-            window: Window::new(at(from).wall, at(to).wall).unwrap(),
+            window: Window::new(at(from), at(to)).unwrap(),
         };
         let evidence = Evidence {
             host: None,
@@ -457,4 +532,53 @@ fn more_open_connections_than_the_ring_holds_leave_no_false_clear() {
     steps.iter().for_each(|step| world.run(step));
     // 300 connections, each recorded at its opening, and all said anew no oftener than as many other events came.
     assert!(world.collector.next < 3_000, "{}", world.collector.next);
+}
+
+/// What a question about each ten seconds of `ago` is answered, after a history and its delivery.
+fn asked_after(history: &[Step], ago: Range<u64>) -> BTreeMap<&'static str, u64> {
+    let mut steps = history.to_vec();
+    steps.extend([Step::Wait(3), Step::Sync, Step::Deliver]);
+    steps.extend(ago.step_by(10).map(|ago| Step::Ask { ago, length: 10 }));
+    check(&steps)
+}
+
+#[test]
+fn a_suspend_is_covered_and_nothing_was_open_in_it() {
+    let history = [Step::Open { target: true, after: 1 }, Step::Wait(5), Step::Suspend(500)];
+    assert_eq!(asked_after(&history, 13..480).get("clear"), Some(&47));
+}
+
+#[test]
+fn a_suspend_after_the_clock_was_set_back_is_covered_too() {
+    let history = [Step::Open { target: true, after: 1 }, Step::SetBack(4), Step::Suspend(500)];
+    assert_eq!(asked_after(&history, 13..490).get("talked"), None);
+}
+
+#[test]
+fn time_that_a_clock_skipped_is_nobodys_and_not_clear() {
+    let history = [Step::Open { target: true, after: 1 }, Step::Wait(5), Step::SetForward(500)];
+    assert_eq!(asked_after(&history, 13..490).get("unknown"), Some(&48));
+}
+
+#[test]
+fn time_that_a_clock_skipped_after_it_was_set_back_is_nobodys_either() {
+    let history = [Step::Open { target: true, after: 1 }, Step::SetBack(10), Step::SetForward(500)];
+    assert_eq!(asked_after(&history, 13..470).get("talked"), None);
+}
+
+#[test]
+fn time_that_happens_twice_is_never_clear() {
+    let history = [Step::Wait(300), Step::SetBack(200), Step::Wait(150)];
+    let verdicts = asked_after(&history, 3..150);
+    assert_eq!((verdicts.get("unknown"), verdicts.get("clear")), (Some(&15), None), "{verdicts:?}");
+}
+
+/// Its predecessor has told how far that time reaches, and no life of what is open is believed past the end of a gap.
+#[test]
+fn an_agent_that_starts_in_a_time_that_happens_twice_says_anew_what_is_open_when_it_is_over() {
+    let mut steps =
+        vec![Step::Wait(5), Step::SetBack(200), Step::Open { target: true, after: 1 }, Step::Stop];
+    steps.extend([Step::Start, Step::Wait(194), Step::Wait(2), Step::Wait(1), Step::Wait(300)]);
+    steps.extend([Step::Sync, Step::Deliver, Step::Ask { ago: 0, length: 1 }]);
+    assert_eq!(check(&steps).get("talked"), Some(&1));
 }
