@@ -4,13 +4,21 @@
 //! tests do not meet, and everything is taken away when dropped.
 
 use std::{
-    net::Ipv4Addr,
+    fs::File,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// The server that laptops talk to (TEST-NET-2, RFC 5737).
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+/// The same over IPv6 (RFC 3849), in a network [with IPv6](Network::with_ipv6).
+pub const SERVER_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 
 /// A server and its laptops.
 #[derive(Debug)]
@@ -66,6 +74,38 @@ impl Network {
         Self { server, laptops }
     }
 
+    /// With IPv6 too.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn with_ipv6(self) -> Self {
+        self.server.ip(&["address", "add", &format!("{SERVER_IPV6}/128"), "dev", "lo", "nodad"]);
+        for (namespace, laptop) in self.laptops.iter().zip(1..) {
+            let (near, far) = (format!("2001:db8:{laptop:x}::2"), format!("2001:db8:{laptop:x}::1"));
+            let (near_network, far_network) = (format!("{near}/64"), format!("{far}/64"));
+            self.server.ip(&["address", "add", &far_network, "dev", &format!("c{laptop}"), "nodad"]);
+            namespace.ip(&["address", "add", &near_network, "dev", "eth0", "nodad"]);
+            namespace.ip(&["-6", "route", "add", "default", "via", &far, "dev", "eth0"]);
+        }
+        self
+    }
+
+    /// Does `work` on a thread of this program whose sockets are on a laptop (counted from 0).
+    ///
+    /// # Panics
+    /// When the system refuses, or the work panics.
+    pub fn from_laptop<T: Send>(&self, laptop: usize, work: impl FnOnce() -> T + Send) -> T {
+        self.laptops[laptop].from_inside(work)
+    }
+
+    /// Does `work` on a thread of this program whose sockets are on the server.
+    ///
+    /// # Panics
+    /// When the system refuses, or the work panics.
+    pub fn from_server<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.server.from_inside(work)
+    }
+
     /// A command that runs on the server.
     pub fn on_server(&self, program: &str) -> Command {
         self.server.command(program)
@@ -93,6 +133,17 @@ impl Namespace {
 
     fn ip(&self, arguments: &[&str]) {
         run(Command::new("ip").args(["-netns", &self.0]).args(arguments));
+    }
+
+    fn from_inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.0)).expect("`ip` has made it");
+        let inside = || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .expect("root may move a thread");
+            work()
+        };
+        let done = thread::scope(|scope| scope.spawn(inside).join());
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     fn command(&self, program: &str) -> Command {

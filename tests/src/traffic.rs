@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, BufRead as _, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     thread,
     time::Duration,
 };
@@ -119,4 +120,33 @@ pub fn server(listen: SocketAddr) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// What the system says of a TCP connection (TCP_INFO, tcp(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Packets sent again, in all.
+    pub retransmitted: u32,
+    /// Smoothed round-trip time in microseconds.
+    pub round_trip_us: u32,
+}
+
+/// Asks the system about a connection.
+///
+/// # Errors
+/// When it does not tell.
+#[expect(unsafe_code, reason = "no safe crate reads TCP_INFO")]
+pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
+    let mut length = u32::try_from(size_of::<libc::tcp_info>()).map_err(io::Error::other)?;
+    // SAFETY: a struct of numbers alone, of which every bit pattern is one.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most `length` bytes to `info`, and to `length` how many.
+    let result = unsafe {
+        let info = std::ptr::from_mut(&mut info).cast();
+        libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, &mut length)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(TcpInfo { retransmitted: info.tcpi_total_retrans, round_trip_us: info.tcpi_rtt })
 }
