@@ -196,6 +196,8 @@ static __always_inline u32 write_path(struct exec_event *event, u32 at, struct v
 		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
 		if (dentry == root || dentry == parent) {
 			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+			if (dentry != root && i == 0)
+				break; /* it never had a place: what memfd_create(2) makes has a name alone */
 			if (dentry != root || above == mount)
 				return length;
 			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
@@ -212,6 +214,12 @@ static __always_inline u32 write_path(struct exec_event *event, u32 at, struct v
 			return length;
 		length += written & (2 * NAME_BYTES - 1);
 		dentry = parent;
+	}
+	if (length == 0) {
+		u32 place = at & (TEXT_BYTES / 2 - 1);
+		long written = bpf_probe_read_kernel_str(&event->text[place], NAME_BYTES,
+							 BPF_CORE_READ(dentry, d_name.name));
+		return written > 1 ? written & (2 * NAME_BYTES - 1) : 0;
 	}
 	*flags |= cut;
 	return length;
