@@ -30,13 +30,17 @@ pub enum Requirement {
     Bpf,
     /// The rights of root: becoming another user.
     Root,
+    /// The `openssl` command: a TLS client and server that are not ours.
+    OpenSsl,
 }
 
 impl Requirement {
     fn missing(&self) -> Option<&'static str> {
         let root = rustix::process::geteuid().is_root();
-        let ip =
-            std::process::Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success());
+        let runs = |program: &str, word: &str| {
+            std::process::Command::new(program).arg(word).output().is_ok_and(|output| output.status.success())
+        };
+        let ip = runs("ip", "-V");
         match self {
             Self::NetworkNamespaces if !(root && ip) => {
                 Some("root and the `ip` command, for network namespaces")
@@ -46,6 +50,7 @@ impl Requirement {
             }
             Self::Mounts if !root => Some("root, to mount a small file system"),
             Self::Root if !root => Some("root, to become another user"),
+            Self::OpenSsl if !runs("openssl", "version") => Some("the `openssl` command"),
             _ => None,
         }
     }
