@@ -45,6 +45,14 @@ enum Command {
         /// To be told from others by
         token: String,
     },
+    /// The same, as what a thread makes of this program
+    #[command(hide = true)]
+    Turn {
+        /// To whom
+        address: SocketAddr,
+        /// To be told from others by
+        token: String,
+    },
     /// A client that keeps one connection, and says when it breaks
     #[command(hide = true)]
     Line {
@@ -84,6 +92,7 @@ fn main() -> ExitCode {
         Command::Capture(options) => capture::capture(&options),
         Command::Workload { name, truth } => run_workload(&name, &truth),
         Command::Touch { address, .. } => workload::touch(address),
+        Command::Turn { address, token } => workload::threads::turn(address, &token),
         Command::Line { address } => workload::line::keep(address),
         Command::Client => traffic::client(),
         Command::Server { listen } => traffic::server(listen),

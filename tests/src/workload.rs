@@ -23,6 +23,7 @@ mod processes;
 mod servers;
 mod system;
 mod tcp;
+pub mod threads;
 pub mod truth;
 mod udp;
 
@@ -99,6 +100,12 @@ pub const ALL: &[Workload] = &[
     Workload { name: "passed", about: "20 handed to another process", number: 19, run: servers::passed },
     Workload { name: "udp", about: "UDP to 100 ports, not connected", number: 20, run: udp::unconnected },
     Workload { name: "udp_connected", about: "UDP to 100 ports, connected", number: 21, run: udp::connected },
+    Workload {
+        name: "threads",
+        about: "50 threads, and 50 times exec by a thread",
+        number: 22,
+        run: threads::run,
+    },
 ];
 
 /// The workload that begins before the agent: says `ready` and waits for a line.

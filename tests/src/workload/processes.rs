@@ -57,7 +57,7 @@ pub(super) fn exec(ground: &Ground) -> Result<()> {
 }
 
 /// Runs a program with one more argument, its token, to its end.
-fn spawned(ground: &Ground, number: usize, command: &mut Command) -> Result<Process> {
+pub(super) fn spawned(ground: &Ground, number: usize, command: &mut Command) -> Result<Process> {
     let token = format!("{}-{number}-{}", ground.workload.name, ground.this.pid);
     let mut child = command.arg(&token).spawn()?;
     // As long as it has not been waited for, it is there.
