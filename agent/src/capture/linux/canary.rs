@@ -1,19 +1,19 @@
-//! The canary: the agent connects to itself now and then, and must see it, with itself as the owner. A source that does
-//! not see what is certainly there is not believed.
+//! The canary: the agent connects and sends to itself now and then, and must see it, with itself as the owner. A source
+//! that does not see what is certainly there is not believed.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Scope},
-    flow::Direction,
+    flow::{Direction, Protocol},
     time::Moment,
 };
 
 use crate::{
-    capture::{Fact, Observation, ProcessKey},
+    capture::{Fact, Observation, ObservedConnection, ProcessKey},
     sys,
 };
 
@@ -41,10 +41,24 @@ enum Word {
 pub(super) struct Canary {
     listener: TcpListener,
     target: SocketAddr,
+    /// Other hooks see datagrams. None where the source does not claim to see everything.
+    datagrams: Option<(UdpSocket, SocketAddr)>,
     owner: ProcessKey,
+    /// Of the last one, what has been seen.
+    sights: Sights,
     /// The grade and the scope of the source when it is believed.
     grade: (Grade, Scope),
     state: State,
+}
+
+/// What must be seen of one: a connection that is asked for, the same as it comes in, a datagram that leaves, and the same
+/// as it arrives. Each is seen by another hook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sights {
+    connection: bool,
+    accepted: bool,
+    leaving: bool,
+    arriving: bool,
 }
 
 #[derive(Debug, Default)]
@@ -65,12 +79,22 @@ impl Canary {
         let target = listener.local_addr().ok()?;
         let pid = std::process::id();
         let owner = ProcessKey { pid, start: sys::process_start(pid)? };
-        Some(Self { listener, target, owner, grade: (grade, scope), state: State::default() })
+        let datagrams = if grade == Grade::Complete { Some(receiver()?) } else { None };
+        let (sights, state) = (Sights::default(), State::default());
+        Some(Self { listener, target, datagrams, owner, sights, grade: (grade, scope), state })
     }
 
     /// Looks for the last canary in what was seen, says what follows, and lets the next one fly when it is time.
     pub(super) fn turn(&mut self, now: Moment, facts: &mut Vec<Observation>) {
-        let is_seen = facts.iter().any(|observation| self.is_it(&observation.fact));
+        for observation in &*facts {
+            if let Fact::ConnectionOpened(connection) = &observation.fact {
+                self.look_at(connection);
+            }
+        }
+        let is_seen = self.sights == self.wanted();
+        if is_seen {
+            self.sights = Sights::default();
+        }
         match self.state.turn(now, is_seen) {
             Word::Nothing => {}
             Word::Missed { since } => {
@@ -86,17 +110,42 @@ impl Canary {
         }
         if self.state.is_due(now) {
             self.state.fly(now);
+            self.sights = Sights::default();
             // Whatever comes of it, a connection was asked for.
             drop(TcpStream::connect_timeout(&self.target, CONNECT_TIMEOUT));
             while self.listener.accept().is_ok() {}
+            if let Some((receiver, target)) = &self.datagrams {
+                // From another port each time, so that it is somebody new.
+                let sent =
+                    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|sender| sender.send_to(b"c", target));
+                if let Err(problem) = sent {
+                    tracing::debug!(%problem, "no datagram could be sent to the agent itself");
+                }
+                while receiver.recv(&mut [0]).is_ok() {}
+            }
         }
     }
 
-    fn is_it(&self, fact: &Fact) -> bool {
-        matches!(fact, Fact::ConnectionOpened(connection)
-            if connection.socket.remote == self.target
-                && connection.direction == Direction::Outbound
-                && connection.owner == Some(self.owner))
+    fn look_at(&mut self, connection: &ObservedConnection) {
+        let datagrams = self.datagrams.as_ref().map(|(_, target)| *target);
+        let is_own = connection.owner == Some(self.owner);
+        match (connection.socket.protocol, connection.direction) {
+            (Protocol::Tcp, Direction::Outbound) => {
+                self.sights.connection |= is_own && connection.socket.remote == self.target;
+            }
+            (Protocol::Udp, Direction::Outbound) => {
+                self.sights.leaving |= is_own && Some(connection.socket.remote) == datagrams;
+            }
+            (Protocol::Udp, Direction::Inbound) => {
+                self.sights.arriving |= Some(connection.local) == datagrams;
+            }
+            (Protocol::Tcp, Direction::Inbound) => self.sights.accepted |= connection.local == self.target,
+        }
+    }
+
+    fn wanted(&self) -> Sights {
+        let datagrams = self.datagrams.is_some();
+        Sights { connection: true, accepted: true, leaving: datagrams, arriving: datagrams }
     }
 
     fn coverage(&self, at: Moment, from: Moment, grade: Grade, scope: Option<Scope>) -> Observation {
@@ -104,6 +153,14 @@ impl Canary {
         let change = CoverageChange { facet, grade, from, to: None, scope, announced_from: None };
         Observation { at, fact: Fact::Coverage(change) }
     }
+}
+
+/// Somebody to send datagrams to.
+fn receiver() -> Option<(UdpSocket, SocketAddr)> {
+    let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
+    receiver.set_nonblocking(true).ok()?;
+    let target = receiver.local_addr().ok()?;
+    Some((receiver, target))
 }
 
 impl State {
@@ -140,9 +197,13 @@ fn since(then: Moment, now: Moment) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use alibi_proto::time::Timestamp;
+    use alibi_proto::{
+        flow::{Attribution, FlowState},
+        time::Timestamp,
+    };
 
     use super::*;
+    use crate::capture::SocketKey;
 
     fn at(millis: u64) -> Moment {
         Moment { wall: Timestamp::from_nanos(millis * 1_000_000), boot_ns: millis * 1_000_000 }
@@ -173,5 +234,50 @@ mod tests {
         let mut state = State::default();
         state.fly(at(10));
         assert_eq!(state.turn(at(1_500), false), Word::Missed { since: at(10) });
+    }
+
+    /// A connection as the source would tell it: `own` is the canary's end.
+    fn opened(canary: &Canary, protocol: Protocol, direction: Direction, own: SocketAddr) -> Observation {
+        let other = SocketAddr::from((Ipv4Addr::LOCALHOST, 4_711));
+        let (local, remote) = match direction {
+            Direction::Outbound => (other, own),
+            Direction::Inbound => (own, other),
+        };
+        let connection = ObservedConnection {
+            socket: SocketKey { protocol, remote, socket: 1 },
+            local,
+            owner: Some(canary.owner),
+            attribution: Attribution::InKernel,
+            direction,
+            state: FlowState::Attempted,
+            already_open: false,
+            traffic: None,
+            interface: None,
+            network_namespace: None,
+        };
+        Observation { at: at(0), fact: Fact::ConnectionOpened(Box::new(connection)) }
+    }
+
+    #[test]
+    fn what_one_hook_does_not_see_is_missed_though_all_others_see_theirs() {
+        let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
+        for left_out in 0..=4 {
+            let mut canary = Canary::open(Grade::Complete, scope.clone()).unwrap();
+            let (connections, datagrams) = (canary.target, canary.datagrams.as_ref().unwrap().1);
+            canary.turn(at(10), &mut Vec::new());
+            let mut facts = vec![
+                opened(&canary, Protocol::Tcp, Direction::Outbound, connections),
+                opened(&canary, Protocol::Tcp, Direction::Inbound, connections),
+                opened(&canary, Protocol::Udp, Direction::Outbound, datagrams),
+                opened(&canary, Protocol::Udp, Direction::Inbound, datagrams),
+            ];
+            if left_out < 4 {
+                facts.remove(left_out);
+            }
+            canary.turn(at(20), &mut facts);
+            facts.clear();
+            canary.turn(at(1_500), &mut facts);
+            assert_eq!(facts.len(), usize::from(left_out < 4), "without {left_out}: {facts:?}");
+        }
     }
 }

@@ -31,6 +31,16 @@ fn by_udp(name: &str, is_asked: bool) {
     client.recv(&mut [0; 512]).unwrap();
 }
 
+/// As a container's resolver does: asked at another port than it answers from.
+fn translated(name: &str) {
+    let (server, client) =
+        (UdpSocket::bind("127.0.0.11:53").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let asked = UdpSocket::bind("127.0.0.11:0").unwrap();
+    client.send_to(&question(NUMBER, name), asked.local_addr().unwrap()).unwrap();
+    server.send_to(&answer(NUMBER, name), client.local_addr().unwrap()).unwrap();
+    client.recv(&mut [0; 512]).unwrap();
+}
+
 fn framed(message: &[u8]) -> Vec<u8> {
     [&u16::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
 }
@@ -65,12 +75,13 @@ fn only_answers_that_were_asked_for_are_believed() {
     let running = std::thread::spawn(move || source.run(Outlet::new(reports, stopped)));
     let told = move || {
         ip("link set lo up");
-        let wanted = ["asked.tcp.example", "asked.udp.example"];
+        let wanted = ["asked.tcp.example", "asked.udp.example", "translated.udp.example"];
         let (mut names, mut unasked) = (BTreeSet::new(), 0);
         // Other tests may fill the buffer meanwhile; what they have lost for this one is tried again.
         for _ in 0..50 {
             by_udp("forged.udp.example", false);
             by_udp("asked.udp.example", true);
+            translated("translated.udp.example");
             by_tcp("forged.tcp.example", false);
             by_tcp("asked.tcp.example", true);
             let done = sys::now();
