@@ -32,6 +32,8 @@ pub enum Requirement {
     Root,
     /// The `openssl` command: a TLS client and server that are not ours.
     OpenSsl,
+    /// The `strace` command: system calls that fail.
+    Strace,
 }
 
 impl Requirement {
@@ -51,6 +53,7 @@ impl Requirement {
             Self::Mounts if !root => Some("root, to mount a small file system"),
             Self::Root if !root => Some("root, to become another user"),
             Self::OpenSsl if !runs("openssl", "version") => Some("the `openssl` command"),
+            Self::Strace if !runs("strace", "-V") => Some("the `strace` command"),
             _ => None,
         }
     }
