@@ -94,16 +94,16 @@ impl Network {
     ///
     /// # Panics
     /// When the system refuses, or the work panics.
-    pub fn from_laptop<T: Send>(&self, laptop: usize, work: impl FnOnce() -> T + Send) -> T {
-        self.laptops[laptop].from_inside(work)
+    pub fn inside_laptop<T: Send>(&self, laptop: usize, work: impl FnOnce() -> T + Send) -> T {
+        self.laptops[laptop].inside(work)
     }
 
     /// Does `work` on a thread of this program whose sockets are on the server.
     ///
     /// # Panics
     /// When the system refuses, or the work panics.
-    pub fn from_server<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.server.from_inside(work)
+    pub fn inside_server<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.server.inside(work)
     }
 
     /// A command that runs on the server.
@@ -135,7 +135,7 @@ impl Namespace {
         run(Command::new("ip").args(["-netns", &self.0]).args(arguments));
     }
 
-    fn from_inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(format!("/run/netns/{}", self.0)).expect("`ip` has made it");
         let inside = || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))

@@ -66,10 +66,10 @@ fn packets_that_are_sent_again_are_counted_as_the_system_counts_them() {
     tail.until("a watermark", |tail| tail.watermark.is_some()).unwrap();
 
     for server in [IpAddr::from(SERVER), IpAddr::from(SERVER_IPV6)] {
-        let listener = stage.network.from_server(|| TcpListener::bind((server, 7000)).unwrap());
+        let listener = stage.network.inside_server(|| TcpListener::bind((server, 7000)).unwrap());
         let server = listener.local_addr().unwrap();
         let server_thread = thread::spawn(move || serve(&listener));
-        let mut stream = stage.network.from_laptop(0, || TcpStream::connect(server).unwrap());
+        let mut stream = stage.network.inside_laptop(0, || TcpStream::connect(server).unwrap());
         let local = stream.local_addr().unwrap();
 
         tc(&stage, &["qdisc", "add", "dev", "c1", "ingress"]);

@@ -126,7 +126,7 @@ fn look_up(network: &Network, laptop: usize, server: IpAddr, way: Way, zone: &Zo
     let zones = std::slice::from_ref(zone);
     let asked = question(zone, matches!(way, Way::UdpWithEdns));
     if matches!(way, Way::Tcp) {
-        let listener = network.from_server(|| TcpListener::bind(server).unwrap());
+        let listener = network.inside_server(|| TcpListener::bind(server).unwrap());
         thread::scope(|scope| {
             scope.spawn(|| {
                 let (mut stream, _) = listener.accept().unwrap();
@@ -139,14 +139,14 @@ fn look_up(network: &Network, laptop: usize, server: IpAddr, way: Way, zone: &Zo
                 // In pieces, as a network may deliver it.
                 answer.chunks(400).for_each(|piece| stream.write_all(piece).unwrap());
             });
-            let mut stream = network.from_laptop(laptop, || TcpStream::connect(server).unwrap());
+            let mut stream = network.inside_laptop(laptop, || TcpStream::connect(server).unwrap());
             stream.write_all(&u16::try_from(asked.len()).unwrap().to_be_bytes()).unwrap();
             stream.write_all(&asked).unwrap();
             stream.read_to_end(&mut Vec::new()).unwrap();
         });
         return;
     }
-    let socket = network.from_server(|| UdpSocket::bind(server).unwrap());
+    let socket = network.inside_server(|| UdpSocket::bind(server).unwrap());
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = [0; 4096];
@@ -157,7 +157,7 @@ fn look_up(network: &Network, laptop: usize, server: IpAddr, way: Way, zone: &Zo
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let asker = network.from_laptop(laptop, || UdpSocket::bind((any, 0)).unwrap());
+        let asker = network.inside_laptop(laptop, || UdpSocket::bind((any, 0)).unwrap());
         asker.set_read_timeout(Some(PATIENCE)).unwrap();
         asker.send_to(&asked, server).unwrap();
         asker.recv_from(&mut [0; 4096]).unwrap();
@@ -166,8 +166,8 @@ fn look_up(network: &Network, laptop: usize, server: IpAddr, way: Way, zone: &Zo
 
 /// A connection there and back, and its near end.
 fn visit(network: &Network, laptop: usize, remote: SocketAddr) -> SocketAddr {
-    let listener = network.from_server(|| TcpListener::bind(remote).unwrap());
-    let stream = network.from_laptop(laptop, || TcpStream::connect(remote).unwrap());
+    let listener = network.inside_server(|| TcpListener::bind(remote).unwrap());
+    let stream = network.inside_laptop(laptop, || TcpStream::connect(remote).unwrap());
     drop(listener.accept().unwrap());
     stream.local_addr().unwrap()
 }

@@ -173,7 +173,7 @@ fn long_lives_are_told_in_slices_and_silent_peers_end() {
     let mut tail = Tail::open(&agent.address).unwrap();
     tail.until("a watermark", |tail| tail.watermark.is_some()).unwrap();
 
-    let (udp_server, tcp_server) = stage.network.from_server(|| {
+    let (udp_server, tcp_server) = stage.network.inside_server(|| {
         (UdpSocket::bind((SERVER, 7001)).unwrap(), TcpListener::bind((SERVER, 7000)).unwrap())
     });
     let (udp_address, tcp_address) = (udp_server.local_addr().unwrap(), tcp_server.local_addr().unwrap());
@@ -187,7 +187,7 @@ fn long_lives_are_told_in_slices_and_silent_peers_end() {
     let (_never, stop) = channel();
     let sockets: Vec<UdpSocket> = stage
         .network
-        .from_laptop(0, || TALKS.iter().map(|_| UdpSocket::bind("0.0.0.0:0").unwrap()).collect());
+        .inside_laptop(0, || TALKS.iter().map(|_| UdpSocket::bind("0.0.0.0:0").unwrap()).collect());
     let locals: Vec<SocketAddr> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
     let talkers: Vec<_> = TALKS
         .iter()
@@ -201,7 +201,7 @@ fn long_lives_are_told_in_slices_and_silent_peers_end() {
             })
         })
         .collect();
-    let stream = stage.network.from_laptop(0, || TcpStream::connect(tcp_address).unwrap());
+    let stream = stage.network.inside_laptop(0, || TcpStream::connect(tcp_address).unwrap());
     let local = stream.local_addr().unwrap();
     let sender = thread::spawn(move || send_long(stream, &stop));
     // The stream is read meanwhile, as a collector does.
@@ -260,7 +260,7 @@ fn long_lives_are_told_in_slices_and_silent_peers_end() {
     assert_eq!(bytes_sent(&agent.data, tcp_address, window.0, window.1), bytes(&slices[1..3]));
     assert_eq!(bytes_sent(&agent.data, tcp_address, began, ended), sent);
 
-    stage.network.from_server(|| UdpSocket::bind((SERVER, 0)).unwrap().send_to(&[], udp_address).unwrap());
+    stage.network.inside_server(|| UdpSocket::bind((SERVER, 0)).unwrap().send_to(&[], udp_address).unwrap());
     echo_thread.join().unwrap();
     assert!(agent.running.stop().success());
 }
