@@ -25,7 +25,7 @@ use alibi_proto::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// What the kernel has counted for each facet, in the map of the probe that process `pid` has loaded.
-fn lost_in_kernel(pid: u32) -> [u64; 2] {
+fn lost_in_kernel(pid: u32) -> [u64; 3] {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
     let ids: Vec<u32> = descriptors
         .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
@@ -37,19 +37,24 @@ fn lost_in_kernel(pid: u32) -> [u64; 2] {
         .unwrap();
     let map = aya::maps::Map::PerCpuArray(aya::maps::MapData::from_id(map.id()).unwrap());
     let counts = aya::maps::PerCpuArray::<_, u64>::try_from(map).unwrap();
-    [0, 1].map(|facet| counts.get(&facet, 0).unwrap().iter().sum())
+    [0, 1, 2].map(|facet| counts.get(&facet, 0).unwrap().iter().sum())
 }
 
 /// What the agent says was lost for want of room.
-fn lost_in_coverage(agent_data: &Path) -> [u64; 2] {
-    let mut lost = [0, 0];
+fn lost_in_coverage(agent_data: &Path) -> [u64; 3] {
+    let mut lost = [0; 3];
     for event in ring::events(agent_data).unwrap() {
         if let EventKind::CoverageChanged(change) = event.kind
             && let Grade::Lost { count, reason } = change.grade
         {
             assert_eq!(reason, "the buffer between kernel and agent was full");
             assert!(change.to.is_some(), "a loss has an end");
-            lost[usize::from(change.facet == Facet::Connections)] += count;
+            let facet = match change.facet {
+                Facet::Processes => 0,
+                Facet::Connections => 1,
+                Facet::Names => 2,
+            };
+            lost[facet] += count;
         }
     }
     lost
@@ -124,7 +129,7 @@ fn what_the_buffer_had_no_room_for_is_counted_to_the_last_event() {
     let (coverage, kernel) = (lost_in_coverage(&data), lost_in_kernel(pid));
     assert_eq!(coverage, kernel);
     assert!(kernel[1] > 5_000, "2,000 connections of two ends each do not fit: {kernel:?}");
-    eprintln!("lost, processes and connections: {kernel:?} by the kernel, {coverage:?} by coverage");
+    eprintln!("lost, processes, connections and names: {kernel:?} by the kernel, {coverage:?} by coverage");
 
     for (from, to, unseen, seen) in [
         (begin, before, "clear", "talked"),
