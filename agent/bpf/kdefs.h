@@ -30,7 +30,8 @@ enum { false = 0, true = 1 };
 /* User ABI: fixed for ever. */
 enum { AF_INET = 2, AF_INET6 = 10 };
 enum { IPPROTO_HOPOPTS = 0, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_ROUTING = 43, IPPROTO_FRAGMENT = 44,
-       IPPROTO_DSTOPTS = 60 };
+       IPPROTO_DSTOPTS = 60, IPPROTO_IPIP = 4, IPPROTO_IPV6 = 41, IPPROTO_ESP = 50, IPPROTO_AH = 51 };
+enum { SOCK_STREAM = 1, SOCK_DGRAM = 2 };
 enum { EAGAIN = 11, EACCES = 13, EINVAL = 22, ENETUNREACH = 101, EHOSTUNREACH = 113 };
 enum { RTF_REJECT = 0x0200, RTN_BLACKHOLE = 6, RTN_UNREACHABLE = 7, RTN_PROHIBIT = 8 };
 enum { BPF_ANY = 0 };
@@ -119,7 +120,7 @@ struct sock_common {
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
 };
-struct sock { struct sock_common __sk_common; u16 sk_protocol; int sk_err; };
+struct sock { struct sock_common __sk_common; u16 sk_protocol, sk_type; int sk_err; };
 struct inet_sock { struct sock sk; __be16 inet_sport; };
 struct inet_connection_sock { struct inet_sock icsk_inet; };
 struct tcp_sock {

@@ -18,15 +18,19 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 // A UDP peer that was silent for longer is told anew when it speaks again.
 #define UDP_IDLE_NS 60000000000ULL
-enum { DNS_PORT = 53, ENCRYPTED_DNS_PORT = 853 };
+enum { DNS_PORT = 53 };
 // A connect that has sent nothing by then has failed.
 #define ASKING_NS 10000000ULL
 // A socket that processes keep handing to and fro is followed so often.
 #define OWNER_CHANGES_MAX 64
+// More headers before the payload of a datagram than anybody sends.
+#define EXTENSIONS_MAX 12
+// UDP that IPsec is wrapped into.
+#define NAT_TRAVERSAL_PORT 4500
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 << 20);
+	__uint(max_entries, 2 << 20); /* unless the loader says otherwise */
 } events SEC(".maps");
 
 enum lost_facet { LOST_PROCESSES, LOST_CONNECTIONS, LOST_NAMES, LOST_FACETS };
@@ -74,7 +78,8 @@ struct peer {
 	u64 first, last;
 	u64 sent, received;
 	u32 packets_sent, packets_received;
-	u32 sender; /* pid of the process that sent to it last; 0 if none did */
+	u64 sender; /* when the process started that sent to it last; 0 if none did */
+	u32 changes;
 	u32 padding;
 };
 struct {
@@ -114,7 +119,7 @@ static __always_inline void count_lost(u32 facet)
 {
 	u64 *count = bpf_map_lookup_elem(&lost, &facet);
 	if (count)
-		*count += 1;
+		__sync_fetch_and_add(count, 1);
 }
 
 // The time of an event is taken after its place in the buffer: so what has no place yet is younger than any moment
@@ -321,16 +326,16 @@ static __always_inline void take(struct socket_state *state)
 	state->pid = task->tgid;
 	state->thread = task->pid;
 	state->start = task->group_leader->start_boottime;
-	state->known = KNOWN_CALL;
+	/* The kernel may do it for somebody: further subflows of MPTCP. */
+	state->known = task->flags & PF_KTHREAD ? KNOWN_INHERITED : KNOWN_CALL;
+}
+
+static __always_inline bool is_owner(const struct socket_state *state, struct task_struct *task)
+{
+	return state->pid == task->tgid && state->start == task->group_leader->start_boottime;
 }
 
 // The same for cgroup hooks.
-static __always_inline u32 current_process(void)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	return BPF_CORE_READ(task, tgid);
-}
-
 static __always_inline void take_slowly(struct socket_state *state)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -350,6 +355,12 @@ static __always_inline void write_owner(struct connection_event *event, const st
 	event->known = state ? state->known : KNOWN_NOT;
 }
 
+// A raw socket can have TCP's number, too.
+static __always_inline bool is_tcp(struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP && sk->sk_type == SOCK_STREAM;
+}
+
 static __always_inline void write_nothing_moved(struct connection_event *event)
 {
 	event->sent = event->received = 0;
@@ -358,13 +369,10 @@ static __always_inline void write_nothing_moved(struct connection_event *event)
 
 // ---- TCP ----
 
-static __always_inline void write_tcp(struct connection_event *event, struct sock *sk, const struct socket_state *state)
+static __always_inline void write_ends(struct connection_event *event, struct sock *sk, const struct socket_state *state)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-
 	write_owner(event, state);
 	event->cookie = bpf_get_socket_cookie(sk);
-	event->protocol = IPPROTO_TCP;
 	event->network_namespace = sk->__sk_common.skc_net.net->ns.inum;
 	event->remote_port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	event->local_port = sk->__sk_common.skc_num;
@@ -375,6 +383,14 @@ static __always_inline void write_tcp(struct connection_event *event, struct soc
 		map_ipv4(event->local, sk->__sk_common.skc_rcv_saddr);
 		map_ipv4(event->remote, sk->__sk_common.skc_daddr);
 	}
+}
+
+static __always_inline void write_tcp(struct connection_event *event, struct sock *sk, const struct socket_state *state)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	write_ends(event, sk, state);
+	event->protocol = IPPROTO_TCP;
 	if (!tcp) {
 		write_nothing_moved(event);
 		return;
@@ -420,13 +436,23 @@ static __always_inline bool is_as_asked(struct sock *sk, const struct socket_sta
 	       __builtin_bswap16(sk->__sk_common.skc_dport) == state->port;
 }
 
+// Why a connect of which nothing came failed, as far as that is known.
+static __always_inline s32 refusal_of(const struct socket_state *state)
+{
+	struct refusal_key key = { .thread = state->thread };
+
+	copy16(key.remote, state->remote);
+	struct refusal *refusal = bpf_map_lookup_elem(&refusals, &key);
+	return refusal && refusal->at >= state->opened ? refusal->error : 0;
+}
+
 // To SYN_SENT and LISTEN: in the caller's own context. To ESTABLISHED and CLOSE: anywhere.
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state, struct sock *sk, int before, int now)
 {
 	struct socket_state *state;
 
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (!is_tcp(sk))
 		return 0;
 	switch (now) {
 	case TCP_SYN_SENT:
@@ -441,13 +467,15 @@ int BPF_PROG(on_state, struct sock *sk, int before, int now)
 			if (is_as_asked(sk, state))
 				return 0; /* told when connect was called */
 		}
+		/* A connect of which nothing came is over with this. */
+		s32 error = state->asked && now == TCP_LISTEN ? refusal_of(state) : 0;
 		state->opened = bpf_ktime_get_boot_ns();
 		state->hello = HELLO_NOT_YET;
 		state->direction = now == TCP_LISTEN ? DIRECTION_LISTENING : DIRECTION_OUTBOUND;
 		state->asked = 0;
 		state->ended = 0;
 		take(state);
-		tell_tcp(sk, now == TCP_LISTEN ? KIND_LISTEN : KIND_ATTEMPT, state, before, 0);
+		tell_tcp(sk, now == TCP_LISTEN ? KIND_LISTEN : KIND_ATTEMPT, state, before, error);
 		return 0;
 	case TCP_ESTABLISHED:
 		if (before == TCP_SYN_SENT) {
@@ -491,21 +519,30 @@ static __always_inline int use(struct sock *sk)
 	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	struct task_struct *task = bpf_get_current_task_btf();
 
+	/* What is left of a connection can be read after its end. */
+	if (sk->__sk_common.skc_state == TCP_CLOSE)
+		return 0;
 	if (!state) {
 		state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!state)
 			return 0;
+	} else if (state->ended) {
+		return 0;
 	} else if (state->direction == DIRECTION_LISTENING) {
 		/* Its acceptance was not seen. */
 		state->direction = DIRECTION_INBOUND;
-	} else if (state->pid == task->tgid) {
-		state->known = KNOWN_CALL;
+	} else if (is_owner(state, task)) {
+		if (state->changes < OWNER_CHANGES_MAX)
+			state->known = KNOWN_CALL;
 		return 0;
 	}
 	if (task->flags & PF_KTHREAD || state->changes >= OWNER_CHANGES_MAX)
 		return 0;
 	state->changes += 1;
 	take(state);
+	/* From here on it is not followed any more. */
+	if (state->changes == OWNER_CHANGES_MAX)
+		state->known = KNOWN_INHERITED;
 	tell_tcp(sk, KIND_OWNER, state, sk->__sk_common.skc_state, 0);
 	return 0;
 }
@@ -516,15 +553,48 @@ int BPF_PROG(on_receive, struct sock *sk)
 	return use(sk);
 }
 
+// Another process sends on a connected UDP socket than the one that connected it.
+static __always_inline int use_datagrams(struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct socket_state *state;
+
+	/* A connected one has this state, though it is UDP. Who sends on another is known before (sendmsg). */
+	if (sk->__sk_common.skc_state != TCP_ESTABLISHED || sk->sk_type != SOCK_DGRAM)
+		return 0;
+	state = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!state || is_owner(state, task) || state->changes >= OWNER_CHANGES_MAX)
+		return 0;
+	state->changes += 1;
+	take(state);
+	if (state->changes == OWNER_CHANGES_MAX)
+		state->known = KNOWN_INHERITED;
+	struct connection_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count_lost(LOST_CONNECTIONS);
+		return 0;
+	}
+	stamp(&event->header, KIND_OWNER);
+	write_ends(event, sk, state);
+	write_nothing_moved(event);
+	event->protocol = IPPROTO_UDP;
+	event->state = 0;
+	event->error = 0;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
 // Since kernel 6.3; without it, a server that only writes is known by its listener until it closes.
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_send, struct sock *sk, int length, int flags)
 {
 	u16 family = sk->__sk_common.skc_family;
 
-	if (length <= 0 || (family != AF_INET && family != AF_INET6) || sk->sk_protocol != IPPROTO_TCP)
+	if (length <= 0 || (family != AF_INET && family != AF_INET6))
 		return 0;
-	return use(sk);
+	if (is_tcp(sk))
+		return use(sk);
+	return sk->sk_protocol == IPPROTO_UDP ? use_datagrams(sk) : 0;
 }
 
 // The route that a connect was refused: such a connect never becomes an attempt. Without these two the
@@ -584,16 +654,6 @@ static __always_inline struct sock *kernel_sock(struct bpf_sock *sk, struct sock
 {
 	state->address = (u64)sk;
 	return (struct sock *)*(volatile u64 *)&state->address;
-}
-
-// Why a connect of which nothing came failed, as far as that is known.
-static __always_inline s32 refusal_of(const struct socket_state *state)
-{
-	struct refusal_key key = { .thread = state->thread };
-
-	copy16(key.remote, state->remote);
-	struct refusal *refusal = bpf_map_lookup_elem(&refusals, &key);
-	return refusal && refusal->at >= state->opened ? refusal->error : 0;
 }
 
 // A process asks for a connection. Whether anything comes of it is told by the states that follow; if none does, by the
@@ -665,6 +725,31 @@ int on_connect6(struct bpf_sock_addr *context)
 	((u32 *)remote)[2] = context->user_ip6[2];
 	((u32 *)remote)[3] = context->user_ip6[3];
 	return note_connect(context, remote);
+}
+
+// Who sends a datagram to an address. What leaves later can do so in the context of another process, which had a say in it
+// (a firewall in user space).
+static __always_inline int note_sender(struct bpf_sock_addr *context)
+{
+	struct bpf_sock *sk = context->sk;
+	if (!sk || context->protocol != IPPROTO_UDP)
+		return 1;
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (state)
+		take_slowly(state);
+	return 1;
+}
+
+SEC("cgroup/sendmsg4")
+int on_sendmsg4(struct bpf_sock_addr *context)
+{
+	return note_sender(context);
+}
+
+SEC("cgroup/sendmsg6")
+int on_sendmsg6(struct bpf_sock_addr *context)
+{
+	return note_sender(context);
 }
 
 // The last reference of a process to a socket is gone. In the caller's own context.
@@ -818,8 +903,75 @@ static __always_inline bool has_no_name(const struct __sk_buff *skb, bool leavin
 	return tcp[0] != 0 || tcp[1] != DNS_PORT;
 }
 
-// To and from whom: each datagram as it leaves or reaches the socket, whichever call it is sent or received by. A
-// datagram that leaves does so in its sender's context; one that arrives does not.
+static __always_inline bool is_loopback(const u8 *remote)
+{
+	const u64 *halves = (const u64 *)remote;
+	const u32 *words = (const u32 *)remote;
+
+	if (halves[0])
+		return false;
+	return (words[2] == 0xffff0000 && remote[12] == 127) || (words[2] == 0 && words[3] == __builtin_bswap32(1));
+}
+
+// Whether a payload looks like a DNS question: for one name, with nothing answered yet.
+static __always_inline bool is_question(struct __sk_buff *skb, u32 offset)
+{
+	u8 header[8];
+
+	if (bpf_skb_load_bytes(skb, offset, header, sizeof(header)))
+		return false;
+	return !(header[2] & 0xfe) && !(header[3] & 0x8f) && header[4] == 0 && header[5] == 1 && header[6] == 0 &&
+	       header[7] == 0;
+}
+
+// Where the payload of a datagram begins, if it is UDP. IPsec may have made something else of what a UDP socket sent.
+struct shape {
+	u32 offset;
+	u8 protocol;
+	u8 detours; /* Its destination is not the last (IPv6 routing header). */
+};
+
+// False if it cannot be told.
+static __always_inline bool read_shape(struct __sk_buff *skb, u8 protocol, struct shape *shape)
+{
+	for (int i = 0; i < EXTENSIONS_MAX; i++) {
+		struct {
+			u8 next, length, type, left;
+		} extension;
+		switch (protocol) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_FRAGMENT:
+		case IPPROTO_AH:
+		case IPPROTO_DSTOPTS:
+			break;
+		default:
+			shape->protocol = protocol;
+			return true;
+		}
+		if (bpf_skb_load_bytes(skb, shape->offset, &extension, sizeof(extension)))
+			return false;
+		if (protocol == IPPROTO_ROUTING && extension.left)
+			shape->detours = 1;
+		if (protocol == IPPROTO_FRAGMENT)
+			shape->offset += 8;
+		else if (protocol == IPPROTO_AH)
+			shape->offset += (extension.length + 2) * 4;
+		else
+			shape->offset += (extension.length + 1) * 8;
+		protocol = extension.next;
+	}
+	return false;
+}
+
+// A datagram of a UDP socket that cannot be told.
+static __always_inline int lose_datagram(void)
+{
+	count_lost(LOST_CONNECTIONS);
+	return 1;
+}
+
+// To and from whom: each datagram as it leaves or reaches the socket, whichever call it is sent or received by.
 static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -828,10 +980,10 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	} ip __attribute__((aligned(8)));
 	struct {
 		__be16 from, to;
-	} ports;
+	} ports = {};
+	struct shape shape = {};
 	struct peer_key key = {};
 	u8 local[16] __attribute__((aligned(8)));
-	u32 offset;
 
 	if (!sk || has_no_name(skb, leaving))
 		return 1;
@@ -848,59 +1000,113 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	if (sk->protocol != IPPROTO_UDP)
 		return 1;
 	if (bpf_skb_load_bytes(skb, 0, ip.bytes, 20))
-		return 1;
+		return lose_datagram();
 	if (ip.bytes[0] >> 4 == 4) {
-		if (ip.bytes[9] != IPPROTO_UDP)
-			return 1;
-		offset = (ip.bytes[0] & 15) * 4;
+		shape.protocol = ip.bytes[9];
+		shape.offset = (ip.bytes[0] & 15) * 4;
 		map_ipv4(local, *(u32 *)&ip.bytes[leaving ? 12 : 16]);
 		map_ipv4(key.remote, *(u32 *)&ip.bytes[leaving ? 16 : 12]);
 	} else {
 		if (bpf_skb_load_bytes(skb, 20, &ip.bytes[20], 20))
-			return 1;
+			return lose_datagram();
 		copy16(local, &ip.bytes[leaving ? 8 : 24]);
 		copy16(key.remote, &ip.bytes[leaving ? 24 : 8]);
-		u8 next = ip.bytes[6];
-		offset = 40;
-		for (int i = 0; i < 6 && next != IPPROTO_UDP; i++) {
-			struct {
-				u8 next, length;
-			} extension;
-			if (bpf_skb_load_bytes(skb, offset, &extension, 2))
-				return 1;
-			offset += next == IPPROTO_FRAGMENT ? 8 : (extension.length + 1) * 8;
-			next = extension.next;
-		}
-		if (next != IPPROTO_UDP)
-			return 1;
+		shape.offset = 40;
+		if (!read_shape(skb, ip.bytes[6], &shape))
+			return lose_datagram();
 	}
-	if (bpf_skb_load_bytes(skb, offset, &ports, 4))
-		return 1;
+	if (shape.protocol == IPPROTO_UDP && bpf_skb_load_bytes(skb, shape.offset, &ports, 4))
+		return lose_datagram();
+	if (shape.detours)
+		count_lost(LOST_CONNECTIONS); /* told below, to where it goes first */
+	u64 bytes = skb->len - shape.offset - 8;
+	key.port = __builtin_bswap16(leaving ? ports.to : ports.from);
+	if (leaving && (shape.protocol == IPPROTO_ESP || shape.protocol == IPPROTO_IPV6 ||
+			shape.protocol == IPPROTO_IPIP ||
+			(ports.from == __builtin_bswap16(NAT_TRAVERSAL_PORT) && sk->src_port != NAT_TRAVERSAL_PORT))) {
+		/* IPsec has wrapped it up for a gateway; the socket knows whom it is for, if it is connected. */
+		if (sk->state != TCP_ESTABLISHED)
+			return lose_datagram();
+		if (sk->family == AF_INET6) {
+			((u32 *)key.remote)[0] = sk->dst_ip6[0];
+			((u32 *)key.remote)[1] = sk->dst_ip6[1];
+			((u32 *)key.remote)[2] = sk->dst_ip6[2];
+			((u32 *)key.remote)[3] = sk->dst_ip6[3];
+		} else {
+			map_ipv4(key.remote, sk->dst_ip4);
+		}
+		key.port = __builtin_bswap16(sk->dst_port);
+		ports.from = __builtin_bswap16(sk->src_port);
+	} else if (shape.protocol != IPPROTO_UDP) {
+		return lose_datagram();
+	}
 	u64 now = bpf_ktime_get_boot_ns();
-	u64 bytes = skb->len - offset - 8;
 	u32 packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	key.cookie = bpf_get_socket_cookie(skb);
-	key.port = __builtin_bswap16(leaving ? ports.to : ports.from);
-	/* Questions too: only answers to them are believed. */
-	if (key.port == DNS_PORT)
+	/* Questions too: only answers to them are believed. On loopback the port may have been translated already, as for a
+	   container's resolver. */
+	if (key.port == DNS_PORT || (leaving && is_loopback(key.remote) && is_question(skb, shape.offset + 8)))
 		tell_packet(skb, sk, leaving);
 
+	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state)
+		return lose_datagram();
+	/* Where the kernel does not tell who sends, it is whoever is at work now. */
+	if (leaving && state->known != KNOWN_CALL && !state->changes)
+		take_slowly(state);
 	struct peer *peer = bpf_map_lookup_elem(&peers, &key);
 	/* Another processor may have been here later, and be done earlier. */
 	u64 silent_since = peer ? peer->last : 0;
 	bool is_new = !peer || (now > silent_since && now - silent_since > UDP_IDLE_NS);
 	if (!peer) {
 		struct peer fresh = { .first = now, .last = now };
-		if (bpf_map_update_elem(&peers, &key, &fresh, BPF_ANY)) {
-			count_lost(LOST_CONNECTIONS);
-			return 1;
-		}
+		if (bpf_map_update_elem(&peers, &key, &fresh, BPF_ANY))
+			return lose_datagram();
 		peer = bpf_map_lookup_elem(&peers, &key);
 		if (!peer)
-			return 1;
+			return lose_datagram();
 	}
-	u64 sent = peer->sent, received = peer->received;
-	u32 packets_sent = peer->packets_sent, packets_received = peer->packets_received;
+	/* A server's socket is shared with the processes that it forks: whoever answers is the owner. */
+	bool is_handed = leaving && state->start != peer->sender && peer->changes < OWNER_CHANGES_MAX;
+	struct connection_event *event = 0;
+	if (is_new || is_handed) {
+		event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+		if (!event) {
+			/* It is told with the next datagram, which is new then. */
+			if (is_new)
+				bpf_map_delete_elem(&peers, &key);
+			return lose_datagram();
+		}
+		stamp(&event->header, is_new ? KIND_PEER : KIND_OWNER);
+		state->peers = 1;
+		if (leaving) {
+			if (!is_new)
+				peer->changes += 1;
+			peer->sender = state->start;
+		}
+		write_owner(event, state);
+		/* Whoever gets what arrives need not be who sent last; and one that changes often is not followed for ever. */
+		if (event->known == KNOWN_CALL && (!leaving || peer->changes == OWNER_CHANGES_MAX))
+			event->known = KNOWN_INHERITED;
+		event->direction = leaving ? DIRECTION_OUTBOUND : DIRECTION_INBOUND;
+		event->opened = silent_since; /* of a peer, when it was heard last before this */
+		event->cookie = key.cookie;
+		event->protocol = IPPROTO_UDP;
+		struct sock *kernel = kernel_sock(sk, state);
+		event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
+		event->local_port = __builtin_bswap16(leaving ? ports.from : ports.to);
+		event->remote_port = key.port;
+		copy16(event->local, local);
+		copy16(event->remote, key.remote);
+		/* What it had moved before, when it was told last. */
+		event->sent = peer->sent;
+		event->received = peer->received;
+		event->packets_sent = peer->packets_sent;
+		event->packets_received = peer->packets_received;
+		event->retransmitted = event->round_trip_us = 0;
+		event->state = 0;
+		event->error = 0;
+	}
 	if (now > peer->last)
 		peer->last = now;
 	if (leaving) {
@@ -910,54 +1116,8 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 		__sync_fetch_and_add(&peer->received, bytes);
 		__sync_fetch_and_add(&peer->packets_received, packets);
 	}
-	/* A server's socket is shared with the processes that it forks: whoever answers is the owner. */
-	u32 sender = leaving ? current_process() : 0;
-	bool is_handed = leaving && sender != peer->sender;
-	if (!is_new && !is_handed)
-		return 1;
-
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!is_new && state && state->changes++ >= OWNER_CHANGES_MAX) {
-		state->changes = OWNER_CHANGES_MAX;
-		return 1;
-	}
-	struct connection_event *event =
-		state ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : 0;
-	if (!event || !state) {
-		/* Tell it with the next datagram, which is lost no less. */
-		if (is_new)
-			peer->last = 0;
-		count_lost(LOST_CONNECTIONS);
-		return 1;
-	}
-	if (is_new && leaving && key.port == ENCRYPTED_DNS_PORT)
-		tell_packet(skb, sk, true);
-	state->peers = 1;
-	if (leaving) {
-		peer->sender = sender;
-		take_slowly(state);
-	}
-	stamp(&event->header, is_new ? KIND_PEER : KIND_OWNER);
-	write_owner(event, state);
-	event->direction = leaving ? DIRECTION_OUTBOUND : DIRECTION_INBOUND;
-	event->opened = silent_since; /* of a peer, when it was heard last before this */
-	event->cookie = key.cookie;
-	event->protocol = IPPROTO_UDP;
-	struct sock *kernel = kernel_sock(sk, state);
-	event->network_namespace = BPF_CORE_READ(kernel, __sk_common.skc_net.net, ns.inum);
-	event->local_port = __builtin_bswap16(leaving ? ports.from : ports.to);
-	event->remote_port = key.port;
-	copy16(event->local, local);
-	copy16(event->remote, key.remote);
-	/* What it had moved before, when it was told last. */
-	event->sent = sent;
-	event->received = received;
-	event->packets_sent = packets_sent;
-	event->packets_received = packets_received;
-	event->retransmitted = event->round_trip_us = 0;
-	event->state = 0;
-	event->error = 0;
-	bpf_ringbuf_submit(event, 0);
+	if (event)
+		bpf_ringbuf_submit(event, 0);
 	return 1;
 }
 
@@ -1036,12 +1196,14 @@ static __always_inline int look(struct bpf_iter__bpf_sk_storage_map *context, bo
 	struct sock *sk = context->sk;
 	struct socket_state *state = context->value;
 
-	if (!sk || !state || sk->sk_protocol != IPPROTO_TCP || state->ended)
+	if (!sk || !state || !is_tcp(sk) || state->ended)
 		return 0;
 	if (sk->__sk_common.skc_state == TCP_CLOSE) {
 		/* Asked for, and the call is over: it came to nothing. */
 		if (state->asked && bpf_ktime_get_boot_ns() - state->opened > ASKING_NS)
 			tell_refused(context->meta->seq, sk, state);
+		else if (state->asked && all)
+			write_seq(context->meta->seq, sk, KIND_FOUND, state); /* it is there, and not more yet */
 		return 0;
 	}
 	if (sk->__sk_common.skc_state == TCP_LISTEN)
@@ -1087,8 +1249,7 @@ int find(struct bpf_iter__task_file *context)
 	if (!sk)
 		return 0;
 	u16 family = sk->__sk_common.skc_family;
-	if ((family != AF_INET && family != AF_INET6) ||
-	    (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_UDP))
+	if ((family != AF_INET && family != AF_INET6) || (!is_tcp(sk) && sk->sk_protocol != IPPROTO_UDP))
 		return 0;
 	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state)

@@ -21,6 +21,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(60);
 /// A connection must have been seen by then.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Connections and datagrams that are taken at once.
+const VISITORS_MAX: usize = 64;
 /// A machine that does not even complete a connection to itself by then is not to be waited for.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -86,6 +88,7 @@ impl Canary {
 
     /// Looks for the last canary in what was seen, says what follows, and lets the next one fly when it is time.
     pub(super) fn turn(&mut self, now: Moment, facts: &mut Vec<Observation>) {
+        facts.retain(|observation| self.believes(&observation.fact));
         for observation in &*facts {
             if let Fact::ConnectionOpened(connection) = &observation.fact {
                 self.look_at(connection);
@@ -113,7 +116,12 @@ impl Canary {
             self.sights = Sights::default();
             // Whatever comes of it, a connection was asked for.
             drop(TcpStream::connect_timeout(&self.target, CONNECT_TIMEOUT));
-            while self.listener.accept().is_ok() {}
+            // Others may knock, too, and must not keep the agent here.
+            for _ in 0..VISITORS_MAX {
+                if self.listener.accept().is_err() {
+                    break;
+                }
+            }
             if let Some((receiver, target)) = &self.datagrams {
                 // From another port each time, so that it is somebody new.
                 let sent =
@@ -121,8 +129,26 @@ impl Canary {
                 if let Err(problem) = sent {
                     tracing::debug!(%problem, "no datagram could be sent to the agent itself");
                 }
-                while receiver.recv(&mut [0]).is_ok() {}
+                for _ in 0..VISITORS_MAX {
+                    if receiver.recv(&mut [0]).is_err() {
+                        break;
+                    }
+                }
             }
+        }
+    }
+
+    /// False for a grade of the source while the source is not believed. It is kept for when it is again.
+    fn believes(&mut self, fact: &Fact) -> bool {
+        match fact {
+            Fact::Coverage(CoverageChange { facet: Facet::Connections, grade, to: None, scope, .. }) => {
+                self.grade.0 = grade.clone();
+                if let Some(scope) = scope {
+                    self.grade.1 = scope.clone();
+                }
+                !self.state.is_missed
+            }
+            _ => true,
         }
     }
 

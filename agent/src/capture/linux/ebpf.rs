@@ -39,10 +39,15 @@ const SKIPPED: &str = "the kernel left out a hook in an interrupt, because it wa
 /// What moves in a connection that has just been opened is looked at so soon: before its first record is due, which is after
 /// a second.
 const FRESH_LOOK_AFTER: Duration = Duration::from_millis(500);
+/// A turn takes at most so much. More comes only if events come as fast as they are taken.
+const TAKEN_BYTES_MAX: usize = 8 << 20;
 /// Of the place for what a turn takes, so much is kept for the next one.
 const TAKEN_BYTES_KEPT: usize = 256 << 10;
 /// What moves in open connections is looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Whether what is taken to be open still is, is looked at so often, whatever has been told: the kernel has more ways to end a
+/// connection than anybody knows.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The sensor.
 pub(super) struct Ebpf {
@@ -54,10 +59,26 @@ pub(super) struct Ebpf {
     looked: Option<Moment>,
     /// When the kernel's count of what was lost was read last, and what it was.
     counted: Option<(Moment, Lost)>,
+    /// When it was last looked whether all is known that is open.
+    reconciled: Option<Moment>,
     has_begun: bool,
-    has_adopted: bool,
+    adopted: Adopted,
     /// Place for events that have been taken, and where each ends.
     taken: (Vec<u8>, Vec<usize>),
+}
+
+/// Whether the connections that no process holds have been taken over.
+enum Adopted {
+    NotYet,
+    /// Not those of all network namespaces.
+    Some {
+        tried: Moment,
+    },
+    All,
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Ebpf {
@@ -73,8 +94,9 @@ impl Ebpf {
             names: Names::new(),
             looked: None,
             counted: None,
+            reconciled: None,
             has_begun: false,
-            has_adopted: false,
+            adopted: Adopted::NotYet,
             taken: Default::default(),
         })
     }
@@ -95,26 +117,32 @@ impl Ebpf {
     /// Connections that were open before the probe was there and are in no process's hands: what their last holder left to
     /// the kernel, what waits to be accepted, what belongs to the kernel itself or to another protocol above it.
     fn adopt(&mut self, now: Moment, facts: &mut Vec<Observation>) {
-        let (open, unseen) = match netlink::open_now(self.connections.is_of_own_only()) {
-            Ok(found) => found,
-            Err(problem) => {
-                tracing::warn!(%problem, "the connections that no process holds cannot be listed");
-                (Vec::new(), 1)
+        match self.adopted {
+            Adopted::All => return,
+            Adopted::Some { tried } if now.boot_ns.saturating_sub(tried.boot_ns) < nanos(SWEEP_INTERVAL) => {
+                return;
             }
-        };
+            _ => {}
+        }
+        let (open, unseen) = self.open_now();
         open.iter().for_each(|connection| facts.extend(self.connections.adopt(connection, now)));
-        if unseen > 0 {
+        let was_partial = matches!(self.adopted, Adopted::Some { .. });
+        self.adopted = if unseen > 0 { Adopted::Some { tried: now } } else { Adopted::All };
+        // As long as they may live, nothing is proven.
+        let stands = if unseen > 0 && !was_partial {
             let reason = format!(
                 "what was open before in {unseen} network namespaces, and in no process's hands, is not known"
             );
-            let change = CoverageChange {
-                facet: Facet::Connections,
-                grade: Grade::Lost { count: 0, reason },
-                from: now.wall,
-                to: Some(now.wall),
-                scope: None,
-                announced_from: None,
-            };
+            Some((Grade::Lost { count: 0, reason }, None))
+        } else if unseen == 0 && was_partial {
+            let connections = self.facets().into_iter().find(|facet| facet.facet == Facet::Connections);
+            connections.map(|facet| (facet.grade, Some(facet.scope)))
+        } else {
+            None
+        };
+        if let Some((grade, scope)) = stands {
+            let (facet, from) = (Facet::Connections, now.wall);
+            let change = CoverageChange { facet, grade, from, to: None, scope, announced_from: None };
             facts.push(Observation { at: now, fact: Fact::Coverage(change) });
         }
     }
@@ -124,7 +152,7 @@ impl Ebpf {
         // They lie in the probe's buffer, and what they mean can make the probe be asked: so they are copied, one after the
         // other, and the place is used again.
         let (mut bytes, mut ends) = std::mem::take(&mut self.taken);
-        let has_all = self.probe.drain(|event| {
+        let has_all = self.probe.drain(TAKEN_BYTES_MAX, |event| {
             bytes.extend_from_slice(event);
             ends.push(bytes.len());
         });
@@ -192,17 +220,30 @@ impl Ebpf {
             self.processes.reconcile(now, facts)?;
         }
         if lost.connections > before.connections || skipped[1] > 0 {
-            let (probe, processes) = (&mut self.probe, &mut self.processes);
-            let missing = self.connections.begin_reconciling(now, probe, processes, facts)?;
-            self.take_events(now, facts);
-            self.connections.end_reconciling(missing, now, facts);
-            if self.connections.has_adopted()
-                && let Ok((open, 0)) = netlink::open_now(self.connections.is_of_own_only())
-            {
-                self.connections.end_adopted(&open, now, facts);
-            }
+            self.reconcile(now, facts)?;
         }
         Ok(())
+    }
+
+    /// Looks whether all is known that is open, and nothing more.
+    fn reconcile(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
+        self.reconciled = Some(now);
+        let (probe, processes) = (&mut self.probe, &mut self.processes);
+        let missing = self.connections.begin_reconciling(now, probe, processes, facts)?;
+        // Else the ends of some may still be on their way.
+        if self.take_events(now, facts) && !missing.is_empty() {
+            let (open, unseen) = self.open_now();
+            self.connections.end_reconciling(missing, &open, unseen == 0, now, facts);
+        }
+        Ok(())
+    }
+
+    /// What is open by the kernel's own list, and in how many network namespaces that cannot be seen.
+    fn open_now(&self) -> (Vec<netlink::OpenConnection>, usize) {
+        netlink::open_now(self.connections.is_of_own_only()).unwrap_or_else(|problem| {
+            tracing::warn!(%problem, "the open connections cannot be listed");
+            (Vec::new(), 1)
+        })
     }
 
     fn look(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
@@ -213,6 +254,12 @@ impl Ebpf {
         if is_any && since.is_none_or(|since| since >= interval) {
             self.looked = Some(now);
             self.connections.look(now, &mut self.probe, &mut self.processes, facts)?;
+        }
+        let (may_have_ended, is_full) = self.connections.wants_sweep();
+        let interval = if is_full { LOOK_INTERVAL } else { SWEEP_INTERVAL };
+        let reconciled = *self.reconciled.get_or_insert(now);
+        if may_have_ended && now.boot_ns.saturating_sub(reconciled.boot_ns) >= nanos(interval) {
+            self.reconcile(now, facts)?;
         }
         Ok(())
     }
@@ -252,8 +299,8 @@ impl Sensor for Ebpf {
                 scope: scope(
                     self.connections.covers(),
                     cannot_see(
-                        "other protocols; raw and packet sockets; UDP into IPsec; the own traffic of virtual machines; tunnels made by \
-                         the kernel; what a program sends past the kernel",
+                        "other protocols; raw and packet sockets; the own traffic of virtual machines; tunnels made by the \
+                         kernel; what a program sends past the kernel; by which other address this host or the network translated one (NAT)",
                         &lacks.words,
                     ),
                 ),
@@ -286,9 +333,7 @@ impl Sensor for Ebpf {
             self.begin(now, facts)?;
         }
         let has_all = self.take_events(now, facts);
-        if !std::mem::replace(&mut self.has_adopted, true) {
-            self.adopt(now, facts);
-        }
+        self.adopt(now, facts);
         self.count_losses(now, facts)?;
         self.look(now, facts)?;
         self.processes.tell_waiting(now, facts);

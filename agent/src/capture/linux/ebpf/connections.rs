@@ -33,6 +33,8 @@ const ADOPTED: u64 = u64::MAX;
 const LISTINGS: u32 = 4;
 /// UDP peers that are followed; as many as the kernel's map holds.
 const PEERS_MAX: usize = 65_536;
+/// TCP connections that are followed.
+const OPEN_MAX: usize = 262_144;
 
 /// The program gave an attempt up before it was answered. No system call returns this for a connect.
 const ECANCELED: i32 = 125;
@@ -122,7 +124,12 @@ impl Connections {
         }
         let mut push = |fact| facts.push(Observation { at, fact });
         match kind {
-            ConnectionKind::Listen => push(listening(header, &connection)),
+            ConnectionKind::Listen => {
+                if let Some((remote, _)) = self.open.remove(&connection.cookie) {
+                    push(given_up(connection.cookie, remote, connection.error));
+                }
+                push(listening(header, &connection));
+            }
             ConnectionKind::Attempt | ConnectionKind::Accepted => {
                 let known = self.open.get(&connection.cookie).copied();
                 // A look at what is open can come before the event.
@@ -143,10 +150,11 @@ impl Connections {
                 if let Some((remote, _)) = known {
                     // The socket is used anew: what it was used for before came to nothing.
                     push(given_up(connection.cookie, remote, connection.error));
+                    self.open.remove(&connection.cookie);
                 }
                 let is_attempt = kind == ConnectionKind::Attempt;
                 let state = if is_attempt { FlowState::Attempted } else { FlowState::Established };
-                push(self.opened(header, &connection, state));
+                self.begin(header, &connection, state, false, at, facts);
             }
             ConnectionKind::Established => {
                 if self.is_open(&connection) {
@@ -157,7 +165,7 @@ impl Connections {
                     };
                     push(Fact::ConnectionChanged { socket: socket(&connection), change });
                 } else {
-                    push(self.opened(header, &connection, FlowState::Established));
+                    self.begin(header, &connection, FlowState::Established, false, at, facts);
                 }
             }
             ConnectionKind::Owner if connection.is_udp => {
@@ -168,7 +176,13 @@ impl Connections {
                     push(Fact::ConnectionChanged { socket: socket(&connection), change });
                 }
             }
-            ConnectionKind::Owner | ConnectionKind::Sample => push(self.changed(header, &connection)),
+            ConnectionKind::Owner | ConnectionKind::Sample if self.is_open(&connection) => {
+                let change = change(header, &connection);
+                push(Fact::ConnectionChanged { socket: socket(&connection), change });
+            }
+            ConnectionKind::Owner | ConnectionKind::Sample => {
+                self.begin(header, &connection, open_state(connection.state), true, at, facts);
+            }
             ConnectionKind::Closed => {
                 let state = outcome(&connection);
                 if self.is_open(&connection) {
@@ -198,26 +212,39 @@ impl Connections {
         self.open.get(&connection.cookie).is_some_and(|(remote, _)| *remote == connection.remote)
     }
 
-    fn opened(&mut self, header: Header, connection: &Connection, state: FlowState) -> Fact {
-        self.open.insert(connection.cookie, (connection.remote, connection.opened));
-        self.has_fresh = true;
-        opened(header, connection, state)
-    }
-
-    fn changed(&mut self, header: Header, connection: &Connection) -> Fact {
-        if !self.is_open(connection) {
-            let state = open_state(connection.state);
-            let Fact::ConnectionOpened(mut observed) = self.opened(header, connection, state) else {
-                unreachable!("opened gives nothing else")
-            };
-            observed.already_open = true;
-            if connection.direction == Direction::Unknown {
-                // It waited to be accepted when the open files were looked through.
-                observed.direction = FlowDirection::Inbound;
-            }
-            return Fact::ConnectionOpened(observed);
+    /// Something is open that was not; with `already_open` it has been for some time.
+    fn begin(
+        &mut self,
+        header: Header,
+        connection: &Connection,
+        state: FlowState,
+        already_open: bool,
+        at: Moment,
+        facts: &mut Vec<Observation>,
+    ) {
+        let mut push = |fact| facts.push(Observation { at, fact });
+        let is_full = self.open.len() >= OPEN_MAX && !self.open.contains_key(&connection.cookie);
+        let state = if is_full { FlowState::Closed } else { state };
+        let Fact::ConnectionOpened(mut observed) = opened(header, connection, state) else { return };
+        observed.already_open = already_open;
+        if already_open && connection.direction == Direction::Unknown {
+            // It waited to be accepted when the open files were looked through.
+            observed.direction = FlowDirection::Inbound;
         }
-        Fact::ConnectionChanged { socket: socket(connection), change: change(header, connection) }
+        if is_full {
+            push(Fact::ConnectionOpened(observed));
+            let reason = format!(
+                "more than {OPEN_MAX} TCP connections at once: those beyond were recorded as they began only"
+            );
+            push(lost(at, at, reason));
+            return;
+        }
+        let before = self.open.insert(connection.cookie, (connection.remote, connection.opened));
+        if let Some((remote, _)) = before.filter(|(remote, _)| *remote != connection.remote) {
+            push(given_up(connection.cookie, remote, 0));
+        }
+        self.has_fresh = true;
+        push(Fact::ConnectionOpened(observed));
     }
 
     /// A UDP peer that is new, or was silent for long.
@@ -383,9 +410,10 @@ impl Connections {
                 && !matches!(connection.state, tcp_state::CLOSE | tcp_state::TIME_WAIT)
             {
                 let state = open_state(connection.state);
-                let Fact::ConnectionOpened(mut observed) = self.opened(header, &connection, state) else {
+                let Fact::ConnectionOpened(mut observed) = opened(header, &connection, state) else {
                     continue;
                 };
+                self.open.insert(connection.cookie, (connection.remote, connection.opened));
                 observed.already_open = true;
                 observed.attribution = attribution;
                 let accepted = listeners.contains(&(connection.network_namespace, connection.local.port()));
@@ -393,11 +421,13 @@ impl Connections {
                 facts.push(Fact::ConnectionOpened(observed));
             }
         }
+        self.has_fresh |= !self.open.is_empty();
         facts.into_iter().map(|fact| Observation { at: now, fact }).collect()
     }
 
-    /// After events were lost, the first half: begins what is open and was not told. `probe` must be drained after it: only
-    /// then is what it gives, the connections that were open before and are not now, without those whose own end is told.
+    /// Looks whether all is known that is open, the first half: begins what is open and was not told. `probe` must be drained
+    /// after it: only then is what it gives, the connections that were open before and that the probe does not list, without
+    /// those whose own end is told.
     pub(super) fn begin_reconciling(
         &mut self,
         now: Moment,
@@ -405,10 +435,7 @@ impl Connections {
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
     ) -> Result<HashSet<u64>, CaptureError> {
-        // The probe keeps nothing with one that was adopted, and does not list it.
-        let is_listed =
-            |(cookie, (_, opened)): (&u64, &(SocketAddr, u64))| (*opened != ADOPTED).then_some(*cookie);
-        let mut missing: HashSet<u64> = self.open.iter().filter_map(is_listed).collect();
+        let mut missing: HashSet<u64> = self.open.keys().copied().collect();
         // A listing jumps over what is beside something that ends meanwhile: only what is in none of several is missing.
         for _ in 0..LISTINGS {
             let bytes = probe.sample(true)?;
@@ -418,33 +445,33 @@ impl Connections {
                     self.take((header, kind, connection), now, probe, processes, facts);
                 }
             }
+            if missing.is_empty() {
+                break;
+            }
         }
+        missing.retain(|cookie| self.open.contains_key(cookie));
         Ok(missing)
     }
 
-    /// Whether there are connections that were adopted.
-    pub(super) fn has_adopted(&self) -> bool {
-        self.open.values().any(|(_, opened)| *opened == ADOPTED)
-    }
-
-    /// Ends those that were adopted and are not among those that are open.
-    pub(super) fn end_adopted(&mut self, open: &[OpenConnection], now: Moment, facts: &mut Vec<Observation>) {
-        let alive: HashSet<u64> = open.iter().map(|connection| connection.cookie).collect();
-        let is_gone = |(cookie, (_, opened)): (&u64, &(SocketAddr, u64))| {
-            (*opened == ADOPTED && !alive.contains(cookie)).then_some(*cookie)
-        };
-        let gone: HashSet<u64> = self.open.iter().filter_map(is_gone).collect();
-        self.end_reconciling(gone, now, facts);
-    }
-
-    /// The second half: ends those of `missing` of which nothing has been heard since.
+    /// The second half: ends those of `missing` that are not open either by the kernel's own list, in which all are, with
+    /// something kept by the probe or not. While that list may not be whole, none is ended.
     pub(super) fn end_reconciling(
         &mut self,
         missing: HashSet<u64>,
+        open: &[OpenConnection],
+        is_whole: bool,
         now: Moment,
         facts: &mut Vec<Observation>,
     ) {
+        let alive: HashSet<u64> = open.iter().map(|connection| connection.cookie).collect();
         for cookie in missing {
+            if alive.contains(&cookie) || !is_whole {
+                // Nothing is kept with it.
+                if let Some((_, opened)) = self.open.get_mut(&cookie) {
+                    *opened = ADOPTED;
+                }
+                continue;
+            }
             let Some((remote, _)) = self.open.remove(&cookie) else { continue };
             let socket = SocketKey { protocol: Protocol::Tcp, remote, socket: cookie };
             let change = ConnectionChange::default();
@@ -453,6 +480,11 @@ impl Connections {
                 fact: Fact::ConnectionClosed { socket, state: FlowState::Closed, change },
             });
         }
+    }
+
+    /// Whether there is anything that may have ended untold, and whether there is no more room.
+    pub(super) fn wants_sweep(&self) -> (bool, bool) {
+        (!self.open.is_empty(), self.open.len() >= OPEN_MAX)
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
         unix::fs::FileExt as _,
     },
     path::Path,
+    thread,
 };
 
 use aya::{
@@ -21,6 +22,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
 use crate::{capture::CaptureError, sys::linux::give_memory_back};
@@ -45,9 +47,11 @@ const TRACEPOINTS: [(&str, &str, &str); 8] = [
 ];
 
 /// Programs on the root of the control groups, and what is missing without them.
-const CGROUP_HOOKS: [(&str, Missing); 7] = [
+const CGROUP_HOOKS: [(&str, Missing); 9] = [
     ("on_connect4", Missing::Attempts),
     ("on_connect6", Missing::Attempts),
+    ("on_sendmsg4", Missing::Words("which of several processes sends from a UDP socket")),
+    ("on_sendmsg6", Missing::Words("which of several processes sends from a UDP socket")),
     ("on_release", Missing::Attempts),
     ("on_bind4", Missing::Words("the owner of UDP sockets that only receive")),
     ("on_bind6", Missing::Words("the owner of UDP sockets that only receive")),
@@ -100,7 +104,7 @@ pub(super) struct Peer {
 
 /// As it lies in the kernel's map: `struct peer_key`.
 pub(super) type PeerKey = [u8; 32];
-type PeerValue = [u8; 48];
+type PeerValue = [u8; 56];
 
 /// What the probe could not tell for want of room, since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,13 +183,19 @@ impl Probe {
         self.events.as_fd()
     }
 
-    /// Hands every event in the buffer to `take`. False if there is more, that has been begun and not yet been written.
-    pub(super) fn drain(&mut self, mut take: impl FnMut(&[u8])) -> bool {
+    /// Hands every event in the buffer to `take`. False if there is more, that has been begun and not yet been written, or
+    /// was written meanwhile: at most `bytes_max` are taken.
+    pub(super) fn drain(&mut self, bytes_max: usize, mut take: impl FnMut(&[u8])) -> bool {
+        let mut taken = 0;
         // An event that is being written on another processor hides all that follow. The kernel calls the buffer
         // readable as long as there is any such.
         for _ in 0..ROUNDS_MAX {
             while let Some(event) = self.events.next() {
+                taken += event.len();
                 take(&event);
+                if taken >= bytes_max {
+                    return false;
+                }
             }
             let mut descriptor = [PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN)];
             let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -296,12 +306,18 @@ fn attach_tracepoint(
 fn attach_cgroup_hooks(programs: &mut aya::Ebpf, lacks: &mut Lacks) -> Result<(), CaptureError> {
     let root = control_groups();
     if let Err(problem) = &root {
-        tracing::warn!(%problem, "there are no unified control groups");
+        tracing::warn!(%problem, "the unified control groups cannot be reached");
     }
     for (name, missing) in CGROUP_HOOKS {
-        let Ok(root) = &root else {
-            lacks.note(missing, "there are no unified control groups (cgroup v2)");
-            continue;
+        let root = match &root {
+            Ok(root) => root,
+            Err(problem) => {
+                lacks.note(
+                    missing,
+                    &format!("the unified control groups (cgroup v2) cannot be reached: {problem}"),
+                );
+                continue;
+            }
         };
         if let Err(problem) = attach_cgroup_hook(programs, name, root) {
             tracing::warn!(program = name, %problem, "the kernel refuses a hook");
@@ -311,15 +327,40 @@ fn attach_cgroup_hooks(programs: &mut aya::Ebpf, lacks: &mut Lacks) -> Result<()
     Ok(())
 }
 
-/// The root of the unified control groups.
+/// The root of the unified control groups. What is attached below it sees only its own part.
 fn control_groups() -> io::Result<File> {
-    // Where both hierarchies are mounted, the unified one is below.
+    // Where both hierarchies are mounted, the unified one is below. Not mounted here, or a part of it, as in many containers:
+    // it need not be anywhere to be opened.
     for directory in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-        if Path::new(directory).join("cgroup.controllers").exists() {
-            return File::open(directory);
+        if Path::new(directory).join("cgroup.controllers").exists()
+            && let Some(root) = File::open(directory).ok().filter(is_root)
+        {
+            return Ok(root);
         }
     }
-    // Not mounted here, as in many containers: it need not be anywhere to be opened.
+    if let Some(root) = mounted_for_us().ok().filter(is_root) {
+        return Ok(root);
+    }
+    // In a namespace of control groups the root is only that of the namespace. The first process is in the whole.
+    let first = || {
+        let namespace = File::open("/proc/1/ns/cgroup")?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::ControlGroup))?;
+        mounted_for_us()
+    };
+    let found =
+        thread::scope(|scope| scope.spawn(first).join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())));
+    let is_part =
+        || io::Error::other("the agent is in a part of the control groups, and their root is out of reach");
+    found.ok().filter(is_root).ok_or_else(is_part)
+}
+
+/// Whether this is the root of the whole hierarchy, and not of a part: the kernel numbers it 1.
+fn is_root(group: &File) -> bool {
+    rustix::fs::fstat(group).is_ok_and(|stat| stat.st_ino == 1)
+}
+
+/// The root, as this thread's namespace of control groups has it.
+fn mounted_for_us() -> io::Result<File> {
     let hierarchy = rustix::mount::fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(hierarchy.as_fd())?;
     let root =
@@ -342,7 +383,7 @@ fn attach_cgroup_hook(programs: &mut aya::Ebpf, name: &str, root: &File) -> Resu
                 if name == "on_leaving" { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
             program.load().and_then(|()| program.attach(root, way, mode)).map(drop)
         }
-        "on_connect4" | "on_connect6" => {
+        "on_connect4" | "on_connect6" | "on_sendmsg4" | "on_sendmsg6" => {
             let program: &mut CgroupSockAddr = program(programs, name)?;
             program.load().and_then(|()| program.attach(root, mode)).map(drop)
         }

@@ -154,10 +154,13 @@ impl Row {
     /// Established, or asked for by this host, and not over.
     pub(super) fn is_open(&self) -> bool {
         const SYN_RECEIVED: u8 = 3;
+        const FIN_WAIT_2: u8 = 5;
         const TIME_WAIT: u8 = 6;
         const NEW_SYN_RECEIVED: u8 = 12;
         let is_other = [SYN_RECEIVED, TIME_WAIT, tcp_state::CLOSE, NEW_SYN_RECEIVED].contains(&self.state);
-        self.is_connection() && !is_other
+        // Nobody holds what is left of one that waits for the other end to close: the kernel does not even tell its end.
+        let is_remnant = self.state == FIN_WAIT_2 && self.tcp.is_none();
+        self.is_connection() && !is_other && !is_remnant
     }
 
     /// Somebody is, or was, at its other end.
