@@ -107,6 +107,19 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
     limit_capabilities(CapabilitySet::empty())
 }
 
+/// Does `work` on this thread as somebody who does not administrate the network.
+///
+/// # Errors
+/// When the system does not let this thread put the right aside, or take it up again; and those of `work`.
+pub(crate) fn without_network_administration<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let held = capabilities(None)?;
+    let effective = held.effective - CapabilitySet::NET_ADMIN;
+    set_capabilities(None, CapabilitySets { effective, ..held })?;
+    let done = work();
+    set_capabilities(None, held)?;
+    done
+}
+
 fn limit_capabilities(to: CapabilitySet) -> io::Result<()> {
     let held = capabilities(None)?;
     let sets = CapabilitySets {

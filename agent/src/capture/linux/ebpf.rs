@@ -3,7 +3,7 @@
 //! [`probe`] loads and reads the program in `bpf/`, [`event`] understands its words; [`processes`] and [`connections`]
 //! turn them into facts.
 
-use std::{os::fd::BorrowedFd, time::Duration};
+use std::{collections::HashSet, os::fd::BorrowedFd, time::Duration};
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Scope},
@@ -20,7 +20,7 @@ mod names;
 mod probe;
 mod processes;
 
-use connections::Connections;
+use connections::{Connections, LISTINGS};
 use event::Event;
 use names::Names;
 use probe::{Lost, Probe};
@@ -232,8 +232,17 @@ impl Ebpf {
         let missing = self.connections.begin_reconciling(now, probe, processes, facts)?;
         // Else the ends of some may still be on their way.
         if self.take_events(now, facts) && !missing.is_empty() {
-            let (open, unseen) = self.open_now();
-            self.connections.end_reconciling(missing, &open, unseen == 0, now, facts);
+            // As the other listing, it can jump over what is beside something that ends meanwhile.
+            let (mut alive, mut is_whole) = (HashSet::new(), true);
+            for _ in 0..LISTINGS {
+                let (open, unseen) = self.open_now();
+                alive.extend(open.iter().map(|connection| connection.cookie));
+                is_whole &= unseen == 0;
+                if missing.is_subset(&alive) {
+                    break;
+                }
+            }
+            self.connections.end_reconciling(missing, &alive, is_whole, now, facts);
         }
         Ok(())
     }

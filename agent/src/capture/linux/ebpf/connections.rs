@@ -30,7 +30,7 @@ const UDP_SILENT: Duration = Duration::from_secs(60);
 /// Instead of when it was opened, for a connection of which the probe knows nothing.
 const ADOPTED: u64 = u64::MAX;
 /// What is open is listed so often before something is taken to be closed.
-const LISTINGS: u32 = 4;
+pub(super) const LISTINGS: u32 = 4;
 /// UDP peers that are followed; as many as the kernel's map holds.
 const PEERS_MAX: usize = 65_536;
 /// TCP connections that are followed.
@@ -453,17 +453,16 @@ impl Connections {
         Ok(missing)
     }
 
-    /// The second half: ends those of `missing` that are not open either by the kernel's own list, in which all are, with
+    /// The second half: ends those of `missing` that are not `alive` either by the kernel's own list, in which all are, with
     /// something kept by the probe or not. While that list may not be whole, none is ended.
     pub(super) fn end_reconciling(
         &mut self,
         missing: HashSet<u64>,
-        open: &[OpenConnection],
+        alive: &HashSet<u64>,
         is_whole: bool,
         now: Moment,
         facts: &mut Vec<Observation>,
     ) {
-        let alive: HashSet<u64> = open.iter().map(|connection| connection.cookie).collect();
         for cookie in missing {
             if alive.contains(&cookie) || !is_whole {
                 // Nothing is kept with it.

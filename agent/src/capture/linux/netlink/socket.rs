@@ -17,6 +17,7 @@ use rustix::{
 };
 
 use super::message::{self, DONE, ERROR, INTERRUPTED, Message, messages};
+use crate::sys;
 
 /// The kernel's messages are no longer than 32 KiB, or one page where that is more.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
@@ -110,7 +111,9 @@ pub(in crate::capture::linux) struct Asker {
 impl Asker {
     /// Asks in this thread's network namespace.
     pub(in crate::capture::linux) fn open(protocol: Option<Protocol>) -> io::Result<Self> {
-        let socket = open(protocol, SocketFlags::empty())?;
+        // To whoever administrates the network the kernel shows more of a socket than anybody reads, such as its keys
+        // (TCP_MD5SIG). A program can have so many that they fit into no answer: then the listing ends there, silently.
+        let socket = sys::linux::without_network_administration(|| open(protocol, SocketFlags::empty()))?;
         sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
         bind(&socket, &SocketAddrNetlink::new(0, 0))?;
         connect(&socket, &SocketAddrNetlink::new(0, 0))?;
