@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt::socket_error},
+    net::{AddressFamily, SocketFlags, SocketType, connect, listen, socket_with, sockopt::socket_error},
 };
 
 use super::{
@@ -29,6 +29,20 @@ pub(super) fn unreachable(ground: &Ground) -> Result<()> {
 
 pub(super) fn no_route(ground: &Ground) -> Result<()> {
     fail_at_once(ground, |number| ground.far(number), Errno::NETUNREACH)
+}
+
+/// A socket that was refused a connection is used to listen, and closed at once: before anybody has looked at it.
+pub(super) fn relisten(ground: &Ground) -> Result<()> {
+    for number in 0..50 {
+        let remote = ground.far(number);
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::empty(), None)?;
+        let refused = connect(&socket, &remote);
+        ensure!(refused == Err(Errno::HOSTUNREACH), "{remote}: {refused:?}");
+        listen(&socket, 1)?;
+        drop(socket);
+        ground.log.add(&ground.failed(remote, Outcome::Failed(Errno::HOSTUNREACH.raw_os_error())))?;
+    }
+    Ok(())
 }
 
 fn fail_at_once(ground: &Ground, remote: impl Fn(usize) -> SocketAddr, want: Errno) -> Result<()> {

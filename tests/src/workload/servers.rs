@@ -3,7 +3,7 @@
 use std::{
     io::{ErrorKind, IoSlice, IoSliceMut, PipeReader, PipeWriter, Read as _, Write as _},
     mem::MaybeUninit,
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
@@ -174,6 +174,40 @@ fn serve(ground: &Ground, listener: &TcpListener, mut is_ready: &PipeWriter) -> 
             ensure!(stream.read(&mut [0])? == 0, "the client says more than it should");
         }
     }
+}
+
+/// What has arrived can be read after the end of a connection, by a process that never used it.
+pub(super) fn reread(ground: &Ground) -> Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", ground.port()))?;
+    for number in 0..20 {
+        let remote = ground.near(number);
+        let mut client = TcpStream::connect(remote)?;
+        let local = client.local_addr()?;
+        client.write_all(&[b'q'; REQUEST])?;
+        client.shutdown(Shutdown::Write)?;
+        let (mut server, _) = listener.accept()?;
+        server.read_exact(&mut [0; REQUEST])?;
+        server.write_all(&[b'a'; ANSWER])?;
+        drop(server);
+        // Both ends have been closed.
+        let mut over = [PollFd::new(&client, PollFlags::HUP)];
+        while !over[0].revents().contains(PollFlags::HUP) {
+            poll(&mut over, None)?;
+        }
+        let reader = system::fork(|| {
+            (&client).read_exact(&mut [0; ANSWER])?;
+            Ok(0)
+        })?;
+        let who = system::who(reader)?;
+        let exit_code = system::wait(reader)?;
+        ensure!(exit_code == Some(0), "the reader failed: {exit_code:?}");
+        ground.log.add_all(&[
+            Truth::Connection(ground.exchanged(Outbound, local, remote)),
+            Truth::Connection(ground.exchanged(Inbound, remote, local)),
+            Truth::Process(process(ground, who, None, exit_code)),
+        ])?;
+    }
+    Ok(())
 }
 
 /// One process connects, another one uses the connection.
