@@ -91,24 +91,6 @@ pub const ALL: &[Workload] = &[
         number: 18,
         run: servers::reuseport,
     },
-    Workload {
-        name: "udp_prefork",
-        about: "200 UDP sockets of 4 forks",
-        number: 40,
-        run: servers::udp_prefork,
-    },
-    Workload {
-        name: "reread",
-        about: "20 whose last bytes a child reads after their end",
-        number: 41,
-        run: servers::reread,
-    },
-    Workload {
-        name: "relisten",
-        about: "50 refused, then the socket listens",
-        number: 42,
-        run: failures::relisten,
-    },
     Workload { name: "passed", about: "20 handed to another process", number: 19, run: servers::passed },
     Workload { name: "udp", about: "UDP to 100 ports, not connected", number: 20, run: udp::unconnected },
     Workload { name: "udp_connected", about: "UDP to 100 ports, connected", number: 21, run: udp::connected },
@@ -117,6 +99,24 @@ pub const ALL: &[Workload] = &[
         about: "50 threads, and 50 times exec by a thread",
         number: 22,
         run: threads::run,
+    },
+    Workload {
+        name: "udp_prefork",
+        about: "200 UDP sockets of 4 forks",
+        number: 23,
+        run: servers::udp_prefork,
+    },
+    Workload {
+        name: "reread",
+        about: "20 whose last bytes a child reads after their end",
+        number: 24,
+        run: servers::reread,
+    },
+    Workload {
+        name: "relisten",
+        about: "50 refused, then the socket listens",
+        number: 25,
+        run: failures::relisten,
     },
 ];
 
@@ -159,7 +159,7 @@ pub fn of_address(address: IpAddr) -> Option<&'static Workload> {
 pub fn prepare(mut shell: Command) -> Result<()> {
     let script = "
         ip -6 route add local fd00:a11b::/64 dev lo
-        for n in 7 42; do ip route add unreachable 10.$n.0.0/16; done
+        for n in 7 25; do ip route add unreachable 10.$n.0.0/16; done
         ip route add throw 10.8.0.0/16
         ip route add 10.9.0.0/16 dev eth0
         ip neighbour add 192.0.2.200 lladdr 02:00:00:00:00:99 nud permanent dev eth0

@@ -219,6 +219,8 @@ fn seen(
 /// A host that resolved a name, and talked to what it stands for.
 fn resolver() -> Vec<EventKind> {
     let mut kinds = all_complete();
+    // It knows no address from before names were recorded.
+    kinds.push(started(7, NOON - 60, "/bin/client", None));
     kinds.push(resolved(NOON - 50, "cloud.example.com", &["edge.cdn.example.net"], TARGET));
     kinds.push(told(named(flow(1, 7, TARGET, NOON, NOON + 5), "cloud.example.com", NameSource::Dns)));
     kinds
