@@ -35,11 +35,13 @@ use crate::{
 };
 
 mod encrypted;
+mod interruptions;
 mod names;
 mod sightings;
 mod suspend;
 
 use encrypted::Encrypted;
+use interruptions::Interruptions;
 use names::Names;
 
 /// A connection that lives longer is reported while it lives.
@@ -91,11 +93,9 @@ pub struct Pipeline {
     users: HashMap<ProcessKey, User>,
     names: Names,
     encrypted: Encrypted,
-    /// Coverage of the connections has changed in this report.
-    interrupted: bool,
-    /// The end of the losses of connections that were said. A reader believes no life past a loss, so what is open is
-    /// said anew once that is past.
-    doubted_until: Option<Timestamp>,
+    /// The clock was set in this report: what is open is said anew at once, before and after the step.
+    clock_was_set: bool,
+    interruptions: Interruptions,
     /// In this report the wall clock was set forward, from the one to the other: there was no such time.
     leap: Option<(Timestamp, Timestamp)>,
     seen_until: Option<Moment>,
@@ -149,8 +149,8 @@ impl Pipeline {
             users: HashMap::new(),
             names: Names::default(),
             encrypted: Encrypted::default(),
-            interrupted: false,
-            doubted_until: None,
+            clock_was_set: false,
+            interruptions: Interruptions::default(),
             leap: None,
             seen_until: None,
             watermark: None,
@@ -163,23 +163,19 @@ impl Pipeline {
 
     /// Takes in what a source saw.
     pub fn take(&mut self, report: Report, now: Moment) {
-        let seen_until = report.seen_until.wall;
+        let Report { observations, seen_until: seen } = report;
+        let seen_until = seen.wall;
         match self.seen_until {
-            Some(before) => self.compare_clocks(before, report.seen_until, now),
+            Some(before) => self.compare_clocks(before, seen, now),
             None => self.source_begins(seen_until, now),
         }
         self.renew_encrypted(seen_until, now);
-        for observation in report.observations {
+        for observation in observations {
             self.observe(observation, now);
         }
-        self.seen_until = Some(report.seen_until);
-        if self.doubted_until.is_some_and(|until| until <= seen_until) {
-            self.doubted_until = None;
-            self.interrupted = true;
-        }
-        if std::mem::take(&mut self.interrupted) {
-            self.report_all_open(seen_until, now);
-        }
+        self.seen_until = Some(seen);
+        let must = std::mem::take(&mut self.clock_was_set);
+        self.settle(must, seen, now);
         self.report_due(seen_until, now);
         self.leap = None;
     }
@@ -204,7 +200,7 @@ impl Pipeline {
         };
         let changes = self.ledger.unrecorded(reason, from, to);
         self.push_all(now, changes);
-        self.interrupted = true;
+        self.clock_was_set = true;
     }
 
     /// The events made since the last call, in order.
@@ -216,6 +212,7 @@ impl Pipeline {
     pub fn watermark(&mut self) -> Option<Timestamp> {
         let seen_until = self.seen_until?.wall;
         let held_back = self.unreported.first().map_or(Timestamp::MAX, |(opened, _)| *opened);
+        let held_back = held_back.min(self.interruptions.holds_at());
         let watermark = self.watermark.unwrap_or_default().max(seen_until.min(held_back));
         self.watermark = Some(watermark);
         self.watermark
@@ -226,7 +223,7 @@ impl Pipeline {
     pub fn restate(&mut self, now: Moment) {
         let announced_from = Some(self.next_seq);
         if let Some(seen_until) = self.seen_until {
-            self.report_all_open(seen_until.wall, now);
+            self.report_all_open(seen_until, now);
         }
         for change in self.ledger.restate() {
             self.push(now, EventKind::CoverageChanged(CoverageChange { announced_from, ..change }));
@@ -247,6 +244,7 @@ impl Pipeline {
     /// Recording ends for `reason`.
     pub fn stop(&mut self, reason: &str, now: Moment) {
         let Some(seen_until) = self.seen_until else { return };
+        self.state_losses(now);
         for socket in self.open() {
             if let Some(flow) = self.remove(&socket) {
                 self.push_record(flow, &socket, seen_until.wall, FlowEndReason::ForcedEnd, now);
@@ -254,6 +252,8 @@ impl Pipeline {
         }
         let changes = self.ledger.stop(reason, seen_until.wall);
         self.push_all(now, changes);
+        // Everything has its last record.
+        self.interruptions = Interruptions::default();
     }
 
     /// No event handed out so far speaks of a later instant, but for a loss that says so. None before the first report.
@@ -317,16 +317,9 @@ impl Pipeline {
             }
             Fact::ConnectionOpened(connection) => self.connection_opened(*connection, at, now),
             Fact::ConnectionChanged { socket, change } => self.connection_changed(socket, change, at, now),
-            Fact::ConnectionClosed { socket, state, change } => match self.remove(&socket) {
-                Some(mut flow) => {
-                    let owner = change.owner.map(|(owner, attribution)| (self.uid(owner), attribution));
-                    flow.take(&change, owner);
-                    flow.state = state;
-                    self.heed_server(socket, flow.direction, state, at, now);
-                    self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
-                }
-                None => self.unfollowed_closed(at, now),
-            },
+            Fact::ConnectionClosed { socket, state, change } => {
+                self.connection_closed(socket, state, &change, at, now);
+            }
             Fact::Listening { owner, attribution, protocol, local } => {
                 let process = owner.map(|owner| self.uid(owner));
                 self.push(
@@ -339,10 +332,7 @@ impl Pipeline {
             Fact::ExecutableSeen(observed) => self.executable_seen(*observed, at, now),
             Fact::LinkChanged(link) => self.push(now, EventKind::LinkChanged(link)),
             Fact::Suspended { from, to } => self.suspended(from.wall, to.wall, now),
-            Fact::Coverage(change) => {
-                self.interrupted |= change.facet == Facet::Connections;
-                self.source_states(change, now);
-            }
+            Fact::Coverage(change) => self.source_tells(change, now),
         }
     }
 
@@ -386,7 +376,12 @@ impl Pipeline {
                 traffic: observed.traffic,
                 round_trip: None,
             };
-            self.connection_changed(socket, change, at, now);
+            match observed.state {
+                state @ (FlowState::Closed | FlowState::Failed(_)) => {
+                    self.connection_closed(socket, state, &change, at, now);
+                }
+                _ => self.connection_changed(socket, change, at, now),
+            }
             return;
         }
         self.heed_server(socket, observed.direction, observed.state, at, now);
@@ -427,6 +422,25 @@ impl Pipeline {
             self.unreported.insert((at, socket));
             self.flows.insert(socket, flow);
         }
+    }
+
+    fn connection_closed(
+        &mut self,
+        socket: SocketKey,
+        state: FlowState,
+        change: &ConnectionChange,
+        at: Timestamp,
+        now: Moment,
+    ) {
+        let owner = change.owner.map(|(owner, attribution)| (self.uid(owner), attribution));
+        let Some(mut flow) = self.remove(&socket) else {
+            self.unfollowed_closed(at, now);
+            return;
+        };
+        flow.take(change, owner);
+        flow.state = state;
+        self.heed_server(socket, flow.direction, state, at, now);
+        self.push_record(flow, &socket, at, FlowEndReason::EndOfFlow, now);
     }
 
     fn connection_changed(
@@ -486,8 +500,9 @@ impl Pipeline {
         if self.unfollowed == 0
             && let Some(grade) = self.source_grades.get(&Facet::Connections).cloned()
         {
-            self.state(CoverageChange { from: at, ..grade }, now);
-            self.interrupted = true;
+            let from = at.max(self.watermark.unwrap_or_default());
+            self.state(CoverageChange { from, ..grade }, now);
+            self.interruptions.note(at);
         }
     }
 
@@ -497,14 +512,6 @@ impl Pipeline {
         while let Some(&(due, socket)) = self.due.first()
             && due <= at
         {
-            self.report_open(socket, last, at, now);
-        }
-    }
-
-    /// After an interruption, what is open must be said anew: a reader does not believe its life past that.
-    fn report_all_open(&mut self, at: Timestamp, now: Moment) {
-        let last = self.witnessed_until(at);
-        for socket in self.open() {
             self.report_open(socket, last, at, now);
         }
     }
@@ -599,12 +606,12 @@ impl Pipeline {
 
     fn push(&mut self, now: Moment, kind: EventKind) {
         if let EventKind::CoverageChanged(change) = &kind
-            && let (Facet::Connections, Some(to)) = (change.facet, change.to)
+            && change.facet == Facet::Connections
+            && change.to.is_some()
         {
-            // A loss at an instant takes that instant.
-            let to = to.max(change.from.saturating_add(Duration::from_nanos(1)));
-            self.doubted_until = self.doubted_until.max(Some(to));
+            self.interruptions.note(interruptions::ends(change));
         }
+        self.interruptions.events_since += 1;
         self.events.push(Event { seq: self.next_seq, recorded: now, kind });
         self.next_seq = self.next_seq.next();
     }

@@ -13,7 +13,7 @@ use super::*;
 
 const SECOND: u64 = 1_000_000_000;
 
-fn at(seconds: u64) -> Moment {
+pub(super) fn at(seconds: u64) -> Moment {
     Moment { wall: Timestamp::from_nanos(seconds * SECOND), boot_ns: seconds * SECOND }
 }
 
@@ -25,7 +25,7 @@ fn source() -> SourceDescription {
     SourceDescription { name: "test".into(), facets }
 }
 
-fn pipeline(limits: Limits) -> Pipeline {
+pub(super) fn pipeline(limits: Limits) -> Pipeline {
     let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
     Pipeline::new(boot, limits, source(), Seq::FIRST, PreviousRun::None, at(0))
 }
@@ -34,7 +34,7 @@ fn socket(port: u16) -> SocketKey {
     SocketKey { protocol: Protocol::Tcp, remote: ([198, 51, 100, 7], 443).into(), socket: port.into() }
 }
 
-fn opened(port: u16) -> Fact {
+pub(super) fn opened(port: u16) -> Fact {
     Fact::ConnectionOpened(Box::new(ObservedConnection {
         socket: socket(port),
         local: ([192, 0, 2, 1], port).into(),
@@ -81,7 +81,7 @@ fn speaks_from(events: &[Event]) -> Timestamp {
 }
 
 /// The flow records as `first..last state reason bytes`.
-fn records(events: &[Event]) -> Vec<String> {
+pub(super) fn records(events: &[Event]) -> Vec<String> {
     let seconds = |time: Timestamp| time.as_nanos() / SECOND;
     events
         .iter()
@@ -290,7 +290,7 @@ fn a_stop_ends_every_record_and_every_grade() {
 }
 
 /// What a reader of all these events, who knows that they are all up to `known_until`, says of `from..to`.
-fn verdict(events: &[Event], from: u64, to: u64, known_until: u64) -> Verdict {
+pub(super) fn verdict(events: &[Event], from: u64, to: u64, known_until: u64) -> Verdict {
     let mut timeline = Timeline::default();
     let mut flows = Vec::new();
     for event in events {
@@ -492,4 +492,20 @@ fn a_suspend_takes_no_gap_away() {
     pipeline.take(Report { observations, seen_until: at(101) }, at(101));
     events.extend(pipeline.events());
     assert_eq!(verdict(&events, 20, 90, 101), Verdict::Unknown);
+}
+
+#[test]
+fn a_connection_that_is_found_over_ends_though_it_was_known_as_open() {
+    for state in [FlowState::Closed, FlowState::Failed(111)] {
+        let Fact::ConnectionOpened(mut over) = opened(1) else { unreachable!() };
+        over.state = state;
+        let facts = vec![(2, opened(1)), (10, Fact::ConnectionOpened(over))];
+        let mut pipeline = pipeline(Limits::default());
+        let events = feed(&mut pipeline, facts, 2_000);
+        assert_eq!(
+            records(&events),
+            ["2..3 established active_timeout 0".to_owned(), format!("3..10 {} end_of_flow 0", state.word())]
+        );
+        assert!(pipeline.flows.is_empty() && pipeline.due.is_empty());
+    }
 }
