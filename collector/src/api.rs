@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use alibi_proto::{
     convert::ConvertError,
-    coverage::{self, Facet, Timeline},
+    coverage::{self, Facet, Grade, Timeline},
     flow::FlowRecord,
     host::HostStatus,
     id::{HostId, ProcessUid},
@@ -15,6 +15,7 @@ use alibi_proto::{
     },
     time::Timestamp,
     transport::{Address, MESSAGE_BYTES_MAX},
+    window::Window,
     wire::{
         self,
         analyst_server::{Analyst, AnalystServer},
@@ -75,7 +76,13 @@ impl Service {
             .map_err(|_| Status::internal("the work was interrupted"))?
     }
 
-    fn in_scope(&self, scope: Option<wire::HostScope>) -> Result<Vec<FollowedAgent>, Status> {
+    /// The hosts that are meant. For a question about a `window`, also those on which a user who is meant may have gone
+    /// unseen in it.
+    fn in_scope(
+        &self,
+        scope: Option<wire::HostScope>,
+        window: Option<Window>,
+    ) -> Result<Vec<FollowedAgent>, Status> {
         let scope = scope.unwrap_or_default();
         let agents = self.store.agents().map_err(store_status)?;
         for wanted in &scope.hosts {
@@ -92,17 +99,24 @@ impl Service {
             })
             .collect();
         if let Some(user) = &scope.user {
-            hosts = self.used_by(hosts, user)?;
+            hosts = self.used_by(hosts, user, window)?;
         }
         Ok(hosts)
     }
 
-    /// The hosts on which the user has, or had, processes; and those that never answered, of which nobody knows.
-    fn used_by(&self, hosts: Vec<FollowedAgent>, user: &str) -> Result<Vec<FollowedAgent>, Status> {
+    /// The hosts on which the user has, or had, processes; those that never answered, of which nobody knows; and those
+    /// that did not see every process in the window. A process that changes its user and runs no other program after it is
+    /// known by the user that it had.
+    fn used_by(
+        &self,
+        hosts: Vec<FollowedAgent>,
+        user: &str,
+        window: Option<Window>,
+    ) -> Result<Vec<FollowedAgent>, Status> {
         let mut used = Vec::new();
         let mut known = false;
         for agent in hosts {
-            let Some((description, _)) = &agent.host else {
+            let Some((description, progress)) = &agent.host else {
                 used.push(agent);
                 continue;
             };
@@ -110,6 +124,13 @@ impl Service {
             if now || self.store.had_user(description.host, user).map_err(store_status)? {
                 known = true;
                 used.push(agent);
+                continue;
+            }
+            if let Some(window) = window {
+                let processes = self.store.coverage(description.host, Facet::Processes);
+                if !saw_every_process(&processes.map_err(store_status)?, window, progress.known_until) {
+                    used.push(agent);
+                }
             }
         }
         if known {
@@ -201,7 +222,7 @@ impl Service {
         let mut connections_left = ANSWER_CONNECTIONS_MAX;
         let mut bytes = 0;
         // How far each host is known is read with the hosts, and so before the names.
-        let agents = self.in_scope(scope)?;
+        let agents = self.in_scope(scope, Some(question.window))?;
         let remotes = self.remotes(&question).map_err(store_status)?;
         for agent in agents {
             let mut answer = self.answer_for(&question, &remotes, agent).map_err(store_status)?;
@@ -274,6 +295,17 @@ impl Service {
     }
 }
 
+/// Whether every process that ran in the window is on record. An agent that begins to record lists what runs, so a time that
+/// was not recorded before the window takes away nothing; but what was lost at any time may have been the start of a process
+/// that runs still.
+fn saw_every_process(processes: &Timeline, window: Window, known_until: Option<Timestamp>) -> bool {
+    let Ok(ever) = Window::new(Timestamp::ZERO, window.to()) else { return false };
+    processes
+        .gaps(Facet::Processes, ever, known_until)
+        .iter()
+        .all(|gap| matches!(gap.grade, Grade::NotRecorded { .. }) && gap.to <= window.from())
+}
+
 /// Whether the agent's host goes by this name, uuid or address.
 fn is_called(agent: &FollowedAgent, word: &str) -> bool {
     agent.address == word
@@ -334,7 +366,7 @@ impl Analyst for Service {
     ) -> Result<Response<wire::HostsResponse>, Status> {
         let scope = request.into_inner().scope;
         let hosts = self.blocking(move |service| {
-            let agents = service.in_scope(scope)?;
+            let agents = service.in_scope(scope, None)?;
             Ok(agents.into_iter().map(|agent| service.status(agent).into()).collect())
         });
         Ok(Response::new(wire::HostsResponse { hosts: hosts.await? }))
@@ -349,7 +381,8 @@ impl Analyst for Service {
             .not_wholly_in_the_future(now)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let scope = request.scope.clone();
-        let agents = self.blocking(move |service| service.in_scope(scope)).await?;
+        let window = question.window;
+        let agents = self.blocking(move |service| service.in_scope(scope, Some(window))).await?;
         let addresses: Vec<_> = agents.into_iter().map(|agent| agent.address).collect();
         self.fleet.await_known(&addresses, question.window.to().min(now), KNOWN_UNTIL_WAIT).await;
         let answer = self.blocking(move |service| service.who(question, request.scope)).await?;
@@ -421,12 +454,98 @@ fn store_status(error: StoreError) -> Status {
 #[cfg(test)]
 mod tests {
     use alibi_proto::{
-        coverage::{Gap, Grade},
-        process::{ProcessImage, ProcessRecord},
+        coverage::{CoverageChange, Gap},
+        event::{Batch, Event, EventKind},
+        host::HostDescription,
+        id::{Epoch, Seq},
+        process::{ProcessImage, ProcessRecord, User},
         question::ProcessActivity,
+        time::Moment,
     };
 
     use super::*;
+    use crate::store::SqliteStore;
+
+    fn second(second: u64) -> Timestamp {
+        Timestamp::from_secs(second)
+    }
+
+    /// Follows a host that recorded every process since second 10, but for `loss`, until second 100.
+    fn follow(store: &SqliteStore, name: &str, user: &str, loss: Option<(u64, u64)>) {
+        let host = HostId::from_bytes([name.as_bytes()[0]; 16]);
+        let description = HostDescription {
+            host,
+            name: name.into(),
+            os: "linux".into(),
+            os_version: "12".into(),
+            machine_id: None,
+            boot_id: "boot".into(),
+            booted: second(1),
+            agent_version: "0.1.0".into(),
+            users: vec![],
+            sources: vec![],
+            epoch: Epoch(1),
+            first_seq: Seq(1),
+            next_seq: Seq(1),
+        };
+        store.add_agent(name).unwrap();
+        store.describe(name, &description, second(100)).unwrap();
+        let change = |grade, from, to: Option<u64>| {
+            let (facet, from, to) = (Facet::Processes, second(from), to.map(second));
+            EventKind::CoverageChanged(CoverageChange {
+                facet,
+                grade,
+                from,
+                to,
+                scope: None,
+                announced_from: None,
+            })
+        };
+        let user = User { id: "1000".into(), name: Some(user.into()) };
+        let process = ProcessRecord {
+            uid: ProcessUid::from_bytes([1; 16]),
+            pid: 1,
+            parent: None,
+            parent_pid: None,
+            started: second(5),
+            already_running: true,
+            image: ProcessImage { user: Some(user), ..ProcessImage::default() },
+        };
+        let mut kinds = vec![change(Grade::Complete, 10, None), EventKind::ProcessStarted(Box::new(process))];
+        if let Some((from, to)) = loss {
+            kinds.push(change(Grade::Lost { count: 1, reason: "full".into() }, from, Some(to)));
+        }
+        let recorded = Moment { wall: second(90), boot_ns: 1 };
+        let events = (1..).zip(kinds).map(|(seq, kind)| Event { seq: Seq(seq), recorded, kind }).collect();
+        let batch = Batch { epoch: Epoch(1), hole: None, events, watermark: Some(second(100)) };
+        store.commit(host, &batch, second(100)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_host_is_left_out_for_a_user_only_if_it_saw_every_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(SqliteStore::open(&directory.path().join("alibi.db")).unwrap());
+        let fleet = Arc::new(Fleet::start(Arc::clone(&store) as Arc<dyn Store>).unwrap());
+        follow(&store, "his", "jdoe", None);
+        follow(&store, "lost some while asked about", "other", Some((50, 51)));
+        follow(&store, "missed a start before", "other", Some((20, 21)));
+        follow(&store, "whole", "other", None);
+        store.add_agent("never answered").unwrap();
+        let service = Service::new(store, fleet);
+        let scope = |window: Option<(u64, u64)>| {
+            let scope = wire::HostScope { user: Some("jdoe".into()), ..wire::HostScope::default() };
+            let window = window.map(|(from, to)| Window::new(second(from), second(to)).unwrap());
+            let agents = service.in_scope(Some(scope), window).unwrap();
+            agents.into_iter().map(|agent| agent.address).collect::<Vec<_>>()
+        };
+        let (his, lost, missed) = ("his", "lost some while asked about", "missed a start before");
+        let (whole, never) = ("whole", "never answered");
+        assert_eq!(scope(None), [his, never], "a list shows who was seen");
+        assert_eq!(scope(Some((40, 60))), [his, lost, missed, never]);
+        assert_eq!(scope(Some((30, 40))), [his, missed, never], "what comes after takes nothing away");
+        assert_eq!(scope(Some((5, 40))), [his, lost, missed, whole, never], "recording had not begun");
+        assert_eq!(scope(Some((90, 110))), [his, lost, missed, whole, never], "not received yet");
+    }
 
     #[test]
     fn a_long_answer_is_shortened_and_stays_true() {
