@@ -27,6 +27,7 @@ macro_rules! suite {
         suite! { $home, stream:
             takes_each_event_once, refuses_what_does_not_continue_it_and_stores_nothing_of_it,
             makes_a_hole_a_loss_of_every_facet, stops_all_recording_where_the_ring_was_made_anew,
+            rules_nothing_out_by_the_old_ring_in_a_time_that_happens_twice,
             goes_on_where_an_epoch_was_left, loses_what_it_does_not_know, never_goes_back_in_time,
             outlives_the_program, refuses_numbers_that_no_agent_sends, needs_a_host_that_described_itself,
             grades_it_as_it_is_told_however_often

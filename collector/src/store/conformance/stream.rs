@@ -109,6 +109,21 @@ pub(in crate::store) fn stops_all_recording_where_the_ring_was_made_anew<H: Home
     assert_eq!(stored_flows(&store), 2);
 }
 
+pub(in crate::store) fn rules_nothing_out_by_the_old_ring_in_a_time_that_happens_twice<H: Home>() {
+    let home = H::new();
+    let store = home.open();
+    follow(&store);
+    let first = Batch { watermark: Some(at(60)), ..batch(EPOCH, 1, all_complete(0)) };
+    store.commit(HOST, &first, at(2)).unwrap();
+    // A new ring, on a host whose clock says 30.
+    let after = store.commit(HOST, &batch(EPOCH + 9, 1, all_complete(30)), at(3)).unwrap();
+    assert_eq!(after.known_until, Some(at(60)));
+    let twice = "none(the agent's ring was made anew, and its clock set back: this time happened twice)";
+    for facet in Facet::ALL {
+        assert_eq!(gaps(&store, facet), [format!("{twice} 30..60")]);
+    }
+}
+
 pub(in crate::store) fn goes_on_where_an_epoch_was_left<H: Home>() {
     let home = H::new();
     let store = home.open();

@@ -14,10 +14,12 @@ use crate::store::StoreError;
 
 const CHANGE: i32 = 0;
 const HOLE: i32 = 1;
+/// A change that is true of a stretch only: no grade that stands depends on it.
+const STRETCH: i32 = 2;
 
 pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> Result<Timeline, StoreError> {
     let mut timeline = match host_row(connection, host)? {
-        Some(row) => replay(connection, row, facet)?,
+        Some(row) => replay(connection, row, facet, ALL)?,
         None => return Ok(Timeline::default()),
     };
     let forgotten = "SELECT until FROM forgotten";
@@ -34,15 +36,21 @@ pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> R
     Ok(timeline)
 }
 
-fn replay(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, StoreError> {
-    let mut statement = connection
-        .prepare_cached("SELECT kind, record FROM coverage WHERE host = ? AND facet = ? ORDER BY id")?;
+const ALL: &str = "SELECT kind, record FROM coverage WHERE host = ? AND facet = ? ORDER BY id";
+/// What a grade that stands depends on. Losses do not, of which a host may have any number.
+const STANDING: &str =
+    "SELECT kind, record FROM coverage WHERE host = ? AND facet = ? AND kind <> 2 ORDER BY id";
+
+fn replay(connection: &Connection, host: i64, facet: Facet, rows: &str) -> Result<Timeline, StoreError> {
+    let mut statement = connection.prepare_cached(rows)?;
     let mut rows = statement.query(params![host, facet_number(facet)])?;
     let mut timeline = Timeline::default();
     while let Some(row) = rows.next()? {
         let record: Vec<u8> = row.get(1)?;
         match row.get(0)? {
-            CHANGE => timeline.apply(&decode::<wire::CoverageChanged, _>("coverage change", &record)?),
+            CHANGE | STRETCH => {
+                timeline.apply(&decode::<wire::CoverageChanged, _>("coverage change", &record)?)
+            }
             HOLE => timeline.apply_hole(&decode::<wire::Hole, _>("hole", &record)?),
             kind => return Err(damaged("coverage record", format!("its kind is {kind}"))),
         }
@@ -52,8 +60,9 @@ fn replay(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, 
 
 /// Stores a change of one facet, unless it says nothing new: agents state the grade again wherever a reader can begin.
 pub(super) fn store(connection: &Connection, host: i64, change: &CoverageChange) -> Result<(), StoreError> {
-    if change.to.is_none() {
-        let before = replay(connection, host, change.facet)?;
+    let kind = if change.to.is_some() { STRETCH } else { CHANGE };
+    if kind == CHANGE {
+        let before = replay(connection, host, change.facet, STANDING)?;
         let mut after = before.clone();
         after.apply(change);
         if after == before {
@@ -61,7 +70,7 @@ pub(super) fn store(connection: &Connection, host: i64, change: &CoverageChange)
         }
     }
     let record = wire::CoverageChanged::from(change.clone()).encode_to_vec();
-    insert(connection, host, change.facet, CHANGE, &record)
+    insert(connection, host, change.facet, kind, &record)
 }
 
 /// Stores the same for every facet.

@@ -6,7 +6,7 @@ use alibi_proto::{
     coverage::{CoverageChange, Grade, Hole},
     event::{Batch, Event, EventKind},
     flow::RECORD_SPAN_MAX,
-    id::{Cursor, Epoch, HostId, Seq},
+    id::{Cursor, HostId, Seq},
     time::Timestamp,
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -32,7 +32,7 @@ pub(super) fn commit(
     let known_until = stored.progress.known_until.max(known_until);
     stored.progress.known_until = known_until;
 
-    let ring = enter_ring(transaction, &stored, batch.epoch)?;
+    let ring = enter_ring(transaction, &stored, batch)?;
     let mut stream =
         Stream { connection: transaction, host: stored.row, ring: ring.row, wanted: ring.wanted, stored: 0 };
     if let Some(hole) = &batch.hole {
@@ -63,7 +63,8 @@ struct Ring {
 
 /// The ring that the batch comes from. Another one than before means that whatever the host did between them, it did
 /// not record.
-fn enter_ring(connection: &Connection, host: &StoredHost, epoch: Epoch) -> Result<Ring, StoreError> {
+fn enter_ring(connection: &Connection, host: &StoredHost, batch: &Batch) -> Result<Ring, StoreError> {
+    let epoch = batch.epoch;
     let Progress { next, known_until, .. } = host.progress;
     if let Some(row) = host.ring {
         if next.epoch == epoch {
@@ -73,6 +74,14 @@ fn enter_ring(connection: &Connection, host: &StoredHost, epoch: Epoch) -> Resul
         let from = known_until.unwrap_or(Timestamp::ZERO);
         let (grade, announced) = (Grade::NotRecorded { reason }, Some(CoverageChange::ANOTHER_RING));
         coverage::store_for_all(connection, host.row, &grade, from, None, announced)?;
+        // Where the host's clock is behind, what is known of the old ring vouches for nothing in the new one.
+        if let (Some(begins), Some(until)) = (begins(batch), known_until)
+            && begins < until
+        {
+            let reason = "the agent's ring was made anew, and its clock set back: this time happened twice";
+            let grade = Grade::NotRecorded { reason: reason.to_owned() };
+            coverage::store_for_all(connection, host.row, &grade, begins, Some(until), None)?;
+        }
     }
     let number = signed("epoch", epoch.0)?;
     if number == 0 {
@@ -92,6 +101,15 @@ fn enter_ring(connection: &Connection, host: &StoredHost, epoch: Epoch) -> Resul
         |row| row.get(0),
     )?;
     Ok(Ring { row, wanted: Seq::FIRST.0 })
+}
+
+/// The earliest time at which what is in a ring's first batch can have been recorded.
+fn begins(batch: &Batch) -> Option<Timestamp> {
+    let events = batch.events.iter().map(|event| match &event.kind {
+        EventKind::CoverageChanged(change) => event.recorded.wall.min(change.from),
+        _ => event.recorded.wall,
+    });
+    events.chain(batch.hole.iter().map(|hole| hole.from)).chain(batch.watermark).min()
 }
 
 struct Stream<'a> {

@@ -17,7 +17,7 @@ pub(super) const APPLICATION_ID: i32 = 0x416c_6962;
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Step n brings version n to version n + 1. A step that was released is never changed.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 /// Times are nanoseconds since 1970 (UTC), uids and host ids their 16 bytes, records the messages of the schema.
 ///
@@ -199,6 +199,12 @@ const VERSION_2: &str = "
 /// known the address for longer. Which of those with a name tell it themselves, only their records say.
 const VERSION_3: &str = "
     UPDATE flow SET unnamed_since = 0 WHERE unnamed_since > 0 OR (unnamed_since IS NULL AND name IS NOT NULL);
+";
+
+/// `coverage` of kind 2 is a CoverageChanged that is true of a stretch only; until then it had kind 0, and may have it still.
+/// The index finds all else, which is little, however much was lost.
+const VERSION_4: &str = "
+    CREATE INDEX coverage_standing ON coverage (host, facet) WHERE kind <> 2;
 ";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
