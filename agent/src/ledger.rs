@@ -3,7 +3,7 @@
 //! The ledger knows the grade in force of each facet and decides what goes into the stream: every change once, every
 //! loss, every start and stop, and the standing grades again wherever a reader may begin.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Scope},
@@ -11,6 +11,9 @@ use alibi_proto::{
 };
 
 use crate::ring::Recovery;
+
+/// A run that is killed has said within this how far it was, unless its disk took nothing.
+const KILLED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How the run before this one ended, as the ring tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,11 @@ pub enum PreviousRun {
     /// It said that it stopped.
     Stopped {
         /// Up to here its recording was whole.
+        recorded_until: Timestamp,
+    },
+    /// It said nothing, and the host runs on: crash or kill.
+    Killed {
+        /// Up to here its recording was whole, and no more was told.
         recorded_until: Timestamp,
     },
     /// It said nothing: crash, kill or power loss.
@@ -38,9 +46,7 @@ impl PreviousRun {
             _ if recovery.is_new => Self::None,
             Some(recorded_until) if recovery.was_closed_cleanly => Self::Stopped { recorded_until },
             // The system itself did not end: what was written is there.
-            Some(recorded_until) if recovery.boot == Some(boot) => {
-                Self::Ended { recorded_until, told_until: recorded_until }
-            }
+            Some(recorded_until) if recovery.boot == Some(boot) => Self::Killed { recorded_until },
             Some(recorded_until) => Self::Ended {
                 recorded_until,
                 told_until: recorded_until.saturating_add(Recovery::UNSAFE_MAX),
@@ -61,7 +67,7 @@ impl Ledger {
     /// What a new run has to say of the one before it. Run before anything else is recorded.
     pub fn begin(&mut self, previous: PreviousRun, now: Timestamp) -> Vec<CoverageChange> {
         let mut changes = Vec::new();
-        if let PreviousRun::Ended { recorded_until, .. } = previous {
+        if let PreviousRun::Ended { recorded_until, .. } | PreviousRun::Killed { recorded_until } = previous {
             let reason = "the agent ended without saying so (crash, kill or power loss)";
             changes.extend(self.all(|facet| not_recorded(facet, reason, recorded_until, None)));
         }
@@ -72,7 +78,26 @@ impl Ledger {
             let reason = "the clock was set back: this time happened twice, and was not recorded both times";
             changes.extend(self.unrecorded(reason, now, until));
         }
+        if let PreviousRun::Killed { recorded_until } = previous {
+            changes.extend(self.after_kill(recorded_until, now));
+        }
         changes
+    }
+
+    /// What happened between the last word and a kill went unrecorded. That lies before `now`, unless the clock was set
+    /// back since; then it may come once more, and be recorded the second time only.
+    fn after_kill(&self, recorded_until: Timestamp, now: Timestamp) -> Vec<CoverageChange> {
+        if now < recorded_until {
+            let reason = "the clock was set back: this time happened twice, and was not recorded both times";
+            self.unrecorded(reason, now, recorded_until.saturating_add(Recovery::UNSAFE_MAX))
+        } else {
+            let killed_before = recorded_until.saturating_add(KILLED_WITHIN);
+            if killed_before <= now {
+                return Vec::new();
+            }
+            let reason = "the agent was killed about now, and a clock set back by so little is not noticed";
+            self.unrecorded(reason, now, killed_before)
+        }
     }
 
     /// A source says how well it records, or that it lost something. None if that is in force already.
@@ -215,5 +240,29 @@ mod tests {
         check(false, 10, 25, &[(25, 50)]);
         // Told until 48, of which a power cut left no word; then the clock says 45.
         check(false, 10, 45, &[(40, 45), (45, 50)]);
+    }
+
+    #[test]
+    fn the_moment_before_a_kill_is_a_gap_even_if_the_clock_is_set_back_after_it() {
+        let gaps = |restart: u64| {
+            let second = |seconds: u64| at(seconds * 1_000_000_000);
+            let mut timeline = Timeline::default();
+            let mut first = Ledger::default();
+            let mut said = first.begin(PreviousRun::None, second(0));
+            said.extend(first.state(complete(0)));
+            let mut killed = Ledger::default();
+            said.extend(killed.begin(PreviousRun::Killed { recorded_until: second(40) }, second(restart)));
+            said.extend(killed.state(complete(restart * 1_000_000_000)));
+            let of_connections = said.iter().filter(|change| change.facet == Facet::Connections);
+            of_connections.for_each(|change| timeline.apply(change));
+            let window = Window::new(second(0), second(100)).unwrap();
+            let gaps = timeline.gaps(Facet::Connections, window, Some(second(100)));
+            let seconds = |time: Timestamp| time.as_nanos() / 1_000_000_000;
+            gaps.iter().map(|gap| (seconds(gap.from), seconds(gap.to))).collect::<Vec<_>>()
+        };
+        assert_eq!(gaps(60), [(40, 60)]);
+        assert_eq!(gaps(25), [(25, 50)], "killed up to ten seconds after its last word");
+        assert_eq!(gaps(40), [(40, 42)]);
+        assert_eq!(gaps(41), [(40, 41), (41, 42)]);
     }
 }
