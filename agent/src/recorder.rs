@@ -57,7 +57,7 @@ pub struct Progress {
     /// Everything before this is in the ring.
     pub watermark: Option<Timestamp>,
     /// Users with processes.
-    pub users: Vec<UserPresence>,
+    pub users: Arc<[UserPresence]>,
 }
 
 /// The highest event that a collector has acknowledged; shared with the server.
@@ -248,13 +248,7 @@ impl Recorder {
             let appended = self.ring.append(piece)?;
             *written += piece.len();
             self.segment_started |= appended.started_segment;
-            if appended.evicted_unacknowledged > 0 {
-                let events = appended.evicted_unacknowledged;
-                tracing::warn!(
-                    events,
-                    "the ring was full: events were overwritten before a collector had them"
-                );
-            }
+            self.overwritten = self.overwritten.saturating_add(appended.evicted_unacknowledged);
         }
         Ok(())
     }
@@ -302,7 +296,7 @@ impl Recorder {
             progress.next_seq = next_seq;
             progress.watermark = watermark.unwrap_or(progress.watermark);
             if let Some(users) = users {
-                progress.users = users;
+                progress.users = users.into();
             }
         });
     }

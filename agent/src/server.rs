@@ -88,7 +88,7 @@ impl Service {
             boot_id: facts.boot_id,
             booted: facts.booted,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            users: progress.users,
+            users: progress.users.to_vec(),
             sources: vec![self.source.clone()],
             epoch: self.view.epoch(),
             first_seq: self.view.first_seq(),
