@@ -4,9 +4,14 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
+
+/// How long a disk may take to give back what was removed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything in a directory: each path in it, with a file's bytes, a link's end, or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,13 +77,30 @@ impl SmallDisk {
     /// Leaves room for so many pages of 4 KiB, by a file that takes all else.
     ///
     /// # Panics
-    /// When it has less room.
+    /// When it has less room, or something that was removed keeps its room.
     pub fn fill_but(&self, pages: u64) {
+        self.settle();
         let mut filler = OpenOptions::new().append(true).create(true).open(self.filler()).expect("a file");
         let page = [b'x'; 4096];
         while filler.write_all(&page).is_ok() {}
         let length = filler.metadata().expect("its length").len();
         filler.set_len(length - length % 4096 - pages * 4096).expect("it can be cut");
+    }
+
+    /// Waits until nothing takes room but what can be seen. On a busy machine the room of a removed file comes back a little
+    /// after the program that had it open last has ended, and a disk filled before that is not full.
+    fn settle(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let disk = rustix::fs::statvfs(self.path()).expect("it is mounted");
+            let used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize;
+            let seen = bytes_taken(self.path());
+            if used <= seen {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{used} bytes are taken, and files have {seen}");
+            std::thread::yield_now();
+        }
     }
 
     /// Takes away what fills it.
@@ -92,6 +114,18 @@ impl SmallDisk {
     fn filler(&self) -> PathBuf {
         self.path().join("filler")
     }
+}
+
+/// What the files below `directory` take on disk.
+fn bytes_taken(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).expect("it can be read");
+    let paths = entries.map(|entry| entry.expect("it can be read").path());
+    let taken = |path: PathBuf| {
+        let metadata = path.symlink_metadata().expect("it is there");
+        let below = if metadata.is_dir() { bytes_taken(&path) } else { 0 };
+        below + metadata.blocks() * 512
+    };
+    paths.map(taken).sum()
 }
 
 impl Drop for SmallDisk {
