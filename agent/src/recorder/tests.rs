@@ -276,3 +276,21 @@ fn users_are_counted_anew_once_something_has_happened() {
     }
     assert_eq!(seen, [1, 1, 0, 0]);
 }
+
+#[test]
+fn what_was_overwritten_is_counted_and_warned_of_once_in_a_while() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut recording = Recording::begin(&temporary.path().join("ring"));
+    let overwrite = |recording: &mut Recording, second| {
+        recording.take(second, 0, (0..600).map(|port| over(port + 10, OTHER)).collect());
+        recording.recorder.overwritten
+    };
+    let first = overwrite(&mut recording, 1);
+    assert!(first > 0);
+    recording.recorder.sync();
+    assert_eq!(recording.recorder.overwritten, 0, "warned of");
+    let second = overwrite(&mut recording, 2);
+    recording.recorder.sync();
+    assert_eq!(recording.recorder.overwritten, second, "not again so soon");
+    assert!(overwrite(&mut recording, 3) > second, "and still counted");
+}
