@@ -60,6 +60,9 @@ pub struct Limits {
     pub connections_max: usize,
     /// Processes whose user is counted.
     pub processes_max: usize,
+    /// After a loss a connection is said anew once so much time has passed for each that is open, or another event came. A
+    /// thousand in a second fill a ring of 256 MiB in some hours, and are nothing to wait for where few are open.
+    pub restating_interval: Duration,
 }
 
 impl Default for Limits {
@@ -69,6 +72,7 @@ impl Default for Limits {
             idle_timeout: RECORD_SPAN_MAX,
             connections_max: 1 << 18,
             processes_max: 1 << 17,
+            restating_interval: Duration::from_millis(1),
         }
     }
 }

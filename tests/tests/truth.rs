@@ -32,6 +32,9 @@ use tokio::sync::watch;
 const TARGET: [u8; 4] = [198, 51, 100, 7];
 const OTHER: [u8; 4] = [198, 51, 100, 8];
 
+/// So long that losses come while the last one is not paid for.
+const RESTATING_INTERVAL: Duration = Duration::from_secs(20);
+
 /// One step of a history.
 #[derive(Clone, Debug)]
 enum Step {
@@ -316,7 +319,7 @@ impl World {
         let now = self.moment();
         let pipeline = Pipeline::new(
             boot,
-            Limits::default(),
+            Limits { restating_interval: RESTATING_INTERVAL, ..Limits::default() },
             source(),
             ring.next_seq(),
             PreviousRun::of(&recovery, 1),

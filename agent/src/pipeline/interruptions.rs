@@ -5,6 +5,8 @@
 //! overflow can make losses as often as he likes. So it is done only once as much has come since the last time, in
 //! events or in time; the losses said meanwhile wait too, and become one where they touch.
 
+use std::time::Duration;
+
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
     time::{Moment, Timestamp},
@@ -14,9 +16,6 @@ use super::Pipeline;
 
 /// Losses that wait at once; those beyond are said one by one.
 const LOSSES_HELD_MAX: usize = 64;
-/// Beside the events, this pays for saying a connection anew: a thousand in a second, which fill a ring of 256 MiB in some
-/// hours, and are nothing to wait for where few connections are open.
-const NANOS_PER_RECORD: u64 = 1_000_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Interruptions {
@@ -50,10 +49,11 @@ impl Interruptions {
         self.events_since = 0;
     }
 
-    fn is_paid_for(&self, seen_until: Moment, connections: usize) -> bool {
+    fn is_paid_for(&self, seen_until: Moment, connections: usize, interval: Duration) -> bool {
         self.restated_boot_ns.is_none_or(|restated| {
-            let passed = seen_until.boot_ns.saturating_sub(restated) / NANOS_PER_RECORD;
-            (self.events_since as u64).saturating_add(passed) >= connections as u64
+            let passed = Duration::from_nanos(seen_until.boot_ns.saturating_sub(restated));
+            let paid = passed.as_nanos() / interval.as_nanos().max(1);
+            paid.saturating_add(self.events_since as u128) >= connections as u128
         })
     }
 
@@ -125,7 +125,8 @@ impl Pipeline {
         let at = seen_until.wall;
         let told = self.watermark.unwrap_or_default();
         let is_due = self.interruptions.ends.is_some_and(|(first, _)| first <= at) && at >= told;
-        let is_paid_for = self.interruptions.is_paid_for(seen_until, self.flows.len());
+        let is_paid_for =
+            self.interruptions.is_paid_for(seen_until, self.flows.len(), self.limits.restating_interval);
         if must || (is_due && is_paid_for) {
             self.report_all_open(seen_until, now);
         } else if !is_due {
@@ -154,7 +155,7 @@ impl Pipeline {
 
 /// Where a bounded change ends. A loss at an instant takes that instant.
 pub(super) fn ends(change: &CoverageChange) -> Timestamp {
-    let instant = change.from.saturating_add(std::time::Duration::from_nanos(1));
+    let instant = change.from.saturating_add(Duration::from_nanos(1));
     change.to.map_or(instant, |to| to.max(instant))
 }
 
