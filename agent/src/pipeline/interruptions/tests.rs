@@ -134,3 +134,19 @@ fn losses_that_wait_are_bounded() {
     assert_eq!(held, LOSSES_HELD_MAX);
     assert!(interruptions.hold(&loss(Facet::Names, 1, 2)), "one that touches another takes no room");
 }
+
+#[test]
+fn a_loss_that_was_said_at_once_is_not_passed_before_what_is_open_is_said_anew() {
+    let (mut pipeline, mut events) = with_open(5_000);
+    for (end, loses) in [(2_100, true), (2_200, false), (2_300, true), (2_400, false), (4_000, false)] {
+        turn(&mut pipeline, end, loses);
+    }
+    events.extend(pipeline.events());
+    assert_eq!(lost(&events, Facet::Connections), (2, 6));
+    assert_eq!(pipeline.watermark(), Some(millis(2_301).wall), "where the second loss ends");
+    assert_ne!(verdict(&events, 3, 4, 2), Verdict::Clear);
+    turn(&mut pipeline, 9_000, false);
+    events.extend(pipeline.events());
+    assert_eq!(pipeline.watermark(), Some(millis(9_000).wall));
+    assert_eq!(verdict(&events, 3, 4, 9), Verdict::Talked, "the gap is no wider than the loss");
+}
