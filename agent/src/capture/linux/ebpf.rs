@@ -45,6 +45,8 @@ const TAKEN_BYTES_MAX: usize = 8 << 20;
 const TAKEN_BYTES_KEPT: usize = 256 << 10;
 /// What moves in open connections is looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// After losses, what is there is looked at as often at most.
+const RECONCILE_INTERVAL: Duration = Duration::from_millis(250);
 /// Whether what is taken to be open still is, is looked at so often, whatever has been told: the kernel has more ways to end a
 /// connection than anybody knows.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
@@ -61,10 +63,20 @@ pub(super) struct Ebpf {
     counted: Option<(Moment, Lost)>,
     /// When it was last looked whether all is known that is open.
     reconciled: Option<Moment>,
+    /// Losses after which nobody has looked yet, and when that was last done.
+    doubted: Doubted,
+    resolved: Option<Moment>,
     has_begun: bool,
     adopted: Adopted,
     /// Place for events that have been taken, and where each ends.
     taken: (Vec<u8>, Vec<usize>),
+}
+
+/// When losses were first counted.
+#[derive(Default)]
+struct Doubted {
+    processes: Option<Moment>,
+    connections: Option<Moment>,
 }
 
 /// Whether the connections that no process holds have been taken over.
@@ -75,6 +87,19 @@ enum Adopted {
         tried: Moment,
     },
     All,
+}
+
+/// So many of a facet were lost in between, or an unknown number (0).
+fn loss(facet: Facet, count: u64, reason: &str, (from, to): (Moment, Moment), now: Moment) -> Observation {
+    let change = CoverageChange {
+        facet,
+        grade: Grade::Lost { count, reason: reason.to_owned() },
+        from: from.wall,
+        to: Some(to.wall),
+        scope: None,
+        announced_from: None,
+    };
+    Observation { at: now, fact: Fact::Coverage(change) }
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -95,6 +120,8 @@ impl Ebpf {
             looked: None,
             counted: None,
             reconciled: None,
+            doubted: Doubted::default(),
+            resolved: None,
             has_begun: false,
             adopted: Adopted::NotYet,
             taken: Default::default(),
@@ -190,7 +217,7 @@ impl Ebpf {
     }
 
     /// The kernel's count of what it could not tell, as coverage.
-    fn count_losses(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
+    fn count_losses(&mut self, now: Moment, facts: &mut Vec<Observation>) {
         // What is lost between reading the clock and reading the count is in both intervals.
         let counting_from = crate::sys::now();
         let lost = self.probe.lost();
@@ -205,24 +232,42 @@ impl Ebpf {
             (Facet::Connections, skipped[1], SKIPPED),
         ];
         for (facet, count, reason) in counts.into_iter().filter(|(_, count, _)| *count > 0) {
-            let reason = reason.to_owned();
-            let change = CoverageChange {
-                facet,
-                grade: Grade::Lost { count, reason },
-                from: since.wall,
-                to: Some(counted_at.wall),
-                scope: None,
-                announced_from: None,
-            };
-            facts.push(Observation { at: now, fact: Fact::Coverage(change) });
+            facts.push(loss(facet, count, reason, (since, counted_at), now));
         }
         if lost.processes > before.processes || skipped[0] > 0 {
-            self.processes.reconcile(now, facts)?;
+            self.doubted.processes.get_or_insert(counted_at);
         }
         if lost.connections > before.connections || skipped[1] > 0 {
+            self.doubted.connections.get_or_insert(counted_at);
+        }
+    }
+
+    /// After losses, looks what is there. Not at once if that has just been done: somebody may make losses on purpose. Until
+    /// then nothing more is known. False if it is still to be done.
+    fn resolve_doubts(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
+        let is_recent = |done: Moment| now.boot_ns.saturating_sub(done.boot_ns) < nanos(RECONCILE_INTERVAL);
+        if self.doubted.processes.or(self.doubted.connections).is_none() {
+            return Ok(true);
+        }
+        if self.resolved.is_some_and(is_recent) {
+            return Ok(false);
+        }
+        self.resolved = Some(now);
+        let doubted = std::mem::take(&mut self.doubted);
+        if doubted.processes.is_some() {
+            self.processes.reconcile(now, facts)?;
+        }
+        if doubted.connections.is_some() {
             self.reconcile(now, facts)?;
         }
-        Ok(())
+        // What came between the losses and this look is found as of now only.
+        let since = [(Facet::Processes, doubted.processes), (Facet::Connections, doubted.connections)];
+        for (facet, since) in since.into_iter().filter_map(|(facet, since)| Some((facet, since?))) {
+            if since.boot_ns < now.boot_ns {
+                facts.push(loss(facet, 0, FULL, (since, now), now));
+            }
+        }
+        Ok(true)
     }
 
     /// Looks whether all is known that is open, and nothing more.
@@ -334,7 +379,9 @@ impl Sensor for Ebpf {
     fn wants_turn_within(&self) -> Option<Duration> {
         let (is_fresh, _) = self.connections.wants_look();
         let looks = is_fresh.then_some(FRESH_LOOK_AFTER / 2);
-        looks.into_iter().chain(self.names.wants_turn_within()).min()
+        let has_doubts = self.doubted.processes.or(self.doubted.connections).is_some();
+        let doubts = has_doubts.then_some(RECONCILE_INTERVAL);
+        looks.into_iter().chain(doubts).chain(self.names.wants_turn_within()).min()
     }
 
     fn take(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
@@ -343,10 +390,11 @@ impl Sensor for Ebpf {
         }
         let has_all = self.take_events(now, facts);
         self.adopt(now, facts);
-        self.count_losses(now, facts)?;
+        self.count_losses(now, facts);
+        let is_certain = self.resolve_doubts(now, facts)?;
         self.look(now, facts)?;
         self.processes.tell_waiting(now, facts);
         let is_settled = self.names.settle(now, facts);
-        Ok(has_all && is_settled)
+        Ok(has_all && is_certain && is_settled)
     }
 }
