@@ -3,7 +3,7 @@
 //! The ledger knows the grade in force of each facet and decides what goes into the stream: every change once, every
 //! loss, every start and stop, and the standing grades again wherever a reader may begin.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Scope},
@@ -11,9 +11,6 @@ use alibi_proto::{
 };
 
 use crate::ring::Recovery;
-
-/// A run that is killed has said within this how far it was, unless its disk took nothing.
-const KILLED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How the run before this one ended, as the ring tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,19 +82,14 @@ impl Ledger {
     }
 
     /// What happened between the last word and a kill went unrecorded. That lies before `now`, unless the clock was set
-    /// back since; then it may come once more, and be recorded the second time only.
+    /// back since; then it may come once more, and be recorded the second time only. That the clock was set back by less than
+    /// the agent was away is not seen here.
     fn after_kill(&self, recorded_until: Timestamp, now: Timestamp) -> Vec<CoverageChange> {
-        if now < recorded_until {
-            let reason = "the clock was set back: this time happened twice, and was not recorded both times";
-            self.unrecorded(reason, now, recorded_until.saturating_add(Recovery::UNSAFE_MAX))
-        } else {
-            let killed_before = recorded_until.saturating_add(KILLED_WITHIN);
-            if killed_before <= now {
-                return Vec::new();
-            }
-            let reason = "the agent was killed about now, and a clock set back by so little is not noticed";
-            self.unrecorded(reason, now, killed_before)
+        if now >= recorded_until {
+            return Vec::new();
         }
+        let reason = "the clock was set back: this time happened twice, and was not recorded both times";
+        self.unrecorded(reason, now, recorded_until.saturating_add(Recovery::UNSAFE_MAX))
     }
 
     /// A source says how well it records, or that it lost something. None if that is in force already.
@@ -262,7 +254,7 @@ mod tests {
         };
         assert_eq!(gaps(60), [(40, 60)]);
         assert_eq!(gaps(25), [(25, 50)], "killed up to ten seconds after its last word");
-        assert_eq!(gaps(40), [(40, 42)]);
-        assert_eq!(gaps(41), [(40, 41), (41, 42)]);
+        assert_eq!(gaps(40), []);
+        assert_eq!(gaps(41), [(40, 41)], "the gap is where it was");
     }
 }
