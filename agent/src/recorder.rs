@@ -35,6 +35,9 @@ const PENDING_EVENTS_MAX: usize = if cfg!(test) { 16 } else { 100_000 };
 /// What a power cut may cost: events are safe on disk at the latest after this. A kill costs none. (That nothing happened
 /// is known a little less well, see [`Ring::sync`].)
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// While something happens all the time, events wait so long for others to be made safe with them. One that comes alone does
+/// not.
+const SYNC_GATHER: Duration = Duration::from_millis(100);
 /// Between two warnings of the same thing.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// Users that a description lists.
@@ -140,20 +143,23 @@ impl Recorder {
         // What the run before this one left to say is said even if the source never reports.
         self.write(now());
         self.sync();
+        let mut synced = Instant::now();
         loop {
             match reports.recv_timeout(SYNC_INTERVAL) {
                 Ok(report) => self.take(report, now()),
                 Err(RecvTimeoutError::Timeout) => self.write(now()),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            // Reports that wait already share one sync, so that a fast source costs no more of them.
-            let until = Instant::now() + SYNC_INTERVAL;
-            while Instant::now() < until
-                && let Ok(report) = reports.try_recv()
+            // Reports that come soon share one sync, of which each costs more than what it makes safe.
+            let soon = synced + SYNC_GATHER;
+            let at_last = Instant::now() + SYNC_INTERVAL;
+            while Instant::now() < at_last
+                && let Ok(report) = reports.recv_timeout(soon.saturating_duration_since(Instant::now()))
             {
                 self.take(report, now());
             }
             self.sync();
+            synced = Instant::now();
         }
         self.close(&why(), now())
     }
