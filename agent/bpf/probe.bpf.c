@@ -532,7 +532,7 @@ static __always_inline int use(struct sock *sk)
 		/* Its acceptance was not seen. */
 		state->direction = DIRECTION_INBOUND;
 	} else if (is_owner(state, task)) {
-		if (state->changes < OWNER_CHANGES_MAX)
+		if (state->changes < OWNER_CHANGES_MAX && !(task->flags & PF_KTHREAD))
 			state->known = KNOWN_CALL;
 		return 0;
 	}

@@ -47,7 +47,10 @@ fn lost_in_coverage(agent_data: &Path) -> [u64; 3] {
         if let EventKind::CoverageChanged(change) = event.kind
             && let Grade::Lost { count, reason } = change.grade
         {
-            assert_eq!(reason, "the buffer between kernel and agent was full");
+            assert_eq!(
+                reason,
+                "the kernel could not tell: the buffer to the agent was full, there was no memory at a socket, or a datagram could not be read"
+            );
             assert!(change.to.is_some(), "a loss has an end");
             let facet = match change.facet {
                 Facet::Processes => 0,

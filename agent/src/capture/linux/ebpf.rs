@@ -34,7 +34,7 @@ pub(super) const NAME: &str = "ebpf";
 pub(super) const BUFFER_BYTES: u32 = 2 << 20;
 
 /// Why something was lost.
-const FULL: &str = "the buffer between kernel and agent was full";
+const UNTOLD: &str = "the kernel could not tell: the buffer to the agent was full, there was no memory at a socket, or a datagram could not be read";
 const SKIPPED: &str = "the kernel left out a hook in an interrupt, because it was running already";
 /// What moves in a connection that has just been opened is looked at so soon: before its first record is due, which is after
 /// a second.
@@ -225,9 +225,9 @@ impl Ebpf {
         let (since, before) = self.counted.replace((counting_from, lost)).unwrap_or((now, Lost::default()));
         let skipped = [0, 1].map(|facet| lost.skipped[facet].saturating_sub(before.skipped[facet]));
         let counts = [
-            (Facet::Processes, lost.processes - before.processes, FULL),
-            (Facet::Connections, lost.connections - before.connections, FULL),
-            (Facet::Names, lost.names - before.names, FULL),
+            (Facet::Processes, lost.processes - before.processes, UNTOLD),
+            (Facet::Connections, lost.connections - before.connections, UNTOLD),
+            (Facet::Names, lost.names - before.names, UNTOLD),
             (Facet::Processes, skipped[0], SKIPPED),
             (Facet::Connections, skipped[1], SKIPPED),
         ];
@@ -264,7 +264,7 @@ impl Ebpf {
         let since = [(Facet::Processes, doubted.processes), (Facet::Connections, doubted.connections)];
         for (facet, since) in since.into_iter().filter_map(|(facet, since)| Some((facet, since?))) {
             if since.boot_ns < now.boot_ns {
-                facts.push(loss(facet, 0, FULL, (since, now), now));
+                facts.push(loss(facet, 0, UNTOLD, (since, now), now));
             }
         }
         Ok(true)
