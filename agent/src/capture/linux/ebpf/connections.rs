@@ -95,8 +95,7 @@ impl Connections {
             local: found.local,
             owner: None,
             attribution: Attribution::Unknown,
-            // Who asked for it cannot be told any more.
-            direction: FlowDirection::Outbound,
+            direction: if found.is_at_listener { FlowDirection::Inbound } else { FlowDirection::Outbound },
             state: if found.is_established { FlowState::Established } else { FlowState::Attempted },
             already_open: true,
             traffic: found.traffic,

@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -79,6 +79,8 @@ pub(in crate::capture::linux) struct OpenConnection {
     pub(in crate::capture::linux) remote: SocketAddr,
     pub(in crate::capture::linux) cookie: u64,
     pub(in crate::capture::linux) is_established: bool,
+    /// Somebody listens here at its port: so it most likely came in.
+    pub(in crate::capture::linux) is_at_listener: bool,
     pub(in crate::capture::linux) traffic: Option<Traffic>,
 }
 
@@ -104,14 +106,19 @@ pub(in crate::capture::linux) fn open_now(only_own: bool) -> io::Result<(Vec<Ope
             Ok(rows)
         });
         match rows {
-            Ok(rows) => open.extend(rows.iter().filter(|row| row.is_open()).map(|row| OpenConnection {
-                network_namespace,
-                local: row.local,
-                remote: row.remote,
-                cookie: row.cookie,
-                is_established: row.state != diag::tcp_state::SYN_SENT,
-                traffic: row.tcp.as_ref().map(|tcp| tcp.traffic),
-            })),
+            Ok(rows) => {
+                let listening = rows.iter().filter(|row| row.state == diag::tcp_state::LISTEN);
+                let listening: BTreeSet<u16> = listening.map(|row| row.local.port()).collect();
+                open.extend(rows.iter().filter(|row| row.is_open()).map(|row| OpenConnection {
+                    network_namespace,
+                    local: row.local,
+                    remote: row.remote,
+                    cookie: row.cookie,
+                    is_established: row.state != diag::tcp_state::SYN_SENT,
+                    is_at_listener: listening.contains(&row.local.port()),
+                    traffic: row.tcp.as_ref().map(|tcp| tcp.traffic),
+                }));
+            }
             // Gone again already.
             Err(problem) if problem.kind() == io::ErrorKind::NotFound => {}
             Err(_) => unseen += 1,
