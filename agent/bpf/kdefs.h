@@ -74,6 +74,21 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+struct bpf_sock_ops {
+	__u32 op, args[4], family, remote_ip4, local_ip4, remote_ip6[4], local_ip6[4], remote_port, local_port,
+		is_fullsock, snd_cwnd, srtt_us, bpf_sock_ops_cb_flags, state, rtt_min, snd_ssthresh, rcv_nxt, snd_nxt,
+		snd_una, mss_cache, ecn_flags, rate_delivered, rate_interval_us, packets_out, retrans_out,
+		total_retrans, segs_in, data_segs_in, segs_out, data_segs_out, lost_out, sacked_out, sk_txhash;
+	__u64 bytes_received, bytes_acked;
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
+};
+enum { BPF_SOCK_OPS_TCP_CONNECT_CB = 3, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+       BPF_SOCK_OPS_STATE_CB = 10 };
+enum { BPF_SOCK_OPS_STATE_CB_FLAG = 4 };
+
 /* Kernel types. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

@@ -25,6 +25,8 @@ enum { DNS_PORT = 53 };
 #define OWNER_CHANGES_MAX 64
 // More headers before the payload of a datagram than anybody sends.
 #define EXTENSIONS_MAX 12
+// So often the kernel is asked to keep something with a socket.
+#define STORAGE_TRIES 4
 // UDP that IPsec is wrapped into.
 #define NAT_TRAVERSAL_PORT 4500
 
@@ -51,11 +53,14 @@ struct socket_state {
 	u8 direction;
 	u8 known;
 	u8 asked;  /* connect was called and nothing came of it yet */
+	u8 established; /* and that has been told; so has the end, with `ended` */
 	u8 ended;
 	u8 peers; /* UDP: there are some */
 	u8 changes;
+	u8 padding;
 	u16 port;
 	u16 hello; /* of a ClientHello that has begun, bytes that are still to come; or one of the following */
+	u32 more_padding;
 	u8 remote[16];
 	u64 address; /* of the kernel's socket, as a number: for kernel_sock */
 };
@@ -67,6 +72,16 @@ struct {
 	__type(key, int);
 	__type(value, struct socket_state);
 } sockets SEC(".maps");
+
+// What is kept with a socket, begun if it is not yet. While another program begins or ends what it keeps with the same
+// socket the kernel refuses for an instant (EAGAIN), so it is asked again.
+#define state_of(sk)                                                                                                   \
+	({                                                                                                             \
+		struct socket_state *kept = 0;                                                                         \
+		for (int i = 0; i < STORAGE_TRIES && !kept; i++)                                                       \
+			kept = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);                       \
+		kept;                                                                                                  \
+	})
 
 struct peer_key {
 	u64 cookie;
@@ -369,10 +384,11 @@ static __always_inline void write_nothing_moved(struct connection_event *event)
 
 // ---- TCP ----
 
-static __always_inline void write_ends(struct connection_event *event, struct sock *sk, const struct socket_state *state)
+static __always_inline void write_ends(struct connection_event *event, struct sock *sk, u64 cookie,
+				       const struct socket_state *state)
 {
 	write_owner(event, state);
-	event->cookie = bpf_get_socket_cookie(sk);
+	event->cookie = cookie;
 	event->network_namespace = sk->__sk_common.skc_net.net->ns.inum;
 	event->remote_port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	event->local_port = sk->__sk_common.skc_num;
@@ -385,11 +401,10 @@ static __always_inline void write_ends(struct connection_event *event, struct so
 	}
 }
 
-static __always_inline void write_tcp(struct connection_event *event, struct sock *sk, const struct socket_state *state)
+static __always_inline void write_tcp(struct connection_event *event, struct sock *sk, struct tcp_sock *tcp, u64 cookie,
+				      const struct socket_state *state)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-
-	write_ends(event, sk, state);
+	write_ends(event, sk, cookie, state);
 	event->protocol = IPPROTO_TCP;
 	if (!tcp) {
 		write_nothing_moved(event);
@@ -408,7 +423,9 @@ static __always_inline void write_tcp(struct connection_event *event, struct soc
 	event->round_trip_us = tcp->srtt_us >> 3;
 }
 
-static __always_inline void tell_tcp(struct sock *sk, u32 kind, const struct socket_state *state, u8 before, s32 error)
+// `tcp` is `sk`, as that; none if it is not whole.
+static __always_inline void tell_socket(struct sock *sk, struct tcp_sock *tcp, u64 cookie, u32 kind,
+					const struct socket_state *state, u8 before, s32 error)
 {
 	struct connection_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
@@ -416,10 +433,15 @@ static __always_inline void tell_tcp(struct sock *sk, u32 kind, const struct soc
 		return;
 	}
 	stamp(&event->header, kind);
-	write_tcp(event, sk, state);
+	write_tcp(event, sk, tcp, cookie, state);
 	event->state = before;
 	event->error = error;
 	bpf_ringbuf_submit(event, 0);
+}
+
+static __always_inline void tell_tcp(struct sock *sk, u32 kind, const struct socket_state *state, u8 before, s32 error)
+{
+	tell_socket(sk, bpf_skc_to_tcp_sock(sk), bpf_get_socket_cookie(sk), kind, state, before, error);
 }
 
 // Whether the other end is the one that connect was called with: it is not for the unspecified address, nor where another
@@ -446,7 +468,35 @@ static __always_inline s32 refusal_of(const struct socket_state *state)
 	return refusal && refusal->at >= state->opened ? refusal->error : 0;
 }
 
-// To SYN_SENT and LISTEN: in the caller's own context. To ESTABLISHED and CLOSE: anywhere.
+// Whether a connection is to be told as established. False if it has been.
+static __always_inline bool establish(struct socket_state *state, bool is_accepted)
+{
+	if (state->established)
+		return false;
+	state->established = 1;
+	if (!is_accepted)
+		return true;
+	state->opened = bpf_ktime_get_boot_ns();
+	/* Both ends may ask at once (simultaneous open): then it is outbound already. */
+	if (state->direction != DIRECTION_OUTBOUND) {
+		state->direction = DIRECTION_INBOUND;
+		state->known = state->pid ? KNOWN_INHERITED : KNOWN_NOT;
+	}
+	state->changes = 0;
+	state->ended = 0;
+	return true;
+}
+
+// Whether a connection is to be told as ended. False if it has been.
+static __always_inline bool end(struct socket_state *state)
+{
+	if (state->ended)
+		return false;
+	state->ended = 1;
+	return true;
+}
+
+// To SYN_SENT and LISTEN: in the caller's own context. To ESTABLISHED and CLOSE: anywhere, so on_socket tells these, too.
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state, struct sock *sk, int before, int now)
 {
@@ -457,7 +507,7 @@ int BPF_PROG(on_state, struct sock *sk, int before, int now)
 	switch (now) {
 	case TCP_SYN_SENT:
 	case TCP_LISTEN:
-		state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		state = state_of(sk);
 		if (!state) {
 			count_lost(LOST_CONNECTIONS);
 			return 0;
@@ -473,43 +523,79 @@ int BPF_PROG(on_state, struct sock *sk, int before, int now)
 		state->hello = HELLO_NOT_YET;
 		state->direction = now == TCP_LISTEN ? DIRECTION_LISTENING : DIRECTION_OUTBOUND;
 		state->asked = 0;
+		state->established = 0;
 		state->ended = 0;
 		take(state);
 		tell_tcp(sk, now == TCP_LISTEN ? KIND_LISTEN : KIND_ATTEMPT, state, before, error);
 		return 0;
 	case TCP_ESTABLISHED:
 		if (before == TCP_SYN_SENT) {
-			tell_tcp(sk, KIND_ESTABLISHED, bpf_sk_storage_get(&sockets, sk, 0, 0), before, 0);
+			state = bpf_sk_storage_get(&sockets, sk, 0, 0);
+			if (!state || establish(state, false))
+				tell_tcp(sk, KIND_ESTABLISHED, state, before, 0);
 		} else if (before == TCP_SYN_RECV) {
-			state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-			if (state) {
-				state->opened = bpf_ktime_get_boot_ns();
-				/* Both ends may ask at once (simultaneous open): then it is outbound already. */
-				if (state->direction != DIRECTION_OUTBOUND) {
-					state->direction = DIRECTION_INBOUND;
-					state->known = state->pid ? KNOWN_INHERITED : KNOWN_NOT;
-				}
-				state->changes = 0;
-				state->ended = 0;
-			} else {
+			state = state_of(sk);
+			if (!state)
 				count_lost(LOST_CONNECTIONS);
-			}
-			tell_tcp(sk, KIND_ACCEPTED, state, before, 0);
+			if (!state || establish(state, true))
+				tell_tcp(sk, KIND_ACCEPTED, state, before, 0);
 		}
 		return 0;
 	case TCP_CLOSE:
 		if (before == TCP_CLOSE || before == TCP_LISTEN || before == TCP_NEW_SYN_RECV)
 			return 0;
 		state = bpf_sk_storage_get(&sockets, sk, 0, 0);
-		if (state) {
-			if (state->ended)
-				return 0;
-			state->ended = 1;
-		}
-		tell_tcp(sk, KIND_CLOSED, state, before, sk->sk_err);
+		if (!state || end(state))
+			tell_tcp(sk, KIND_CLOSED, state, before, sk->sk_err);
 		return 0;
 	}
 	return 0;
+}
+
+// The same for what happens in interrupts. The kernel leaves out a tracepoint's program that is running on the same processor
+// already, and there are kernels that leave out tracepoints in interrupts that come to an idle processor, and say nothing.
+// A hook of a control group is always run. It is told of the end of those only that were opened while it was there.
+SEC("sockops")
+int on_socket(struct bpf_sock_ops *context)
+{
+	u32 operation = context->op;
+
+	if (operation != BPF_SOCK_OPS_STATE_CB && operation != BPF_SOCK_OPS_TCP_CONNECT_CB &&
+	    operation != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && operation != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		return 1;
+	if (operation == BPF_SOCK_OPS_STATE_CB && context->args[1] != TCP_CLOSE)
+		return 1;
+	if (operation != BPF_SOCK_OPS_STATE_CB && !(context->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
+		bpf_sock_ops_cb_flags_set(context, context->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	struct bpf_sock *socket = context->sk;
+	if (!socket || operation == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		return 1;
+	struct socket_state *state = bpf_sk_storage_get(&sockets, socket, 0, 0);
+	/* Where the kernel keeps nothing with it, on_state sees to it. */
+	if (!state && operation == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		state = state_of(socket);
+	if (!state)
+		return 1;
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(socket);
+	if (!tcp)
+		return 1;
+	struct sock *sk = &tcp->inet_conn.icsk_inet.sk;
+	u64 cookie = bpf_get_socket_cookie(context);
+	switch (operation) {
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		if (establish(state, false))
+			tell_socket(sk, tcp, cookie, KIND_ESTABLISHED, state, TCP_SYN_SENT, 0);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		if (establish(state, true))
+			tell_socket(sk, tcp, cookie, KIND_ACCEPTED, state, TCP_SYN_RECV, 0);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (end(state))
+			tell_socket(sk, tcp, cookie, KIND_CLOSED, state, context->args[0], sk->sk_err);
+		break;
+	}
+	return 1;
 }
 
 // A process reads from or writes to a connection: it is the owner from now on. One that has no state was accepted
@@ -523,7 +609,7 @@ static __always_inline int use(struct sock *sk)
 	if (sk->__sk_common.skc_state == TCP_CLOSE)
 		return 0;
 	if (!state) {
-		state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		state = state_of(sk);
 		if (!state)
 			return 0;
 	} else if (state->ended) {
@@ -575,7 +661,7 @@ static __always_inline int use_datagrams(struct sock *sk)
 		return 0;
 	}
 	stamp(&event->header, KIND_OWNER);
-	write_ends(event, sk, state);
+	write_ends(event, sk, bpf_get_socket_cookie(sk), state);
 	write_nothing_moved(event);
 	event->protocol = IPPROTO_UDP;
 	event->state = 0;
@@ -663,7 +749,7 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 	struct bpf_sock *sk = context->sk;
 	if (!sk)
 		return 1;
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct socket_state *state = state_of(sk);
 	if (!state) {
 		count_lost(LOST_CONNECTIONS);
 		return 1;
@@ -687,6 +773,7 @@ static __always_inline int note_connect(struct bpf_sock_addr *context, const u8 
 	stamp(&event->header, KIND_ATTEMPT);
 	state->opened = event->header.at;
 	state->asked = 1;
+	state->established = 0;
 	state->ended = 0;
 	state->hello = HELLO_NOT_YET;
 	state->changes = 0;
@@ -734,7 +821,7 @@ static __always_inline int note_sender(struct bpf_sock_addr *context)
 	struct bpf_sock *sk = context->sk;
 	if (!sk || context->protocol != IPPROTO_UDP)
 		return 1;
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct socket_state *state = state_of(sk);
 	if (state)
 		take_slowly(state);
 	return 1;
@@ -831,7 +918,7 @@ static __always_inline void tell_beginning(struct __sk_buff *skb, struct bpf_soc
 // A packet with a name in it, for the agent to read.
 static __always_inline void tell_packet(struct __sk_buff *skb, struct bpf_sock *sk, bool leaving)
 {
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct socket_state *state = state_of(sk);
 
 	if (!state)
 		count_lost(LOST_NAMES);
@@ -1048,7 +1135,7 @@ static __always_inline int datagram(struct __sk_buff *skb, bool leaving)
 	if (key.port == DNS_PORT || (leaving && is_loopback(key.remote) && is_question(skb, shape.offset + 8)))
 		tell_packet(skb, sk, leaving);
 
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct socket_state *state = state_of(sk);
 	if (!state)
 		return lose_datagram();
 	/* Where the kernel does not tell who sends, it is whoever is at work now. */
@@ -1138,7 +1225,7 @@ static __always_inline int note_bind(struct bpf_sock *sk)
 {
 	if (sk->protocol != IPPROTO_UDP)
 		return 1;
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct socket_state *state = state_of(sk);
 	if (state) {
 		take_slowly(state);
 		state->known = KNOWN_INHERITED; /* it may be bound for somebody else */
@@ -1165,7 +1252,7 @@ static __always_inline void write_seq(struct seq_file *seq, struct sock *sk, u32
 	struct connection_event event = {};
 
 	stamp(&event.header, kind);
-	write_tcp(&event, sk, state);
+	write_tcp(&event, sk, bpf_skc_to_tcp_sock(sk), bpf_get_socket_cookie(sk), state);
 	event.protocol = sk->sk_protocol;
 	event.state = sk->__sk_common.skc_state;
 	bpf_seq_write(seq, &event, sizeof(event));
@@ -1207,6 +1294,9 @@ static __always_inline int look(struct bpf_iter__bpf_sk_storage_map *context, bo
 		return 0;
 	}
 	if (sk->__sk_common.skc_state == TCP_LISTEN)
+		return 0;
+	/* About to be accepted, with what its listener had. */
+	if (sk->__sk_common.skc_state == TCP_SYN_RECV && state->direction == DIRECTION_LISTENING)
 		return 0;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
@@ -1251,19 +1341,22 @@ int find(struct bpf_iter__task_file *context)
 	u16 family = sk->__sk_common.skc_family;
 	if ((family != AF_INET && family != AF_INET6) || (!is_tcp(sk) && sk->sk_protocol != IPPROTO_UDP))
 		return 0;
-	struct socket_state *state = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!state)
-		return 0;
-	if (state->known == KNOWN_NOT) {
-		state->pid = task->tgid;
-		state->start = task->group_leader->start_boottime;
-		state->known = KNOWN_TABLE;
-		if (sk->__sk_common.skc_state == TCP_LISTEN)
-			state->direction = DIRECTION_LISTENING;
-	} else if (state->known != KNOWN_TABLE) {
-		return 0; /* a hook saw it */
+	struct socket_state *state = state_of(sk);
+	struct socket_state holder = { .known = KNOWN_TABLE };
+	if (state) {
+		if (state->known == KNOWN_NOT) {
+			state->pid = task->tgid;
+			state->start = task->group_leader->start_boottime;
+			state->known = KNOWN_TABLE;
+			if (sk->__sk_common.skc_state == TCP_LISTEN)
+				state->direction = DIRECTION_LISTENING;
+		} else if (state->known != KNOWN_TABLE && state->direction != DIRECTION_NONE) {
+			return 0; /* a hook saw it begin */
+		}
+		holder = *state;
+		holder.known = KNOWN_TABLE;
 	}
-	struct socket_state holder = *state;
+	/* What the kernel keeps nothing with is told all the same. */
 	holder.pid = task->tgid;
 	holder.start = task->group_leader->start_boottime;
 	write_seq(context->meta->seq, sk, KIND_FOUND, &holder);

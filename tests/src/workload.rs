@@ -118,6 +118,12 @@ pub const ALL: &[Workload] = &[
         number: 25,
         run: failures::relisten,
     },
+    Workload {
+        name: "interrupts",
+        about: "300 times 3 to neighbours that do not answer",
+        number: 26,
+        run: failures::interrupts,
+    },
 ];
 
 /// The workload that begins before the agent: says `ready` and waits for a line.
@@ -161,12 +167,12 @@ pub fn prepare(mut shell: Command) -> Result<()> {
         ip -6 route add local fd00:a11b::/64 dev lo
         for n in 7 25; do ip route add unreachable 10.$n.0.0/16; done
         ip route add throw 10.8.0.0/16
-        ip route add 10.9.0.0/16 dev eth0
+        for n in 9 26; do ip route add 10.$n.0.0/16 dev eth0; done
         ip neighbour add 192.0.2.200 lladdr 02:00:00:00:00:99 nud permanent dev eth0
         for n in 10 11 12; do ip route add 10.$n.0.0/16 via 192.0.2.200 dev eth0 onlink; done
         # So that neither of the two below takes long, and a silent neighbour is noticed first.
         echo 1 > /proc/sys/net/ipv4/neigh/eth0/mcast_solicit
-        echo 300 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms
+        echo 20 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms
         echo 1 > /proc/sys/net/ipv4/tcp_syn_retries";
     let output = shell.args(["-ec", script]).output().context("`sh` can be run")?;
     ensure!(output.status.success(), "no routes: {}", String::from_utf8_lossy(&output.stderr));

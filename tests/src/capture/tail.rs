@@ -91,6 +91,15 @@ impl Tail {
     }
 
     fn take(&mut self, batch: Batch) -> Result<()> {
+        // Holes and events are all that there is: one number follows the other.
+        let mut last = self.events.last().map_or(0, |event| event.seq.0);
+        if let Some(hole) = &batch.hole {
+            last = last.max(hole.last.0);
+        }
+        for event in &batch.events {
+            ensure!(event.seq.0 == last + 1, "event {} follows {last}", event.seq.0);
+            last = event.seq.0;
+        }
         self.holes.extend(batch.hole);
         self.events.extend(batch.events);
         self.watermark = self.watermark.max(batch.watermark);

@@ -77,6 +77,15 @@ pub(super) struct Ebpf {
 struct Doubted {
     processes: Option<Moment>,
     connections: Option<Moment>,
+    /// Changes of connections that a tracepoint was left out of, since when and how many. All that began while the probe was
+    /// there have a second hook: something was lost only if one of the others changed.
+    changes: Option<(Moment, u64)>,
+}
+
+impl Doubted {
+    fn is_any(&self) -> bool {
+        self.processes.is_some() || self.connections.is_some() || self.changes.is_some()
+    }
 }
 
 /// Whether the connections that no process holds have been taken over.
@@ -223,22 +232,28 @@ impl Ebpf {
         let lost = self.probe.lost();
         let counted_at = crate::sys::now();
         let (since, before) = self.counted.replace((counting_from, lost)).unwrap_or((now, Lost::default()));
-        let skipped = [0, 1].map(|facet| lost.skipped[facet].saturating_sub(before.skipped[facet]));
+        let skipped = [0, 1, 2].map(|kind| lost.skipped[kind].saturating_sub(before.skipped[kind]));
+        let [processes, changes, owners] = skipped;
+        let (connections, may_be_none) =
+            if self.probe.sees_changes_twice { (owners, changes) } else { (owners + changes, 0) };
         let counts = [
             (Facet::Processes, lost.processes - before.processes, UNTOLD),
             (Facet::Connections, lost.connections - before.connections, UNTOLD),
             (Facet::Names, lost.names - before.names, UNTOLD),
-            (Facet::Processes, skipped[0], SKIPPED),
-            (Facet::Connections, skipped[1], SKIPPED),
+            (Facet::Processes, processes, SKIPPED),
+            (Facet::Connections, connections, SKIPPED),
         ];
         for (facet, count, reason) in counts.into_iter().filter(|(_, count, _)| *count > 0) {
             facts.push(loss(facet, count, reason, (since, counted_at), now));
         }
-        if lost.processes > before.processes || skipped[0] > 0 {
+        if lost.processes > before.processes || processes > 0 {
             self.doubted.processes.get_or_insert(counted_at);
         }
-        if lost.connections > before.connections || skipped[1] > 0 {
+        if lost.connections > before.connections || connections > 0 {
             self.doubted.connections.get_or_insert(counted_at);
+        }
+        if may_be_none > 0 {
+            self.doubted.changes.get_or_insert((since, 0)).1 += may_be_none;
         }
     }
 
@@ -246,7 +261,7 @@ impl Ebpf {
     /// then nothing more is known. False if it is still to be done.
     fn resolve_doubts(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
         let is_recent = |done: Moment| now.boot_ns.saturating_sub(done.boot_ns) < nanos(RECONCILE_INTERVAL);
-        if self.doubted.processes.or(self.doubted.connections).is_none() {
+        if !self.doubted.is_any() {
             return Ok(true);
         }
         if self.resolved.is_some_and(is_recent) {
@@ -257,8 +272,11 @@ impl Ebpf {
         if doubted.processes.is_some() {
             self.processes.reconcile(now, facts)?;
         }
-        if doubted.connections.is_some() {
-            self.reconcile(now, facts)?;
+        if doubted.connections.is_some() || doubted.changes.is_some() {
+            let is_as_told = self.reconcile(now, facts)?;
+            if let Some((since, count)) = doubted.changes.filter(|_| !is_as_told) {
+                facts.push(loss(Facet::Connections, count, SKIPPED, (since, now), now));
+            }
         }
         // What came between the losses and this look is found as of now only.
         let since = [(Facet::Processes, doubted.processes), (Facet::Connections, doubted.connections)];
@@ -270,13 +288,16 @@ impl Ebpf {
         Ok(true)
     }
 
-    /// Looks whether all is known that is open, and nothing more.
-    fn reconcile(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<(), CaptureError> {
+    /// Looks whether all is known that is open, and nothing more. False if it was not.
+    fn reconcile(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
         self.reconciled = Some(now);
         let (probe, processes) = (&mut self.probe, &mut self.processes);
-        let missing = self.connections.begin_reconciling(now, probe, processes, facts)?;
+        let (untold, missing) = self.connections.begin_reconciling(now, probe, processes, facts)?;
+        let mut is_as_told = untold == 0;
         // Else the ends of some may still be on their way.
-        if self.take_events(now, facts) && !missing.is_empty() {
+        let has_all = self.take_events(now, facts);
+        is_as_told &= has_all || missing.is_empty();
+        if has_all && !missing.is_empty() {
             // As the other listing, it can jump over what is beside something that ends meanwhile.
             let (mut alive, mut is_whole) = (HashSet::new(), true);
             for _ in 0..LISTINGS {
@@ -287,9 +308,11 @@ impl Ebpf {
                     break;
                 }
             }
+            let told = facts.len();
             self.connections.end_reconciling(missing, &alive, is_whole, now, facts);
+            is_as_told &= is_whole && facts.len() == told;
         }
-        Ok(())
+        Ok(is_as_told)
     }
 
     /// What is open by the kernel's own list, and in how many network namespaces that cannot be seen.
@@ -379,8 +402,7 @@ impl Sensor for Ebpf {
     fn wants_turn_within(&self) -> Option<Duration> {
         let (is_fresh, _) = self.connections.wants_look();
         let looks = is_fresh.then_some(FRESH_LOOK_AFTER / 2);
-        let has_doubts = self.doubted.processes.or(self.doubted.connections).is_some();
-        let doubts = has_doubts.then_some(RECONCILE_INTERVAL);
+        let doubts = self.doubted.is_any().then_some(RECONCILE_INTERVAL);
         looks.into_iter().chain(doubts).chain(self.names.wants_turn_within()).min()
     }
 

@@ -27,6 +27,8 @@ use crate::capture::{
 const UDP_IDLE: Duration = Duration::from_secs(65);
 /// The kernel tells a peer anew that has been silent for longer.
 const UDP_SILENT: Duration = Duration::from_secs(60);
+/// What was told so long before a turn has been taken in it.
+const TOLD_WITHIN: Duration = Duration::from_millis(100);
 /// Instead of when it was opened, for a connection of which the probe knows nothing.
 const ADOPTED: u64 = u64::MAX;
 /// What is open is listed so often before something is taken to be closed.
@@ -313,12 +315,11 @@ impl Connections {
             let bytes = probe.sample(false)?;
             for event in Event::parse_all(&bytes) {
                 let Event::Connection(header, kind, connection) = event else { continue };
-                let is_untold = kind == ConnectionKind::Sample && !self.open.contains_key(&connection.cookie);
-                // Whatever was told before this turn has been taken.
-                if is_untold
-                    && connection.opened <= now.boot_ns
-                    && !self.leaves_out(connection.network_namespace)
-                {
+                let is_untold = self.is_untold(kind, &connection);
+                if is_untold && is_fresh(&connection, now) {
+                    continue;
+                }
+                if is_untold {
                     let reason = "a connection was found open that had not been told".to_owned();
                     let opened = moment(connection.opened, now);
                     let from = if connection.opened == 0 { now } else { opened };
@@ -330,6 +331,13 @@ impl Connections {
         self.look_at_peers(now, probe, facts);
         self.has_fresh = false;
         Ok(())
+    }
+
+    /// Whether a look shows a connection that has not been told.
+    fn is_untold(&self, kind: ConnectionKind, connection: &Connection) -> bool {
+        kind == ConnectionKind::Sample
+            && !self.open.contains_key(&connection.cookie)
+            && !self.leaves_out(connection.network_namespace)
     }
 
     fn look_at_peers(&mut self, now: Moment, probe: &mut Probe, facts: &mut Vec<Observation>) {
@@ -424,32 +432,38 @@ impl Connections {
         facts.into_iter().map(|fact| Observation { at: now, fact }).collect()
     }
 
-    /// Looks whether all is known that is open, the first half: begins what is open and was not told. `probe` must be drained
-    /// after it: only then is what it gives, the connections that were open before and that the probe does not list, without
-    /// those whose own end is told.
+    /// Looks whether all is known that is open, the first half: begins what is open and was not told, and gives how many
+    /// that were. `probe` must be drained after it: only then are the others that it gives, the connections that were open
+    /// before and that the probe does not list, without those whose own end is told.
     pub(super) fn begin_reconciling(
         &mut self,
         now: Moment,
         probe: &mut Probe,
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
-    ) -> Result<HashSet<u64>, CaptureError> {
+    ) -> Result<(usize, HashSet<u64>), CaptureError> {
         let mut missing: HashSet<u64> = self.open.keys().copied().collect();
+        let mut untold = 0;
         // A listing jumps over what is beside something that ends meanwhile: only what is in none of several is missing.
         for _ in 0..LISTINGS {
             let bytes = probe.sample(true)?;
             for event in Event::parse_all(&bytes) {
-                if let Event::Connection(header, kind, connection) = event {
-                    missing.remove(&connection.cookie);
-                    self.take((header, kind, connection), now, probe, processes, facts);
+                let Event::Connection(header, kind, connection) = event else { continue };
+                missing.remove(&connection.cookie);
+                if self.is_untold(kind, &connection) {
+                    if is_fresh(&connection, now) {
+                        continue;
+                    }
+                    untold += 1;
                 }
+                self.take((header, kind, connection), now, probe, processes, facts);
             }
             if missing.is_empty() {
                 break;
             }
         }
         missing.retain(|cookie| self.open.contains_key(cookie));
-        Ok(missing)
+        Ok((untold, missing))
     }
 
     /// The second half: ends those of `missing` that are not `alive` either by the kernel's own list, in which all are, with
@@ -484,6 +498,11 @@ impl Connections {
     pub(super) fn wants_sweep(&self) -> (bool, bool) {
         (!self.open.is_empty(), self.open.len() >= OPEN_MAX)
     }
+}
+
+/// Whether it was opened so recently that its event may be on its way.
+fn is_fresh(connection: &Connection, now: Moment) -> bool {
+    connection.opened.saturating_add(nanos(TOLD_WITHIN)) > now.boot_ns
 }
 
 fn socket(connection: &Connection) -> SocketKey {

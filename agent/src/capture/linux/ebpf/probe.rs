@@ -16,6 +16,7 @@ use aya::{
     maps::{HashMap as KernelMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
         BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, Iter,
+        SockOps,
     },
 };
 use rustix::{
@@ -30,34 +31,78 @@ use crate::{capture::CaptureError, sys::linux::give_memory_back};
 static PROBE: &[u8] =
     include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/prebuilt/probe.bpf.o"));
 
-/// Program, tracepoint, and what is missing without it; nothing for one that the source cannot do without.
-const TRACEPOINTS: [(&str, &str, &str); 8] = [
-    ("on_fork", "sched_process_fork", ""),
-    ("on_exec", "sched_process_exec", ""),
-    ("on_exit", "sched_process_exit", ""),
-    ("on_state", "inet_sock_set_state", ""),
-    (
-        "on_receive",
-        "tcp_rcv_space_adjust",
-        "which process reads from a connection that another accepted or opened",
-    ),
-    ("on_send", "sock_send_length", "which process writes to a connection that another accepted or opened"),
-    ("on_route4", "fib_table_lookup", "why a connect over IPv4 found no route"),
-    ("on_route6", "fib6_table_lookup", "why a connect over IPv6 found no route"),
-];
+/// A program on a tracepoint.
+struct Tracepoint {
+    program: &'static str,
+    name: &'static str,
+    /// What is missing without it; nothing for one that the source cannot do without.
+    without: &'static str,
+    left_out: LeftOut,
+}
+
+/// What is lost where the kernel leaves a program out because it is running on the same processor already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LeftOut {
+    Process,
+    /// A change of a connection, which another hook sees as well if the connection began while that was there.
+    Change,
+    Owner,
+    Nothing,
+}
+
+const TRACEPOINTS: [Tracepoint; 8] = {
+    const fn needed(program: &'static str, name: &'static str, left_out: LeftOut) -> Tracepoint {
+        Tracepoint { program, name, without: "", left_out }
+    }
+    [
+        needed("on_fork", "sched_process_fork", LeftOut::Process),
+        needed("on_exec", "sched_process_exec", LeftOut::Process),
+        needed("on_exit", "sched_process_exit", LeftOut::Process),
+        needed("on_state", "inet_sock_set_state", LeftOut::Change),
+        Tracepoint {
+            program: "on_receive",
+            name: "tcp_rcv_space_adjust",
+            without: "which process reads from a connection that another accepted or opened",
+            left_out: LeftOut::Owner,
+        },
+        Tracepoint {
+            program: "on_send",
+            name: "sock_send_length",
+            without: "which process writes to a connection that another accepted or opened",
+            left_out: LeftOut::Owner,
+        },
+        // A connect asks for its route in its own process. What an interrupt asks for meanwhile is for packets.
+        Tracepoint {
+            program: "on_route4",
+            name: "fib_table_lookup",
+            without: "why a connect over IPv4 found no route",
+            left_out: LeftOut::Nothing,
+        },
+        Tracepoint {
+            program: "on_route6",
+            name: "fib6_table_lookup",
+            without: "why a connect over IPv6 found no route",
+            left_out: LeftOut::Nothing,
+        },
+    ]
+};
 
 /// Programs on the root of the control groups, and what is missing without them.
-const CGROUP_HOOKS: [(&str, Missing); 9] = [
+const CGROUP_HOOKS: [(&str, Missing); 10] = [
     ("on_connect4", Missing::Attempts),
     ("on_connect6", Missing::Attempts),
     ("on_sendmsg4", Missing::Words("which of several processes sends from a UDP socket")),
     ("on_sendmsg6", Missing::Words("which of several processes sends from a UDP socket")),
     ("on_release", Missing::Attempts),
+    (ON_SOCKET, Missing::Words("changes of TCP connections in interrupts where a tracepoint is left out")),
     ("on_bind4", Missing::Words("the owner of UDP sockets that only receive")),
     ("on_bind6", Missing::Words("the owner of UDP sockets that only receive")),
     ("on_leaving", Missing::Udp),
     ("on_arriving", Missing::Udp),
 ];
+
+/// Sees what happens to the TCP connections that begin while it is there, as a tracepoint does, without being left out.
+const ON_SOCKET: &str = "on_socket";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
@@ -113,8 +158,8 @@ pub(super) struct Lost {
     pub(super) connections: u64,
     pub(super) names: u64,
     /// The kernel does not run a tracepoint's program that is running on the same processor already: so often it was left
-    /// out, for processes and for connections.
-    pub(super) skipped: [u64; 2],
+    /// out, for processes, for changes of connections, and for their owners.
+    pub(super) skipped: [u64; 3],
 }
 
 /// The loaded probe. It is gone from the kernel when this is dropped.
@@ -123,8 +168,10 @@ pub(super) struct Probe {
     lost: PerCpuArray<MapData, u64>,
     peers: KernelMap<MapData, PeerKey, PeerValue>,
     sockets: MapData,
-    /// Where the kernel tells how often it left out a program, for processes and for connections.
-    skips: [Vec<File>; 2],
+    /// Where the kernel tells how often it left out a program, as in [`Lost::skipped`].
+    skips: [Vec<File>; 3],
+    /// Whether changes of connections that begin from now on are seen by a second hook.
+    pub(super) sees_changes_twice: bool,
     /// Keeps the programs attached.
     programs: aya::Ebpf,
     pub(super) lacks: Lacks,
@@ -144,15 +191,14 @@ impl Probe {
             .load(PROBE)
             .map_err(|problem| refused("the maps", with_causes(&problem)))?;
         let mut lacks = Lacks::default();
-        attach_cgroup_hooks(&mut programs, &mut lacks)?;
-        for (name, tracepoint, missing) in TRACEPOINTS {
-            let attached = attach_tracepoint(&mut programs, name, tracepoint, &btf);
-            match attached {
+        let attached = attach_cgroup_hooks(&mut programs, &mut lacks);
+        for Tracepoint { program, name, without, .. } in TRACEPOINTS {
+            match attach_tracepoint(&mut programs, program, name, &btf) {
                 Ok(()) => {}
-                Err(problem) if missing.is_empty() => return Err(refused(name, problem)),
+                Err(problem) if without.is_empty() => return Err(refused(program, problem)),
                 Err(problem) => {
-                    tracing::info!(program = name, %problem, "the kernel lacks an optional hook");
-                    lacks.note(Missing::Words(missing), &format!("the kernel refuses {tracepoint}"));
+                    tracing::info!(program, %problem, "the kernel lacks an optional hook");
+                    lacks.note(Missing::Words(without), &format!("the kernel refuses {name}"));
                 }
             }
         }
@@ -162,9 +208,12 @@ impl Probe {
             let iter: &mut Iter = program(&mut programs, name)?;
             iter.load(iterator, &btf).map_err(|problem| refused(name, problem))?;
         }
-        let skips = [&TRACEPOINTS[..3], &TRACEPOINTS[3..]].map(|tracepoints| {
-            tracepoints.iter().filter_map(|(name, ..)| skips_of(&mut programs, name)).collect()
-        });
+        let mut skips = <[Vec<File>; 3]>::default();
+        for (files, kind) in skips.iter_mut().zip([LeftOut::Process, LeftOut::Change, LeftOut::Owner]) {
+            for tracepoint in TRACEPOINTS.iter().filter(|tracepoint| tracepoint.left_out == kind) {
+                files.extend(skips_of(&mut programs, tracepoint.program)?);
+            }
+        }
         let mut map = |name| programs.take_map(name).ok_or_else(|| refused(name, "it is not in the object"));
         let events = RingBuf::try_from(map("events")?).map_err(|problem| refused("events", problem))?;
         let lost = PerCpuArray::try_from(map("lost")?).map_err(|problem| refused("lost", problem))?;
@@ -175,7 +224,8 @@ impl Probe {
         // They take some 25 MB.
         drop(btf);
         give_memory_back();
-        Ok(Self { events, lost, peers, sockets, skips, programs, lacks })
+        let sees_changes_twice = attached.contains(&ON_SOCKET);
+        Ok(Self { events, lost, peers, sockets, skips, sees_changes_twice, programs, lacks })
     }
 
     /// Readable when there are events.
@@ -209,7 +259,7 @@ impl Probe {
     /// What could not be told so far.
     pub(super) fn lost(&self) -> Lost {
         let sum = |index| self.lost.get(&index, 0).map_or(0, |counts| counts.iter().sum());
-        let skipped = [&self.skips[0], &self.skips[1]].map(|files| files.iter().map(skipped).sum());
+        let skipped = self.skips.each_ref().map(|files| files.iter().map(skipped).sum());
         Lost { processes: sum(0), connections: sum(1), names: sum(2), skipped }
     }
 
@@ -273,11 +323,12 @@ where
     program.try_into().map_err(|problem| refused(name, problem))
 }
 
-/// Where the kernel tells how often it left a program out.
-fn skips_of(programs: &mut aya::Ebpf, name: &str) -> Option<File> {
-    let program: &mut BtfTracePoint = program(programs, name).ok()?;
-    let descriptor = program.fd().ok()?.as_fd().as_raw_fd();
-    File::open(format!("/proc/self/fdinfo/{descriptor}")).ok()
+/// Where the kernel tells how often it left a program out, if there is such a program.
+fn skips_of(programs: &mut aya::Ebpf, name: &str) -> Result<Option<File>, CaptureError> {
+    let program: &mut BtfTracePoint = program(programs, name)?;
+    let Ok(descriptor) = program.fd() else { return Ok(None) };
+    let descriptor = descriptor.as_fd().as_raw_fd();
+    File::open(format!("/proc/self/fdinfo/{descriptor}")).map(Some).map_err(|problem| refused(name, problem))
 }
 
 /// How often the kernel has left out the program that `file` tells of; kernels before 5.12 do not tell, and do not.
@@ -303,28 +354,28 @@ fn attach_tracepoint(
         .map_err(|problem| refused(name, with_causes(&problem)))
 }
 
-fn attach_cgroup_hooks(programs: &mut aya::Ebpf, lacks: &mut Lacks) -> Result<(), CaptureError> {
-    let root = control_groups();
-    if let Err(problem) = &root {
-        tracing::warn!(%problem, "the unified control groups cannot be reached");
-    }
+/// The names of those that are attached.
+fn attach_cgroup_hooks(programs: &mut aya::Ebpf, lacks: &mut Lacks) -> Vec<&'static str> {
+    let root = match control_groups() {
+        Ok(root) => root,
+        Err(problem) => {
+            tracing::warn!(%problem, "the unified control groups cannot be reached");
+            let why = format!("the unified control groups (cgroup v2) cannot be reached: {problem}");
+            CGROUP_HOOKS.iter().for_each(|(_, missing)| lacks.note(*missing, &why));
+            return Vec::new();
+        }
+    };
+    let mut attached = Vec::new();
     for (name, missing) in CGROUP_HOOKS {
-        let root = match &root {
-            Ok(root) => root,
+        match attach_cgroup_hook(programs, name, &root) {
+            Ok(()) => attached.push(name),
             Err(problem) => {
-                lacks.note(
-                    missing,
-                    &format!("the unified control groups (cgroup v2) cannot be reached: {problem}"),
-                );
-                continue;
+                tracing::warn!(program = name, %problem, "the kernel refuses a hook");
+                lacks.note(missing, &format!("the kernel refuses {name}"));
             }
-        };
-        if let Err(problem) = attach_cgroup_hook(programs, name, root) {
-            tracing::warn!(program = name, %problem, "the kernel refuses a hook");
-            lacks.note(missing, &format!("the kernel refuses {name}"));
         }
     }
-    Ok(())
+    attached
 }
 
 /// The root of the unified control groups. What is attached below it sees only its own part.
@@ -385,6 +436,10 @@ fn attach_cgroup_hook(programs: &mut aya::Ebpf, name: &str, root: &File) -> Resu
         }
         "on_connect4" | "on_connect6" | "on_sendmsg4" | "on_sendmsg6" => {
             let program: &mut CgroupSockAddr = program(programs, name)?;
+            program.load().and_then(|()| program.attach(root, mode)).map(drop)
+        }
+        ON_SOCKET => {
+            let program: &mut SockOps = program(programs, name)?;
             program.load().and_then(|()| program.attach(root, mode)).map(drop)
         }
         _ => {
