@@ -468,23 +468,27 @@ static __always_inline s32 refusal_of(const struct socket_state *state)
 	return refusal && refusal->at >= state->opened ? refusal->error : 0;
 }
 
-// Whether a connection is to be told as established. False if it has been.
-static __always_inline bool establish(struct socket_state *state, bool is_accepted)
+// As what a connection is to be told that is established now; 0 if it has been.
+static __always_inline u32 establish(struct socket_state *state, bool is_accepted)
 {
 	if (state->established)
-		return false;
+		return 0;
 	state->established = 1;
-	if (!is_accepted)
-		return true;
+	/* Both ends may ask at once (simultaneous open): then nobody accepts. */
+	if (!is_accepted || state->direction == DIRECTION_OUTBOUND)
+		return KIND_ESTABLISHED;
 	state->opened = bpf_ktime_get_boot_ns();
-	/* Both ends may ask at once (simultaneous open): then it is outbound already. */
-	if (state->direction != DIRECTION_OUTBOUND) {
-		state->direction = DIRECTION_INBOUND;
-		state->known = state->pid ? KNOWN_INHERITED : KNOWN_NOT;
-	}
+	state->direction = DIRECTION_INBOUND;
+	state->known = state->pid ? KNOWN_INHERITED : KNOWN_NOT;
 	state->changes = 0;
 	state->ended = 0;
-	return true;
+	return KIND_ACCEPTED;
+}
+
+// Whether what a socket was before is no connection, so that nothing ends with it.
+static __always_inline bool was_none(u8 before)
+{
+	return before == TCP_CLOSE || before == TCP_LISTEN || before == TCP_NEW_SYN_RECV;
 }
 
 // Whether a connection is to be told as ended. False if it has been.
@@ -531,18 +535,20 @@ int BPF_PROG(on_state, struct sock *sk, int before, int now)
 	case TCP_ESTABLISHED:
 		if (before == TCP_SYN_SENT) {
 			state = bpf_sk_storage_get(&sockets, sk, 0, 0);
-			if (!state || establish(state, false))
-				tell_tcp(sk, KIND_ESTABLISHED, state, before, 0);
+			u32 kind = state ? establish(state, false) : KIND_ESTABLISHED;
+			if (kind)
+				tell_tcp(sk, kind, state, before, 0);
 		} else if (before == TCP_SYN_RECV) {
 			state = state_of(sk);
 			if (!state)
 				count_lost(LOST_CONNECTIONS);
-			if (!state || establish(state, true))
-				tell_tcp(sk, KIND_ACCEPTED, state, before, 0);
+			u32 kind = state ? establish(state, true) : KIND_ACCEPTED;
+			if (kind)
+				tell_tcp(sk, kind, state, before, 0);
 		}
 		return 0;
 	case TCP_CLOSE:
-		if (before == TCP_CLOSE || before == TCP_LISTEN || before == TCP_NEW_SYN_RECV)
+		if (was_none(before))
 			return 0;
 		state = bpf_sk_storage_get(&sockets, sk, 0, 0);
 		if (!state || end(state))
@@ -570,29 +576,32 @@ int on_socket(struct bpf_sock_ops *context)
 	struct bpf_sock *socket = context->sk;
 	if (!socket || operation == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
-	struct socket_state *state = bpf_sk_storage_get(&sockets, socket, 0, 0);
-	/* Where the kernel keeps nothing with it, on_state sees to it. */
-	if (!state && operation == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-		state = state_of(socket);
-	if (!state)
-		return 1;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(socket);
 	if (!tcp)
 		return 1;
 	struct sock *sk = &tcp->inet_conn.icsk_inet.sk;
 	u64 cookie = bpf_get_socket_cookie(context);
+	/* Still that from before. Another program may have answered where the arguments are. */
+	u8 before = sk->__sk_common.skc_state;
+	struct socket_state *state = bpf_sk_storage_get(&sockets, socket, 0, 0);
+	u32 kind;
 	switch (operation) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		if (establish(state, false))
-			tell_socket(sk, tcp, cookie, KIND_ESTABLISHED, state, TCP_SYN_SENT, 0);
+		if (state && (kind = establish(state, false)))
+			tell_socket(sk, tcp, cookie, kind, state, TCP_SYN_SENT, 0);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		if (establish(state, true))
-			tell_socket(sk, tcp, cookie, KIND_ACCEPTED, state, TCP_SYN_RECV, 0);
+		if (!state)
+			state = state_of(socket);
+		/* Without storage it can be told twice, which is seen. */
+		kind = state ? establish(state, true) : KIND_ACCEPTED;
+		if (kind)
+			tell_socket(sk, tcp, cookie, kind, state, TCP_SYN_RECV, 0);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (end(state))
-			tell_socket(sk, tcp, cookie, KIND_CLOSED, state, context->args[0], sk->sk_err);
+		/* Without storage on_state tells it. */
+		if (!was_none(before) && state && end(state))
+			tell_socket(sk, tcp, cookie, KIND_CLOSED, state, before, sk->sk_err);
 		break;
 	}
 	return 1;

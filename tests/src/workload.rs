@@ -114,7 +114,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "relisten",
-        about: "50 refused, then the socket listens",
+        about: "100 refused, then the socket listens",
         number: 25,
         run: failures::relisten,
     },
@@ -123,6 +123,12 @@ pub const ALL: &[Workload] = &[
         about: "300 times 3 to neighbours that do not answer",
         number: 26,
         run: failures::interrupts,
+    },
+    Workload {
+        name: "to_itself",
+        about: "20 sockets that connect to themselves",
+        number: 27,
+        run: tcp::to_itself,
     },
 ];
 

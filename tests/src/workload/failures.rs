@@ -32,16 +32,18 @@ pub(super) fn no_route(ground: &Ground) -> Result<()> {
     fail_at_once(ground, |number| ground.far(number), Errno::NETUNREACH)
 }
 
-/// A socket that was refused a connection is used to listen, and closed at once: before anybody has looked at it.
+/// A socket that was refused a connection, before or after it asked the network, is used to listen, and closed at once:
+/// before anybody has looked at it.
 pub(super) fn relisten(ground: &Ground) -> Result<()> {
-    for number in 0..50 {
-        let remote = ground.far(number);
+    let far = (0..50).map(|number| (ground.far(number), Errno::HOSTUNREACH));
+    let near = (0..50).map(|number| (ground.near(number), Errno::CONNREFUSED));
+    for (remote, want) in far.chain(near) {
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::empty(), None)?;
         let refused = connect(&socket, &remote);
-        ensure!(refused == Err(Errno::HOSTUNREACH), "{remote}: {refused:?}");
+        ensure!(refused == Err(want), "{remote}: {refused:?}");
         listen(&socket, 1)?;
         drop(socket);
-        ground.log.add(&ground.failed(remote, Outcome::Failed(Errno::HOSTUNREACH.raw_os_error())))?;
+        ground.log.add(&ground.failed(remote, Outcome::Failed(want.raw_os_error())))?;
     }
     Ok(())
 }

@@ -9,7 +9,9 @@ use std::{
 
 use alibi_proto::flow::Direction::{Inbound, Outbound};
 use anyhow::{Context as _, Result};
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt::set_socket_linger,
+};
 
 use super::{
     ANSWER, Ground, answer, ask,
@@ -65,6 +67,28 @@ fn exchange(
     }
     server.join().ok().context("the server panicked")??;
     Ok(ground.log.add_all(&truths)?)
+}
+
+/// A socket that connects to itself: both ends ask, and nobody accepts.
+pub(super) fn to_itself(ground: &Ground) -> Result<()> {
+    for number in 0..20 {
+        let address = ground.near(number);
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        bind(&socket, &address)?;
+        connect(&socket, &address)?;
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(&[0; ANSWER])?;
+        stream.read_exact(&mut [0; ANSWER])?;
+        drop(stream);
+        let bytes = Some(u64::try_from(ANSWER)?);
+        let connection = ground.exchanged(Outbound, address, address);
+        ground.log.add(&Truth::Connection(Connection {
+            bytes_sent: bytes,
+            bytes_received: bytes,
+            ..connection
+        }))?;
+    }
+    Ok(())
 }
 
 /// The client breaks off: the server's read fails.

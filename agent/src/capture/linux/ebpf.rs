@@ -73,7 +73,7 @@ pub(super) struct Ebpf {
 }
 
 /// When losses were first counted.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Doubted {
     processes: Option<Moment>,
     connections: Option<Moment>,
@@ -268,16 +268,19 @@ impl Ebpf {
             return Ok(false);
         }
         self.resolved = Some(now);
-        let doubted = std::mem::take(&mut self.doubted);
-        if doubted.processes.is_some() {
+        if self.doubted.processes.is_some() {
             self.processes.reconcile(now, facts)?;
         }
-        if doubted.connections.is_some() || doubted.changes.is_some() {
-            let is_as_told = self.reconcile(now, facts)?;
-            if let Some((since, count)) = doubted.changes.filter(|_| !is_as_told) {
+        let Doubted { connections, changes, .. } = self.doubted;
+        if connections.is_some() || changes.is_some() {
+            let Some(is_as_told) = self.reconcile(now, connections.is_some(), facts)? else {
+                return Ok(false);
+            };
+            if let Some((since, count)) = changes.filter(|_| !is_as_told) {
                 facts.push(loss(Facet::Connections, count, SKIPPED, (since, now), now));
             }
         }
+        let doubted = std::mem::take(&mut self.doubted);
         // What came between the losses and this look is found as of now only.
         let since = [(Facet::Processes, doubted.processes), (Facet::Connections, doubted.connections)];
         for (facet, since) in since.into_iter().filter_map(|(facet, since)| Some((facet, since?))) {
@@ -288,31 +291,39 @@ impl Ebpf {
         Ok(true)
     }
 
-    /// Looks whether all is known that is open, and nothing more. False if it was not.
-    fn reconcile(&mut self, now: Moment, facts: &mut Vec<Observation>) -> Result<bool, CaptureError> {
+    /// Looks whether all is known that is open, and nothing more; whether it was. None if that cannot be told yet. What was
+    /// not told may have been counted as lost already.
+    fn reconcile(
+        &mut self,
+        now: Moment,
+        is_counted: bool,
+        facts: &mut Vec<Observation>,
+    ) -> Result<Option<bool>, CaptureError> {
         self.reconciled = Some(now);
         let (probe, processes) = (&mut self.probe, &mut self.processes);
-        let (untold, missing) = self.connections.begin_reconciling(now, probe, processes, facts)?;
-        let mut is_as_told = untold == 0;
-        // Else the ends of some may still be on their way.
+        let (untold, mut missing) = self.connections.begin_reconciling(now, probe, processes, facts)?;
+        facts.extend(untold.loss(now, if is_counted { 0 } else { untold.count }));
         let has_all = self.take_events(now, facts);
-        is_as_told &= has_all || missing.is_empty();
-        if has_all && !missing.is_empty() {
-            // As the other listing, it can jump over what is beside something that ends meanwhile.
-            let (mut alive, mut is_whole) = (HashSet::new(), true);
-            for _ in 0..LISTINGS {
-                let (open, unseen) = self.open_now();
-                alive.extend(open.iter().map(|connection| connection.cookie));
-                is_whole &= unseen == 0;
-                if missing.is_subset(&alive) {
-                    break;
-                }
-            }
-            let told = facts.len();
-            self.connections.end_reconciling(missing, &alive, is_whole, now, facts);
-            is_as_told &= is_whole && facts.len() == told;
+        self.connections.keep_open(&mut missing);
+        if missing.is_empty() {
+            return Ok(Some(untold.count == 0));
         }
-        Ok(is_as_told)
+        if !has_all {
+            return Ok(None);
+        }
+        // As the other listing, it can jump over what is beside something that ends meanwhile.
+        let (mut alive, mut is_whole) = (HashSet::new(), true);
+        for _ in 0..LISTINGS {
+            let (open, unseen) = self.open_now();
+            alive.extend(open.iter().map(|connection| connection.cookie));
+            is_whole &= unseen == 0;
+            if missing.is_subset(&alive) {
+                break;
+            }
+        }
+        let are_alive = missing.is_subset(&alive);
+        self.connections.end_reconciling(missing, &alive, is_whole, now, facts);
+        Ok(Some(untold.count == 0 && are_alive))
     }
 
     /// What is open by the kernel's own list, and in how many network namespaces that cannot be seen.
@@ -332,11 +343,10 @@ impl Ebpf {
             self.looked = Some(now);
             self.connections.look(now, &mut self.probe, &mut self.processes, facts)?;
         }
-        let (may_have_ended, is_full) = self.connections.wants_sweep();
-        let interval = if is_full { LOOK_INTERVAL } else { SWEEP_INTERVAL };
+        let interval = if self.connections.is_full() { LOOK_INTERVAL } else { SWEEP_INTERVAL };
         let reconciled = *self.reconciled.get_or_insert(now);
-        if may_have_ended && now.boot_ns.saturating_sub(reconciled.boot_ns) >= nanos(interval) {
-            self.reconcile(now, facts)?;
+        if now.boot_ns.saturating_sub(reconciled.boot_ns) >= nanos(interval) {
+            self.reconcile(now, false, facts)?;
         }
         Ok(())
     }
@@ -413,8 +423,11 @@ impl Sensor for Ebpf {
         let has_all = self.take_events(now, facts);
         self.adopt(now, facts);
         self.count_losses(now, facts);
-        let is_certain = self.resolve_doubts(now, facts)?;
-        self.look(now, facts)?;
+        // While events come faster than they are taken, what is open cannot be held against what was told.
+        let is_certain = has_all && self.resolve_doubts(now, facts)?;
+        if has_all {
+            self.look(now, facts)?;
+        }
         self.processes.tell_waiting(now, facts);
         let is_settled = self.names.settle(now, facts);
         Ok(has_all && is_certain && is_settled)

@@ -53,6 +53,25 @@ pub(super) struct Connections {
     only: Option<u64>,
     /// Something was opened since connections were looked at.
     has_fresh: bool,
+    /// A look showed something that was opened just before, and may yet be told: the next one shows all.
+    has_passed_over: bool,
+}
+
+/// What looks showed, and had not been told.
+#[derive(Default)]
+pub(super) struct Untold {
+    pub(super) count: u64,
+    /// When the first of them was opened, as far as that is known, in nanoseconds since boot.
+    opened: Option<u64>,
+}
+
+impl Untold {
+    /// What is lost with it, as so many.
+    pub(super) fn loss(&self, now: Moment, count: u64) -> Option<Observation> {
+        let reason = "connections were found open that had not been told".to_owned();
+        let from = moment(self.opened?, now);
+        Some(Observation { at: now, fact: lost(count, from, now, reason) })
+    }
 }
 
 struct OpenPeer {
@@ -132,6 +151,12 @@ impl Connections {
                 push(listening(header, &connection));
             }
             ConnectionKind::Attempt | ConnectionKind::Accepted => {
+                let connection = if kind == ConnectionKind::Accepted {
+                    // Nothing is kept with one for which there was no memory.
+                    Connection { direction: Direction::Inbound, ..connection }
+                } else {
+                    connection
+                };
                 let known = self.open.get(&connection.cookie).copied();
                 // A look at what is open can come before the event.
                 if known == Some((connection.remote, connection.opened)) {
@@ -237,7 +262,7 @@ impl Connections {
             let reason = format!(
                 "more than {OPEN_MAX} TCP connections at once: those beyond were recorded as they began only"
             );
-            push(lost(at, at, reason));
+            push(lost(1, at, at, reason));
             return;
         }
         let before = self.open.insert(connection.cookie, (connection.remote, connection.opened));
@@ -278,7 +303,7 @@ impl Connections {
             let reason = format!(
                 "more than {PEERS_MAX} UDP peers at once: those beyond were recorded at a datagram only"
             );
-            facts.push(Observation { at, fact: lost(at, at, reason) });
+            facts.push(Observation { at, fact: lost(1, at, at, reason) });
             return;
         }
         self.peers.insert(place, OpenPeer { before, last: header.at, moved: Traffic::default() });
@@ -310,34 +335,46 @@ impl Connections {
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
     ) -> Result<(), CaptureError> {
-        self.has_fresh = false;
-        if !self.open.is_empty() {
-            let bytes = probe.sample(false)?;
+        let is_whole = std::mem::take(&mut self.has_passed_over);
+        let mut untold = Untold::default();
+        if is_whole || !self.open.is_empty() {
+            let bytes = probe.sample(is_whole)?;
             for event in Event::parse_all(&bytes) {
-                let Event::Connection(header, kind, connection) = event else { continue };
-                let is_untold = self.is_untold(kind, &connection);
-                if is_untold && is_fresh(&connection, now) {
-                    continue;
-                }
-                if is_untold {
-                    let reason = "a connection was found open that had not been told".to_owned();
-                    let opened = moment(connection.opened, now);
-                    let from = if connection.opened == 0 { now } else { opened };
-                    facts.push(Observation { at: now, fact: lost(from, now, reason) });
-                }
-                self.take((header, kind, connection), now, probe, processes, facts);
+                self.see(event, now, probe, processes, &mut untold, facts);
             }
         }
+        facts.extend(untold.loss(now, untold.count));
         self.look_at_peers(now, probe, facts);
-        self.has_fresh = false;
+        self.has_fresh = self.has_passed_over;
         Ok(())
     }
 
-    /// Whether a look shows a connection that has not been told.
-    fn is_untold(&self, kind: ConnectionKind, connection: &Connection) -> bool {
-        kind == ConnectionKind::Sample
+    /// Takes in what a look shows. Gives the connection's cookie.
+    fn see(
+        &mut self,
+        event: Event<'_>,
+        now: Moment,
+        probe: &mut Probe,
+        processes: &mut Processes,
+        untold: &mut Untold,
+        facts: &mut Vec<Observation>,
+    ) -> Option<u64> {
+        let Event::Connection(header, kind, connection) = event else { return None };
+        let is_untold = kind == ConnectionKind::Sample
             && !self.open.contains_key(&connection.cookie)
-            && !self.leaves_out(connection.network_namespace)
+            && !self.leaves_out(connection.network_namespace);
+        if is_untold && connection.opened.saturating_add(nanos(TOLD_WITHIN)) > now.boot_ns {
+            self.has_passed_over = true;
+            return None;
+        }
+        if is_untold {
+            untold.count += 1;
+            let opened =
+                if connection.opened == 0 { now.boot_ns } else { connection.opened.min(now.boot_ns) };
+            untold.opened = Some(untold.opened.map_or(opened, |earliest| earliest.min(opened)));
+        }
+        self.take((header, kind, connection), now, probe, processes, facts);
+        Some(connection.cookie)
     }
 
     fn look_at_peers(&mut self, now: Moment, probe: &mut Probe, facts: &mut Vec<Observation>) {
@@ -432,38 +469,36 @@ impl Connections {
         facts.into_iter().map(|fact| Observation { at: now, fact }).collect()
     }
 
-    /// Looks whether all is known that is open, the first half: begins what is open and was not told, and gives how many
-    /// that were. `probe` must be drained after it: only then are the others that it gives, the connections that were open
-    /// before and that the probe does not list, without those whose own end is told.
+    /// Looks whether all is known that is open, the first half: begins what is open and was not told, and gives what that was.
+    /// Also gives the connections that were open before and that the probe does not list: `probe` must be drained before the
+    /// second half, since the ends of some may be on their way.
     pub(super) fn begin_reconciling(
         &mut self,
         now: Moment,
         probe: &mut Probe,
         processes: &mut Processes,
         facts: &mut Vec<Observation>,
-    ) -> Result<(usize, HashSet<u64>), CaptureError> {
+    ) -> Result<(Untold, HashSet<u64>), CaptureError> {
         let mut missing: HashSet<u64> = self.open.keys().copied().collect();
-        let mut untold = 0;
+        let mut untold = Untold::default();
         // A listing jumps over what is beside something that ends meanwhile: only what is in none of several is missing.
         for _ in 0..LISTINGS {
             let bytes = probe.sample(true)?;
             for event in Event::parse_all(&bytes) {
-                let Event::Connection(header, kind, connection) = event else { continue };
-                missing.remove(&connection.cookie);
-                if self.is_untold(kind, &connection) {
-                    if is_fresh(&connection, now) {
-                        continue;
-                    }
-                    untold += 1;
+                if let Some(cookie) = self.see(event, now, probe, processes, &mut untold, facts) {
+                    missing.remove(&cookie);
                 }
-                self.take((header, kind, connection), now, probe, processes, facts);
             }
             if missing.is_empty() {
                 break;
             }
         }
-        missing.retain(|cookie| self.open.contains_key(cookie));
         Ok((untold, missing))
+    }
+
+    /// Leaves in `missing` what is still open.
+    pub(super) fn keep_open(&self, missing: &mut HashSet<u64>) {
+        missing.retain(|cookie| self.open.contains_key(cookie));
     }
 
     /// The second half: ends those of `missing` that are not `alive` either by the kernel's own list, in which all are, with
@@ -494,15 +529,10 @@ impl Connections {
         }
     }
 
-    /// Whether there is anything that may have ended untold, and whether there is no more room.
-    pub(super) fn wants_sweep(&self) -> (bool, bool) {
-        (!self.open.is_empty(), self.open.len() >= OPEN_MAX)
+    /// Whether there is no more room.
+    pub(super) fn is_full(&self) -> bool {
+        self.open.len() >= OPEN_MAX
     }
-}
-
-/// Whether it was opened so recently that its event may be on its way.
-fn is_fresh(connection: &Connection, now: Moment) -> bool {
-    connection.opened.saturating_add(nanos(TOLD_WITHIN)) > now.boot_ns
 }
 
 fn socket(connection: &Connection) -> SocketKey {
@@ -552,11 +582,11 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A connection of which something was not told.
-fn lost(from: Moment, to: Moment, reason: String) -> Fact {
+/// Connections of which something was not told.
+fn lost(count: u64, from: Moment, to: Moment, reason: String) -> Fact {
     Fact::Coverage(CoverageChange {
         facet: Facet::Connections,
-        grade: Grade::Lost { count: 1, reason },
+        grade: Grade::Lost { count, reason },
         from: from.wall,
         to: Some(to.wall),
         scope: None,

@@ -94,7 +94,7 @@ const CGROUP_HOOKS: [(&str, Missing); 10] = [
     ("on_sendmsg4", Missing::Words("which of several processes sends from a UDP socket")),
     ("on_sendmsg6", Missing::Words("which of several processes sends from a UDP socket")),
     ("on_release", Missing::Attempts),
-    (ON_SOCKET, Missing::Words("changes of TCP connections in interrupts where a tracepoint is left out")),
+    (ON_SOCKET, Missing::Changes),
     ("on_bind4", Missing::Words("the owner of UDP sockets that only receive")),
     ("on_bind6", Missing::Words("the owner of UDP sockets that only receive")),
     ("on_leaving", Missing::Udp),
@@ -108,6 +108,8 @@ const ON_SOCKET: &str = "on_socket";
 enum Missing {
     /// Attempts that find no route.
     Attempts,
+    /// What happens to TCP connections in interrupts in which the kernel leaves out tracepoints.
+    Changes,
     /// All of UDP.
     Udp,
     Words(&'static str),
@@ -126,6 +128,9 @@ impl Lacks {
     fn note(&mut self, missing: Missing, why: &str) {
         let (list, what) = match missing {
             Missing::Attempts => (&mut self.connections, "attempts that find no route"),
+            Missing::Changes => {
+                (&mut self.connections, "TCP in interrupts in which it leaves out tracepoints, if it does")
+            }
             Missing::Udp => (&mut self.connections, "UDP"),
             Missing::Words(words) => (&mut self.words, words),
         };
