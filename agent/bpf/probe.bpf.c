@@ -358,7 +358,7 @@ static __always_inline void take_slowly(struct socket_state *state)
 	state->pid = BPF_CORE_READ(task, tgid);
 	state->thread = BPF_CORE_READ(task, pid);
 	state->start = BPF_CORE_READ(task, group_leader, start_boottime);
-	state->known = KNOWN_CALL;
+	state->known = BPF_CORE_READ(task, flags) & PF_KTHREAD ? KNOWN_INHERITED : KNOWN_CALL;
 }
 
 static __always_inline void write_owner(struct connection_event *event, const struct socket_state *state)
