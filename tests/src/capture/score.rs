@@ -276,8 +276,9 @@ fn place_of(connection: &Connection) -> Option<Place> {
 fn place_in(flow: &FlowRecord, run: &HashSet<&str>) -> Option<(&'static str, Place)> {
     let ends = [(Direction::Outbound, flow.remote), (Direction::Inbound, flow.local)];
     ends.into_iter().find_map(|(direction, address)| {
-        // A client may be given an address of the workload too, but never a server's port.
-        let is_servers = workload::PORTS.contains(&address.port());
+        // A client may be given an address of the workload too, but never a server's port. Nobody has port 0: what is told
+        // with it, is told of something that is no connection.
+        let is_servers = workload::PORTS.contains(&address.port()) || address.port() == 0;
         let workload = workload::of_address(address.ip()).filter(|_| is_servers)?;
         let place = Place { protocol: flow.protocol, direction, address: canonical(address) };
         run.contains(workload.name).then_some((workload.name, place))
