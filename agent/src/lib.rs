@@ -7,6 +7,7 @@ pub mod capture;
 pub mod cli;
 pub mod enrich;
 pub mod identity;
+pub mod labels;
 pub mod ledger;
 pub mod pipeline;
 pub mod query;

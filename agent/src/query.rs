@@ -1,13 +1,17 @@
 //! The question, answered from the ring alone.
+//!
+//! Only what the question needs is read: a segment whose seal says that nothing of it is in there is passed over, and so
+//! is a frame of other kinds of events. What is damaged where nothing is looked for takes nothing away.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
+    ops::RangeInclusive,
 };
 
 use alibi_proto::{
     convert::ConvertError,
-    coverage::{Facet, Timeline},
+    coverage::{Facet, Hole, Timeline},
     event::{Event, EventKind},
     executable::{ExecutableRecord, ExecutableSighting, FileIdentity},
     flow::FlowRecord,
@@ -22,13 +26,15 @@ use alibi_proto::{
 };
 use prost::Message as _;
 
-use crate::ring::{Item, Reader, Record, RingError, View};
+use crate::{
+    labels,
+    ring::{self, Key, Reader, RingError, Selection, View},
+};
 
 /// Records that one answer is made of. Few under test, so that the bound is met.
 const RECORDS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
-/// Read from the ring at once, in bytes and records.
-const READ_BYTES: usize = 1 << 20;
-const READ_RECORDS: usize = 4096;
+/// Holes that are kept apart; the last stands for those that follow it. Few under test, so that the bound is met.
+const HOLES_MAX: usize = if cfg!(test) { 4 } else { 4096 };
 
 /// Owners of connections whose starts are looked up for one answer. A connection of one that is beyond may have been meant
 /// for any name.
@@ -48,22 +54,23 @@ pub fn answer(
     name: String,
     known_until: Option<Timestamp>,
 ) -> Result<(HostAnswer, Vec<String>), QueryError> {
-    let names = match question.target.name() {
-        Some(pattern) => Some(names(view, question, pattern)?),
-        None => None,
+    let mut holes = Holes::default();
+    let remotes = match question.target.name() {
+        Some(pattern) => remotes(view, question, pattern, &mut holes)?,
+        None => NamedRemotes::default(),
     };
-    let nothing = NamedRemotes::default();
-    let remotes = names.as_ref().map_or(&nothing, |names| &names.remotes);
-    let found = find(view, question, remotes)?;
+    let found = find(view, question, &remotes, &mut holes)?;
+    let coverage = Coverage::read(view, holes)?;
     let unnamed_since = found.unnamed.since(view)?;
     let flows: Vec<FlowRecord> = found.flows.into_values().collect();
     let lives = lives(view, &flows, question.window.to())?;
+    let names = NameEvidence { coverage: &coverage.names, remotes: &remotes, unnamed_since };
     let evidence = Evidence {
         host: Some(host),
         name,
-        connections: &found.connections,
+        connections: &coverage.connections,
         known_until,
-        names: names.as_ref().map(|names| NameEvidence { coverage: &names.coverage, remotes, unnamed_since }),
+        names: question.target.name().map(|_| names),
         flows,
         flows_left_out: found.flows_left_out,
     };
@@ -71,23 +78,20 @@ pub fn answer(
     Ok((answer, remotes.used(question)))
 }
 
-#[derive(Default)]
-struct Names {
-    coverage: Timeline,
-    remotes: NamedRemotes,
-}
-
 /// What the ring knows of a name. A record may stand before the answer that tells its name, so this comes first.
-fn names(view: &View, question: &Question, pattern: &NamePattern) -> Result<Names, QueryError> {
-    let mut names = Names::default();
-    let NamedRemotes { addresses, left_out, hellos } = &mut names.remotes;
+fn remotes(
+    view: &View,
+    question: &Question,
+    pattern: &NamePattern,
+    holes: &mut Holes,
+) -> Result<NamedRemotes, QueryError> {
+    let mut remotes = NamedRemotes::default();
+    let NamedRemotes { addresses, left_out, hellos } = &mut remotes;
     let until = question.window.to();
-    read_all(view, |item| match item {
-        Read::Hole(hole) => names.coverage.apply_hole(&hole),
+    let keys = Some(vec![labels::of_pattern(pattern)]);
+    read(view, labels::NAMES, keys, Timestamp::ZERO..=until, |item| match item {
+        Read::Hole(hole) => holes.add(hole),
         Read::Event(event) => match event.kind {
-            EventKind::CoverageChanged(change) if change.facet == Facet::Names => {
-                names.coverage.apply(&change);
-            }
             EventKind::NameResolved(resolution) if resolution.at < until => {
                 let mut asked = std::iter::once(&resolution.name).chain(&resolution.aliases);
                 if asked.any(|name| pattern.matches(name)) {
@@ -110,12 +114,79 @@ fn names(view: &View, question: &Question, pattern: &NamePattern) -> Result<Name
             _ => {}
         },
     })?;
-    Ok(names)
+    Ok(remotes)
+}
+
+/// Holes that were met where something was looked for, by their first position.
+#[derive(Default)]
+struct Holes(BTreeMap<Seq, Hole>);
+
+impl Holes {
+    fn add(&mut self, hole: Hole) {
+        if self.0.len() >= HOLES_MAX
+            && !self.0.contains_key(&hole.first)
+            && let Some(mut last) = self.0.last_entry()
+        {
+            let last = last.get_mut();
+            last.first = last.first.min(hole.first);
+            last.last = last.last.max(hole.last);
+            last.from = last.from.min(hole.from);
+            last.to = last.to.max(hole.to);
+            return;
+        }
+        self.0.entry(hole.first).or_insert(hole);
+    }
+
+    /// Takes out those that begin before `seq`.
+    fn before(&mut self, seq: Seq) -> BTreeMap<Seq, Hole> {
+        let after = self.0.split_off(&seq);
+        std::mem::replace(&mut self.0, after)
+    }
+}
+
+/// What was said of coverage.
+#[derive(Default)]
+struct Coverage {
+    connections: Timeline,
+    names: Timeline,
+}
+
+impl Coverage {
+    /// From the ring, and from the holes that were met elsewhere in it.
+    fn read(view: &View, mut holes: Holes) -> Result<Self, QueryError> {
+        let mut coverage = Self::default();
+        let always = Timestamp::ZERO..=Timestamp::MAX;
+        read(view, labels::COVERAGE, None, always, |item| match item {
+            Read::Hole(hole) => {
+                coverage.lose(holes.before(hole.first));
+                // The one that was met twice is one.
+                holes.0.remove(&hole.first);
+                coverage.lose([(hole.first, hole)]);
+            }
+            Read::Event(Event { seq, kind: EventKind::CoverageChanged(change), .. }) => {
+                coverage.lose(holes.before(seq));
+                match change.facet {
+                    Facet::Connections => coverage.connections.apply(&change),
+                    Facet::Names => coverage.names.apply(&change),
+                    Facet::Processes => {}
+                }
+            }
+            Read::Event(_) => {}
+        })?;
+        coverage.lose(holes.0);
+        Ok(coverage)
+    }
+
+    fn lose(&mut self, holes: impl IntoIterator<Item = (Seq, Hole)>) {
+        for (_, hole) in holes {
+            self.connections.apply_hole(&hole);
+            self.names.apply_hole(&hole);
+        }
+    }
 }
 
 #[derive(Default)]
 struct Found {
-    connections: Timeline,
     /// By whether they overlap the window, and by their end: the first are those that are needed least. What is left out
     /// is then never what came after a record that is kept, and ended its connection.
     flows: BTreeMap<(bool, Timestamp, Seq), FlowRecord>,
@@ -153,7 +224,7 @@ impl Unnamed {
             return Ok(self.since);
         }
         let mut started: HashMap<ProcessUid, Timestamp> = HashMap::new();
-        read_all(view, |item| {
+        read_processes(view, self.first_of.keys(), |item| {
             if let Read::Event(Event { kind: EventKind::ProcessStarted(process), .. }) = item
                 && self.first_of.contains_key(&process.uid)
             {
@@ -166,7 +237,12 @@ impl Unnamed {
     }
 }
 
-fn find(view: &View, question: &Question, remotes: &NamedRemotes) -> Result<Found, QueryError> {
+fn find(
+    view: &View,
+    question: &Question,
+    remotes: &NamedRemotes,
+    holes: &mut Holes,
+) -> Result<Found, QueryError> {
     let mut found = Found::default();
     let (target, window) = (&question.target, question.window);
     let by_name = target.name().is_some();
@@ -175,12 +251,11 @@ fn find(view: &View, question: &Question, remotes: &NamedRemotes) -> Result<Foun
             && flow.last >= question.looks_back_to()
             && target.admits(flow.protocol, flow.remote.port())
     };
-    read_all(view, |item| match item {
-        Read::Hole(hole) => found.connections.apply_hole(&hole),
+    // By name, any connection may have been meant.
+    let keys = if by_name { None } else { labels::of_target(target) };
+    read(view, labels::FLOWS, keys, question.looks_back_to()..=window.to(), |item| match item {
+        Read::Hole(hole) => holes.add(hole),
         Read::Event(event) => match event.kind {
-            EventKind::CoverageChanged(change) if change.facet == Facet::Connections => {
-                found.connections.apply(&change);
-            }
             EventKind::Flow(flow) if near(&flow) => {
                 if by_name {
                     found.unnamed.add(&flow);
@@ -214,7 +289,7 @@ fn lives(
     }
     let mut exits: HashMap<ProcessUid, ProcessExit> = HashMap::new();
     let mut executions: HashMap<ProcessUid, (Vec<ProcessExecution>, u64)> = HashMap::new();
-    read_all(view, |item| match item {
+    read_processes(view, &owners, |item| match item {
         Read::Event(Event { kind: EventKind::ProcessStarted(process), .. })
             if owners.contains(&process.uid) =>
         {
@@ -255,7 +330,8 @@ fn add_executables(view: &View, lives: &mut HashMap<ProcessUid, ProcessLife>) ->
         return Ok(());
     }
     let mut seen: BTreeMap<(FileIdentity, ExecutableSighting), ExecutableRecord> = BTreeMap::new();
-    read_all(view, |item| {
+    let (keys, always) = (files.iter().map(labels::of_file).collect(), Timestamp::ZERO..=Timestamp::MAX);
+    read(view, labels::EXECUTABLES, Some(keys), always, |item| {
         if let Read::Event(Event { kind: EventKind::ExecutableSeen(executable), .. }) = item
             && let Some(file) = executable.file.filter(|file| files.contains(file))
         {
@@ -280,26 +356,43 @@ fn add_executables(view: &View, lives: &mut HashMap<ProcessUid, ProcessLife>) ->
 
 enum Read {
     Event(Event),
-    Hole(alibi_proto::coverage::Hole),
+    Hole(Hole),
 }
 
-fn read_all(view: &View, mut take: impl FnMut(Read)) -> Result<(), QueryError> {
-    let mut reader = Reader::new(view.clone(), Seq::FIRST);
+/// Reads what is said of these processes.
+fn read_processes<'a>(
+    view: &View,
+    owners: impl IntoIterator<Item = &'a ProcessUid>,
+    take: impl FnMut(Read),
+) -> Result<(), QueryError> {
+    let keys = owners.into_iter().map(|uid| labels::of_owner(*uid)).collect();
+    read(view, labels::PROCESSES, Some(keys), Timestamp::ZERO..=Timestamp::MAX, take)
+}
+
+/// Reads events of these kinds, at least those with one of the keys and of these times.
+fn read(
+    view: &View,
+    kinds: u32,
+    keys: Option<Vec<Key>>,
+    times: RangeInclusive<Timestamp>,
+    mut take: impl FnMut(Read),
+) -> Result<(), QueryError> {
+    let mut reader = Reader::selecting(view.clone(), Selection { kinds, keys, times });
     loop {
-        match reader.next_batch(READ_BYTES, READ_RECORDS)? {
-            Item::Records(records) => {
-                for record in records {
-                    take(Read::Event(decode(&record)?));
+        match reader.next_records()? {
+            ring::Read::Records(_, records) => {
+                for record in records.iter() {
+                    take(Read::Event(decode(record)?));
                 }
             }
-            Item::Hole(hole) => take(Read::Hole(hole)),
-            Item::CaughtUp => return Ok(()),
+            ring::Read::Hole(hole) => take(Read::Hole(hole)),
+            ring::Read::CaughtUp => return Ok(()),
         }
     }
 }
 
-fn decode(record: &Record) -> Result<Event, QueryError> {
-    Ok(Event::try_from(wire::Event::decode(record.bytes.as_slice())?)?)
+fn decode(record: &[u8]) -> Result<Event, QueryError> {
+    Ok(Event::try_from(wire::Event::decode(record)?)?)
 }
 
 /// The ring cannot answer.

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::{
     capture::Report,
+    labels,
     pipeline::Pipeline,
     ring::{Record, Ring, RingError},
 };
@@ -92,6 +93,8 @@ pub struct Recorder {
     users_changed: bool,
     /// Up to here everything is recorded, as the next run must know if this one ends without a word.
     recorded_until: Timestamp,
+    /// When something was last done.
+    now: Moment,
     /// A reader can begin at a new segment, and must find everything there that it needs.
     segment_started: bool,
     /// How many events it took to say that last time, and how many came since. As many again must come before it is said
@@ -122,6 +125,7 @@ impl Recorder {
             trouble: None,
             users_changed: true,
             recorded_until: recorded_until.unwrap_or_default(),
+            now: Moment::default(),
             segment_started: false,
             restated: 0,
             since_restated: 0,
@@ -180,7 +184,7 @@ impl Recorder {
             self.recorded_until = self.recorded_until.max(watermark);
         }
         self.warn_of_overwriting();
-        match self.ring.sync(self.recorded_until) {
+        match self.ring.sync(self.recorded_until_moment()) {
             Ok(()) => {
                 if self.pending.is_empty() {
                     self.recovered();
@@ -196,16 +200,27 @@ impl Recorder {
     /// # Errors
     /// When the last events could not be written; the next run will find that this one ended without a word.
     pub fn close(mut self, why: &str, now: Moment) -> Result<(), RingError> {
+        self.now = now;
         self.pipeline.stop(why, now);
         self.collect();
         self.append()?;
         self.recorded_until = self.recorded_until.max(self.pipeline.watermark().unwrap_or_default());
-        self.ring.mark_closed(self.recorded_until)?;
+        self.ring.mark_closed(self.recorded_until_moment())?;
         self.publish();
         Ok(())
     }
 
+    /// By both clocks, as they stand to each other now.
+    fn recorded_until_moment(&self) -> Moment {
+        let Moment { wall, boot_ns } = self.now;
+        let boot_ns = boot_ns
+            .saturating_add(nanos(self.recorded_until.since(wall)))
+            .saturating_sub(nanos(wall.since(self.recorded_until)));
+        Moment { wall: self.recorded_until, boot_ns }
+    }
+
     fn write(&mut self, now: Moment) {
+        self.now = now;
         self.collect();
         if self.segment_started && self.since_restated >= self.restated {
             self.segment_started = false;
@@ -308,12 +323,17 @@ impl Recorder {
     }
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// `event` as the ring keeps it; what was seen when it was made reached until `seen_until`.
 fn encode(event: Event, seen_until: Timestamp) -> Record {
     Record {
         seq: event.seq,
         speaks_from: event.speaks_from(),
         recorded: event.speaks_until().max(seen_until),
+        labels: labels::of(&event),
         bytes: wire::Event::from(event).encode_to_vec(),
     }
 }

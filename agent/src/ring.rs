@@ -1,8 +1,9 @@
-//! The ring: a bounded log on disk of opaque records, each with its seq and two times.
+//! The ring: a bounded log on disk of opaque records, each with its seq, two times and what it can be found by.
 //!
 //! A directory of segments, which are files of frames, and a checkpoint. Records are appended to the newest segment; when
-//! the budget is used up, the oldest segment is removed whole. There is one writer, [`Ring`], and any number of
-//! [`Reader`]s, which see what it has wholly written through a [`View`].
+//! the budget is used up, the oldest segment is removed whole. A segment into which nothing more comes gets a seal, which
+//! tells what is in it. There is one writer, [`Ring`], and any number of [`Reader`]s, which see what it has wholly written
+//! through a [`View`].
 //!
 //! It keeps these promises:
 //! - A seq names one record: what was acknowledged, or was safe on disk, is never numbered again after a restart. What
@@ -12,6 +13,8 @@
 //! - After the program is killed, everything appended is there. After a power cut, everything before the last
 //!   [`Ring::sync`] is; only up to when it was recorded may be known a little less well. A torn tail is cut off and
 //!   reported.
+//! - Every frame carries the head of a chain of hashes over all frames before it, so that whoever knows a head
+//!   ([`Anchor`](alibi_proto::chain::Anchor)) sees whether the past was changed since, see [`View::compare`].
 //! - What is not a ring's own, or was written by a newer version, is refused and left as it is.
 //!
 //! It must never read a clock, know what is in a record, or hold more of the ring in memory than a frame per reader.
@@ -27,9 +30,11 @@ use alibi_proto::{id::Seq, time::Timestamp};
 mod checkpoint;
 mod eviction;
 mod files;
+mod filter;
 mod frame;
 mod reader;
 mod recovery;
+mod seal;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -38,8 +43,9 @@ mod writer;
 
 #[cfg(test)]
 pub(crate) use files::fault;
-pub use reader::{Item, Reader};
-pub use view::View;
+pub use filter::Key;
+pub use reader::{ChainedFrame, Item, Read, Reader, Selection};
+pub use view::{Standing, View};
 pub use writer::Ring;
 
 /// What the ring keeps.
@@ -54,12 +60,29 @@ pub struct Record {
     pub recorded: Timestamp,
     /// What it says.
     pub bytes: Vec<u8>,
+    /// What it can be found by.
+    pub labels: Labels,
 }
+
+/// What a record can be found by. What the kinds and keys mean, only the writer and who asks know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// A bit for each kind of record that this one is.
+    pub kinds: u32,
+    /// What it is about.
+    pub keys: Vec<Key>,
+    /// Who looks for what was before this does not look for it.
+    pub from: Timestamp,
+}
+
+/// The labels of a record, from its bytes; none if they cannot be told.
+pub type Labeller = fn(&[u8]) -> Option<Labels>;
 
 /// The limits of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// All segments together have at most so many bytes; the checkpoint has 8 KiB besides.
+    /// All segments together have at most so many bytes, the room that is set aside for them included; the checkpoint has
+    /// 8 KiB besides.
     pub bytes_max: u64,
     /// A segment has at most so many.
     pub segment_bytes: u64,
@@ -77,6 +100,8 @@ pub struct Recovery {
     /// Up to when everything was recorded, as the last checkpoint says. What was recorded after it may be there, too.
     /// After a power cut, up to [`Recovery::UNSAFE_MAX`] more may have been recorded and told.
     pub recorded_until: Option<Timestamp>,
+    /// The same instant by the clock of the boot in which it was written, if that was told.
+    pub recorded_until_boot_ns: Option<u64>,
     /// The boot of the host in which it was written last, if it was named then.
     pub boot: Option<u64>,
     /// Bytes after the last good frame, which were cut off: an append that was never finished, or damage.
@@ -101,11 +126,15 @@ pub struct Appended {
     pub evicted_unacknowledged: u64,
 }
 
-/// What some records speak of: from the earliest instant to the latest.
+/// The times of some records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Times {
-    from: Timestamp,
-    to: Timestamp,
+    /// The earliest instant that they speak of.
+    speaks_from: Timestamp,
+    /// When the first of them was recorded.
+    recorded_from: Timestamp,
+    /// When the last was; they speak of no later instant.
+    recorded_to: Timestamp,
 }
 
 /// Records that were evicted before anybody acknowledged them.
@@ -113,12 +142,15 @@ struct Times {
 struct Span {
     first: Seq,
     last: Seq,
-    times: Times,
+    /// The earliest instant that they spoke of.
+    from: Timestamp,
+    /// The latest.
+    to: Timestamp,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { bytes_max: 256 << 20, segment_bytes: 4 << 20, record_bytes_max: 1 << 20 }
+        Self { bytes_max: 256 << 20, segment_bytes: 2 << 20, record_bytes_max: 1 << 20 }
     }
 }
 
@@ -128,6 +160,8 @@ impl Options {
 
     /// A small ring needs small segments: what is evicted with one is a small part of the whole.
     const SEGMENTS_WANTED: u64 = 16;
+    /// A payload of no more than this may have no room for a record.
+    const PAYLOAD_BYTES_MIN: u64 = 128;
     /// A process with all the arguments that are kept of it fits into such a segment.
     const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 
@@ -145,8 +179,9 @@ impl Options {
     /// When they make no sense.
     pub fn check(&self) -> Result<(), RingError> {
         let Self { bytes_max, segment_bytes, record_bytes_max } = *self;
-        let bare_bytes =
-            (segment::HEADER_BYTES + frame::HEADER_BYTES + frame::RECORD_OVERHEAD_BYTES_MAX) as u64;
+        let bare_bytes = (segment::HEADER_BYTES + seal::bytes_max(segment_bytes) + frame::HEADER_BYTES)
+            as u64
+            + Self::PAYLOAD_BYTES_MIN;
         let reason = if segment_bytes <= bare_bytes {
             format!(
                 "a segment of {segment_bytes} bytes has no room for a record: it takes more than {bare_bytes}"
@@ -163,25 +198,38 @@ impl Options {
         Err(RingError::Limits { reason })
     }
 
-    /// What a frame that is alone in its segment can hold.
+    /// What frames can take of a segment.
+    fn frames_bytes_max(&self) -> u64 {
+        let around = segment::HEADER_BYTES + seal::bytes_max(self.segment_bytes);
+        self.segment_bytes.saturating_sub(around as u64)
+    }
+
+    /// The largest payload of a frame that is alone in its segment.
     fn payload_bytes_max(&self) -> usize {
-        let overhead_bytes = (segment::HEADER_BYTES + frame::HEADER_BYTES) as u64;
-        usize::try_from(self.segment_bytes.saturating_sub(overhead_bytes)).unwrap_or(usize::MAX)
+        usize::try_from(self.frames_bytes_max()).unwrap_or(usize::MAX).saturating_sub(frame::HEADER_BYTES)
     }
 
     /// The largest record that is taken.
     fn record_bytes_limit(&self) -> usize {
-        self.record_bytes_max.min(self.payload_bytes_max().saturating_sub(frame::RECORD_OVERHEAD_BYTES_MAX))
+        self.record_bytes_max.min(frame::record_bytes_max(self.payload_bytes_max()))
     }
 }
 
 impl Times {
     fn of(record: &Record) -> Self {
-        Self { from: record.speaks_from.min(record.recorded), to: record.recorded }
+        Self {
+            speaks_from: record.speaks_from.min(record.recorded),
+            recorded_from: record.recorded,
+            recorded_to: record.recorded,
+        }
     }
 
     fn and(self, other: Self) -> Self {
-        Self { from: self.from.min(other.from), to: self.to.max(other.to) }
+        Self {
+            speaks_from: self.speaks_from.min(other.speaks_from),
+            recorded_from: self.recorded_from.min(other.recorded_from),
+            recorded_to: self.recorded_to.max(other.recorded_to),
+        }
     }
 }
 
@@ -215,6 +263,12 @@ pub enum RingError {
         written: u16,
         /// The newest known here.
         known: u16,
+    },
+    /// It was recorded by another host.
+    #[error("the ring in {} was recorded by another host: move it elsewhere, and a new one will be made", dir.display())]
+    OtherHost {
+        /// Where it is, left as it is.
+        dir: PathBuf,
     },
     /// Damage has left nothing that says which ring it is.
     #[error("the ring in {} is damaged beyond recognition: move it elsewhere, and a new one will be made", dir.display())]
@@ -276,6 +330,14 @@ pub enum RingError {
         /// What the system says.
         source: io::Error,
     },
+}
+
+impl RingError {
+    /// Whether it is for want of room on the disk.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
 }
 
 fn io_error(path: &Path, source: io::Error) -> RingError {

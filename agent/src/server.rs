@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
+    convert::stream::FRAMES_MAX,
     coverage::Hole,
     host::{HostDescription, SourceDescription},
     id::{Cursor, Epoch, HostId, Seq},
@@ -13,7 +14,6 @@ use alibi_proto::{
         recorder_server::{Recorder, RecorderServer},
     },
 };
-use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     query,
     recorder::{Acknowledged, Progress},
-    ring::{Item, Reader, View},
+    ring::{ChainedFrame, Item, Reader, RingError, View},
     sys::HostFacts,
 };
 
@@ -33,8 +33,6 @@ const QUERIES_MAX: usize = 2;
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Batches that wait for a slow follower.
 const BATCHES_QUEUED_MAX: usize = 4;
-/// Events in one batch.
-const BATCH_EVENTS_MAX: usize = 4096;
 
 /// What the service serves from.
 #[derive(Clone, Debug)]
@@ -119,7 +117,7 @@ impl Recorder for Service {
         let first = tokio::time::timeout(START_TIMEOUT, requests.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("`start` did not come in time"))??;
         let cursor = match first.and_then(|first| first.request) {
-            Some(wire::tail_request::Request::Start(cursor)) => Cursor::from(cursor),
+            Some(wire::tail_request::Request::Start(start)) => Cursor::from(start.next.unwrap_or_default()),
             _ => return Err(Status::invalid_argument("the first message of Tail must be `start`")),
         };
         let epoch = self.view.epoch();
@@ -138,7 +136,7 @@ impl Recorder for Service {
         let tail = Tail {
             epoch,
             next: from,
-            reader: Some(reader),
+            reading: Some(Reading { reader, hole: None }),
             progress: self.progress.clone(),
             batches,
             _permit: permit,
@@ -224,7 +222,7 @@ struct Tail {
     epoch: Epoch,
     next: Seq,
     /// None only while a read is under way on another thread.
-    reader: Option<Reader>,
+    reading: Option<Reading>,
     progress: watch::Receiver<Progress>,
     batches: mpsc::Sender<Result<wire::TailResponse, Status>>,
     _permit: OwnedSemaphorePermit,
@@ -236,13 +234,7 @@ impl Tail {
             // What this vouches for is in the ring already, so once it is read, so is everything up to the watermark.
             let progress = self.progress.borrow_and_update().clone();
             while self.next < progress.next_seq {
-                let response = match self.read(progress.next_seq.0 - self.next.0).await? {
-                    Item::Records(records) => self.events(&records)?,
-                    Item::Hole(hole) => self.hole(hole),
-                    Item::CaughtUp => {
-                        return Err(Status::data_loss("the ring is shorter than what was recorded"));
-                    }
-                };
+                let response = self.read(progress.next_seq).await?;
                 self.send(response).await?;
             }
             if let Some(watermark) = progress.watermark {
@@ -256,37 +248,71 @@ impl Tail {
         }
     }
 
-    /// At most `events_max` events: what comes after them is not safe on disk yet.
-    async fn read(&mut self, events_max: u64) -> Result<Item, Status> {
-        let events_max = usize::try_from(events_max).unwrap_or(usize::MAX).min(BATCH_EVENTS_MAX);
-        let mut reader = self.reader.take().ok_or_else(|| Status::internal("a read was interrupted"))?;
-        let (reader, item) = tokio::task::spawn_blocking(move || {
-            let item = reader.next_batch(MESSAGE_BYTES_TARGET, events_max);
-            (reader, item)
+    /// What comes next, before `end`: what comes after that is not safe on disk yet.
+    async fn read(&mut self, end: Seq) -> Result<wire::TailResponse, Status> {
+        let mut reading = self.reading.take().ok_or_else(|| Status::internal("a read was interrupted"))?;
+        let (reading, message) = tokio::task::spawn_blocking(move || {
+            let message = reading.message(end);
+            (reading, message)
         })
         .await
         .map_err(|_| Status::internal("a read was interrupted"))?;
-        self.reader = Some(reader);
-        item.map_err(|error| Status::internal(error.to_string()))
-    }
-
-    fn events(&mut self, records: &[crate::ring::Record]) -> Result<wire::TailResponse, Status> {
-        let events: Result<Vec<_>, _> =
-            records.iter().map(|record| wire::Event::decode(record.bytes.as_slice())).collect();
-        let events =
-            events.map_err(|error| Status::data_loss(format!("a recorded event cannot be read: {error}")))?;
-        if let Some(last) = records.last() {
-            self.next = last.seq.next();
+        self.next = reading.position();
+        self.reading = Some(reading);
+        match message {
+            Ok(Some(message)) => Ok(wire::TailResponse { epoch: self.epoch.0, ..message }),
+            Ok(None) => Err(Status::data_loss("the ring is shorter than what was recorded")),
+            Err(error) => Err(Status::internal(error.to_string())),
         }
-        Ok(wire::TailResponse { epoch: self.epoch.0, events, ..Default::default() })
-    }
-
-    fn hole(&mut self, hole: Hole) -> wire::TailResponse {
-        self.next = hole.last.next();
-        wire::TailResponse { epoch: self.epoch.0, hole: Some(hole.into()), ..Default::default() }
     }
 
     async fn send(&self, response: wire::TailResponse) -> Result<(), Status> {
         self.batches.send(Ok(response)).await.map_err(|_| Status::cancelled("the follower hung up"))
+    }
+}
+
+/// The ring as it is read for a follower.
+#[derive(Debug)]
+struct Reading {
+    reader: Reader,
+    /// What comes before what the reader finds next.
+    hole: Option<Hole>,
+}
+
+impl Reading {
+    fn position(&self) -> Seq {
+        self.hole.as_ref().map_or_else(|| self.reader.position(), |hole| hole.first)
+    }
+
+    /// The next hole or frames, or both, before `end`; none if there is nothing.
+    fn message(&mut self, end: Seq) -> Result<Option<wire::TailResponse>, RingError> {
+        let mut message = wire::TailResponse::default();
+        let mut bytes = 0;
+        message.hole = self.hole.take().map(Into::into);
+        while bytes < MESSAGE_BYTES_TARGET && message.frames.len() < FRAMES_MAX && self.position() < end {
+            match self.reader.next() {
+                Ok(Item::Frame(ChainedFrame { frame, previous, head })) => {
+                    if message.frames.is_empty() {
+                        message.previous_head = previous.map(|head| head.as_bytes().to_vec());
+                    }
+                    bytes += frame.unpacked_bytes();
+                    message.head = Some(head.as_bytes().to_vec());
+                    message.frames.push(frame.into());
+                }
+                Ok(Item::Hole(hole)) if message.hole.is_none() && message.frames.is_empty() => {
+                    message.hole = Some(hole.into());
+                }
+                Ok(Item::Hole(hole)) => {
+                    self.hole = Some(hole);
+                    break;
+                }
+                Ok(Item::CaughtUp) => break,
+                // An error stays until the next call.
+                Err(error) if message.hole.is_none() && message.frames.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        let is_empty = message.hole.is_none() && message.frames.is_empty();
+        Ok((!is_empty).then_some(message))
     }
 }

@@ -47,6 +47,15 @@ pub fn now() -> Moment {
     os::now()
 }
 
+/// Sets room aside on the disk for the first so many bytes of a file, which stays as long as it is. Where the file system
+/// cannot, nothing is done: a full disk is then noticed when it is written to.
+///
+/// # Errors
+/// When there is no room, or the system cannot write.
+pub(crate) fn set_room_aside(file: &std::fs::File, bytes: u64) -> io::Result<()> {
+    os::set_room_aside(file, bytes)
+}
+
 /// Who and what this machine is.
 pub fn host_facts() -> HostFacts {
     os::host_facts()

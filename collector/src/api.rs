@@ -517,7 +517,7 @@ mod tests {
         }
         let recorded = Moment { wall: second(90), boot_ns: 1 };
         let events = (1..).zip(kinds).map(|(seq, kind)| Event { seq: Seq(seq), recorded, kind }).collect();
-        let batch = Batch { epoch: Epoch(1), hole: None, events, watermark: Some(second(100)) };
+        let batch = Batch { epoch: Epoch(1), hole: None, events, link: None, watermark: Some(second(100)) };
         store.commit(host, &batch, second(100)).unwrap();
     }
 

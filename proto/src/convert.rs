@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     coverage::{CoverageChange, Facet, Gap, Grade, Hole, Scope},
-    event::{Batch, Event, EventKind, ListenRecord},
+    event::{Event, EventKind, ListenRecord},
     executable::Sha256,
     flow::{
         Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic,
@@ -24,6 +24,7 @@ use crate::{
 
 mod process;
 mod sighting;
+pub mod stream;
 
 /// A message that breaks the contract of the schema.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -473,39 +474,6 @@ impl TryFrom<wire::Hole> for Hole {
             from: Timestamp::from_nanos(hole.from_ns),
             to: Timestamp::from_nanos(hole.to_ns),
             reason: hole.reason,
-        })
-    }
-}
-
-impl From<Batch> for wire::TailResponse {
-    fn from(batch: Batch) -> Self {
-        Self {
-            epoch: batch.epoch.0,
-            hole: batch.hole.map(Into::into),
-            events: wires(batch.events),
-            watermark_ns: batch.watermark.map(Timestamp::as_nanos),
-        }
-    }
-}
-
-impl TryFrom<wire::TailResponse> for Batch {
-    type Error = ConvertError;
-
-    fn try_from(response: wire::TailResponse) -> Result<Self> {
-        let hole = response.hole.map(Hole::try_from).transpose()?;
-        let events: Vec<Event> = all(response.events)?;
-        let mut expected = hole.as_ref().map(|hole| hole.last.next());
-        for event in &events {
-            if expected.is_some_and(|expected| expected != event.seq) {
-                return bad("events", format!("jump to seq {} without a hole", event.seq.0));
-            }
-            expected = Some(event.seq.next());
-        }
-        Ok(Self {
-            epoch: Epoch(response.epoch),
-            hole,
-            events,
-            watermark: optional_time(response.watermark_ns),
         })
     }
 }
@@ -1026,7 +994,7 @@ mod tests {
                 let _ = Event::try_from(event);
             }
             if let Ok(response) = wire::TailResponse::decode(bytes.as_slice()) {
-                let _ = Batch::try_from(response);
+                let _ = crate::event::Batch::try_from(response);
             }
         }
 
@@ -1113,29 +1081,5 @@ mod tests {
             |flow| flow.last_ns = flow.first_ns + 900_000_000_001,
             "field `flow.last_ns` is more than 900 s after first_ns",
         );
-    }
-
-    #[test]
-    fn a_batch_with_a_silent_hole_is_refused() {
-        let event = |seq| wire::Event { seq, ..wire::Event::default() };
-        let batch = |seqs: &[u64], hole: Option<(u64, u64)>| {
-            Batch::try_from(wire::TailResponse {
-                epoch: 1,
-                hole: hole.map(|(first_seq, last_seq)| wire::Hole {
-                    first_seq,
-                    last_seq,
-                    ..wire::Hole::default()
-                }),
-                events: seqs.iter().copied().map(event).collect(),
-                watermark_ns: None,
-            })
-        };
-        assert!(batch(&[5, 6, 7], None).is_ok());
-        assert!(batch(&[8, 9], Some((5, 7))).is_ok());
-        assert!(batch(&[5, 7], None).is_err());
-        assert!(batch(&[7, 6], None).is_err());
-        assert!(batch(&[9], Some((5, 7))).is_err());
-        assert!(batch(&[0], None).is_err());
-        assert!(batch(&[], Some((7, 5))).is_err());
     }
 }

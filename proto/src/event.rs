@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::{
+    chain::Head,
     coverage::{CoverageChange, Hole},
     executable::ExecutableRecord,
     flow::{Attribution, FlowRecord, Protocol},
@@ -115,8 +116,19 @@ pub struct Batch {
     pub hole: Option<Hole>,
     /// In order of seq, without holes.
     pub events: Vec<Event>,
+    /// How the chain of hashes goes over the events; none without events.
+    pub link: Option<Link>,
     /// Everything up to here has been sent.
     pub watermark: Option<Timestamp>,
+}
+
+/// Where the chain of hashes enters a batch of events, and where it leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The head before the first event; none after a hole, where nobody knows it.
+    pub previous: Option<Head>,
+    /// The head after the last.
+    pub head: Head,
 }
 
 impl Batch {

@@ -127,26 +127,52 @@ uid! {
 /// What uids are derived from besides the thing itself: this host in this boot.
 #[derive(Clone, Debug)]
 pub struct HostBoot {
-    /// The host.
-    pub host: HostId,
-    /// The system's id of this boot.
-    pub boot_id: String,
+    processes: [u8; 16],
+    connections: [u8; 16],
 }
 
+/// Uids are not random, though they look it: what is the same in all of a boot, and what counts up, keeps its place, so
+/// that many of them take little room once they are compressed. The part that differs comes first, so that the first
+/// few digits name one; it is masked by the boot, so that hosts that count alike differ there, too.
 impl HostBoot {
+    /// This host in the boot that the system calls so.
+    pub fn new(host: HostId, boot_id: &str) -> Self {
+        let of = |kind: &str| {
+            let mut hasher = blake3::Hasher::new();
+            for part in [b"alibi uid 2", kind.as_bytes(), host.as_bytes(), boot_id.as_bytes()] {
+                hasher.update(&(part.len() as u64).to_be_bytes());
+                hasher.update(part);
+            }
+            *hasher.finalize().as_bytes().first_chunk().expect("a hash has more bytes than a uid")
+        };
+        Self { processes: of("process"), connections: of("connection") }
+    }
+
     /// The uid of the process `pid` that started at `start`, in the finest unit that the system keeps for ever
     /// (Linux: clock ticks since boot).
+    ///
+    /// ```text
+    ///  0   4  pid       little-endian; masked by the boot
+    ///  4   6  start     the low 48 bits, little-endian; masked by the boot
+    /// 10   6  boot      a hash of host and boot id
+    /// ```
     pub fn process(&self, pid: u32, start: u64) -> ProcessUid {
-        let mut hasher = self.hasher("process");
-        hasher.update(&pid.to_be_bytes());
-        hasher.update(&start.to_be_bytes());
-        ProcessUid(first_16(&hasher))
+        let mut counted = [0; 10];
+        counted[..4].copy_from_slice(&pid.to_le_bytes());
+        counted[4..].copy_from_slice(&start.to_le_bytes()[..6]);
+        ProcessUid(masked(self.processes, counted))
     }
 
     /// The uid of a connection; `socket` is the system's identity of the socket (Linux: its inode or cookie). The local
     /// end is no part of it: a connection that is only asked for may have none yet.
+    ///
+    /// ```text
+    ///  0   5  socket    the low 40 bits, little-endian; masked by the boot
+    ///  5   5  remote    a hash of protocol, address and port; masked by the boot
+    /// 10   6  boot      a hash of host and boot id
+    /// ```
     pub fn connection(&self, protocol: Protocol, remote: SocketAddr, socket: u64) -> ConnectionUid {
-        let mut hasher = self.hasher("connection");
+        let mut hasher = blake3::Hasher::new();
         let address = match remote.ip().to_canonical() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
@@ -154,24 +180,18 @@ impl HostBoot {
         hasher.update(&[protocol as u8]);
         hasher.update(&address.octets());
         hasher.update(&remote.port().to_be_bytes());
-        hasher.update(&socket.to_be_bytes());
-        ConnectionUid(first_16(&hasher))
-    }
-
-    fn hasher(&self, kind: &str) -> blake3::Hasher {
-        let mut hasher = blake3::Hasher::new();
-        for part in [b"alibi uid 1", kind.as_bytes(), self.host.as_bytes(), self.boot_id.as_bytes()] {
-            hasher.update(&(part.len() as u64).to_be_bytes());
-            hasher.update(part);
-        }
-        hasher
+        // The high bits are in the hash, where a system has them.
+        hasher.update(&(socket >> 40).to_be_bytes());
+        let mut counted = [0; 10];
+        counted[..5].copy_from_slice(&socket.to_le_bytes()[..5]);
+        counted[5..].copy_from_slice(&hasher.finalize().as_bytes()[..5]);
+        ConnectionUid(masked(self.connections, counted))
     }
 }
 
-fn first_16(hasher: &blake3::Hasher) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-    bytes
+fn masked(mut uid: [u8; 16], counted: [u8; 10]) -> [u8; 16] {
+    uid.iter_mut().zip(counted).for_each(|(byte, counted)| *byte ^= counted);
+    uid
 }
 
 #[cfg(test)]
@@ -181,9 +201,9 @@ mod tests {
     #[test]
     fn uids_differ_by_every_part() {
         let host = HostId::from_bytes([7; 16]);
-        let boot = HostBoot { host, boot_id: "b1".into() };
-        let next_boot = HostBoot { host, boot_id: "b2".into() };
-        let other_host = HostBoot { host: HostId::from_bytes([8; 16]), boot_id: "b1".into() };
+        let boot = HostBoot::new(host, "b1");
+        let next_boot = HostBoot::new(host, "b2");
+        let other_host = HostBoot::new(HostId::from_bytes([8; 16]), "b1");
         let uid = boot.process(4711, 99);
         assert_eq!(uid, boot.process(4711, 99));
         for other in [
@@ -201,6 +221,7 @@ mod tests {
         assert_ne!(connection, boot.connection(Protocol::Tcp, a, 5));
         assert_ne!(connection, boot.connection(Protocol::Udp, b, 5));
         assert_ne!(connection, boot.connection(Protocol::Tcp, b, 6));
+        assert_ne!(connection, boot.connection(Protocol::Tcp, b, 5 | 1 << 40), "every bit counts");
         let mapped = "[::ffff:10.0.0.2]:9".parse().unwrap();
         assert_eq!(connection, boot.connection(Protocol::Tcp, mapped, 5));
     }

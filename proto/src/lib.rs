@@ -6,6 +6,7 @@
 //! where wire types become words and back. [`transport`] and [`data_directory`] are the two rooms with I/O, here
 //! because both programs need the same.
 
+pub mod chain;
 pub mod command_line;
 pub mod convert;
 pub mod coverage;
@@ -13,6 +14,7 @@ pub mod data_directory;
 pub mod event;
 pub mod executable;
 pub mod flow;
+pub mod frame;
 pub mod host;
 pub mod id;
 pub mod json;

@@ -82,6 +82,11 @@ impl NamePattern {
         }
     }
 
+    /// The name that is meant, or that all are below.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The name that all are below; none if it is one name alone.
     pub fn suffix(&self) -> Option<&str> {
         self.below.then_some(self.name.as_str())

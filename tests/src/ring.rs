@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use alibi_agent::ring::{Item, Reader, View};
+use alibi_agent::ring::{Read, Reader, View};
 use alibi_proto::{event::Event, id::Seq, wire};
 use anyhow::{Result, bail};
 use prost::Message as _;
@@ -16,14 +16,14 @@ pub fn events(agent_data: &Path) -> Result<Vec<Event>> {
     let mut reader = Reader::new(view, Seq::FIRST);
     let mut events = Vec::new();
     loop {
-        match reader.next_batch(1 << 20, 10_000)? {
-            Item::Records(records) => {
-                for record in records {
-                    events.push(Event::try_from(wire::Event::decode(record.bytes.as_slice())?)?);
+        match reader.next_records()? {
+            Read::Records(_, records) => {
+                for record in records.iter() {
+                    events.push(Event::try_from(wire::Event::decode(record)?)?);
                 }
             }
-            Item::Hole(hole) => bail!("the ring has lost events: {hole:?}"),
-            Item::CaughtUp => return Ok(events),
+            Read::Hole(hole) => bail!("the ring has lost events: {hole:?}"),
+            Read::CaughtUp => return Ok(events),
         }
     }
 }

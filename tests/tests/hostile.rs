@@ -9,7 +9,10 @@ use std::{
 };
 
 use alibi_lab::system::{Agent, Collector, now};
-use alibi_proto::wire::{self, event::Kind};
+use alibi_proto::{
+    frame::Packer,
+    wire::{self, event::Kind},
+};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use serde_json::Value;
 
@@ -81,7 +84,12 @@ async fn serve_falsely(socket: tokio::net::TcpStream, describe: Vec<u8>, tail: V
 
 fn batch(events: Vec<wire::Event>) -> Vec<u8> {
     let watermark_ns = Some(now().as_nanos());
-    framed(&wire::TailResponse { epoch: 7, hole: None, events, watermark_ns })
+    let first_seq = events.first().map_or(0, |event| event.seq);
+    let packed: Vec<Vec<u8>> = events.iter().map(prost::Message::encode_to_vec).collect();
+    let payload = Packer::default().pack(&packed.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let frames = vec![wire::Frame { first_seq, count: events.len() as u32, payload }];
+    let head = Some(vec![1; 32]);
+    framed(&wire::TailResponse { epoch: 7, frames, head, watermark_ns, ..Default::default() })
 }
 
 fn event(seq: u64, kind: Kind) -> wire::Event {

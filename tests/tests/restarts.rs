@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use alibi_agent::ring::{Item, Reader, View};
+use alibi_agent::ring::{Read, Reader, View};
 use alibi_lab::{
     recording::Recording,
     system::{Agent, Collector, now},
@@ -37,19 +37,19 @@ fn flows_in_ring(agent_data: &Path) -> (BTreeSet<u64>, u64) {
     let mut reader = Reader::new(view, Seq::FIRST);
     let (mut flows, mut all) = (BTreeSet::new(), 0);
     loop {
-        match reader.next_batch(1 << 20, 10_000).unwrap() {
-            Item::Records(records) => {
-                for record in records {
-                    let event = wire::Event::decode(record.bytes.as_slice()).unwrap();
+        match reader.next_records().unwrap() {
+            Read::Records(first, records) => {
+                for (record, seq) in records.iter().zip(first.0..) {
+                    let event = wire::Event::decode(record).unwrap();
                     all += 1;
-                    assert_eq!((event.seq, event.seq), (record.seq.0, all));
+                    assert_eq!((event.seq, event.seq), (seq, all));
                     if matches!(event.kind, Some(Kind::Flow(_))) {
                         flows.insert(event.seq);
                     }
                 }
             }
-            Item::Hole(hole) => panic!("{hole:?}"),
-            Item::CaughtUp => return (flows, all),
+            Read::Hole(hole) => panic!("{hole:?}"),
+            Read::CaughtUp => return (flows, all),
         }
     }
 }

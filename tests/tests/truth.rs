@@ -7,10 +7,11 @@ use std::{collections::BTreeMap, ops::Range, path::PathBuf, time::Duration};
 
 use alibi_agent::{
     capture::{ConnectionChange, Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
+    labels,
     ledger::PreviousRun,
     pipeline::{Limits, Pipeline},
     recorder::{Acknowledged, Progress, Recorder},
-    ring::{Item, Options, Reader, Ring, View},
+    ring::{Options, Read, Reader, Ring, View},
 };
 use alibi_lab::reference::Truth;
 use alibi_proto::{
@@ -312,10 +313,12 @@ impl World {
             last.end = self.now;
         }
         let options = Options { bytes_max: 6 << 10, segment_bytes: 1 << 10, ..Options::default() };
-        let (mut ring, recovery) = Ring::open(&self.directory, options, Epoch(1)).unwrap();
+        let (mut ring, recovery) =
+            Ring::open(&self.directory, options, HostId::from_bytes([1; 16]), Epoch(1), labels::of_bytes)
+                .unwrap();
         // An agent that crashes here does so without its host.
         ring.begin_boot(1);
-        let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
+        let boot = HostBoot::new(HostId::from_bytes([1; 16]), "boot");
         let now = self.moment();
         let pipeline = Pipeline::new(
             boot,
@@ -397,14 +400,12 @@ impl Collector {
     fn take(&mut self, view: &View, progress: &Progress) {
         let mut reader = Reader::new(view.clone(), Seq(self.next));
         while self.next < progress.next_seq.0 {
-            let safe = usize::try_from(progress.next_seq.0 - self.next).unwrap();
-            match reader.next_batch(1 << 20, safe).unwrap() {
-                Item::Records(records) => {
-                    for record in records {
-                        assert_eq!(record.seq.0, self.next);
+            match reader.next_records().unwrap() {
+                Read::Records(first, records) => {
+                    assert_eq!(first.0, self.next);
+                    for record in records.iter() {
                         self.next += 1;
-                        let event =
-                            Event::try_from(wire::Event::decode(record.bytes.as_slice()).unwrap()).unwrap();
+                        let event = Event::try_from(wire::Event::decode(record).unwrap()).unwrap();
                         match event.kind {
                             EventKind::CoverageChanged(change) if change.facet == Facet::Connections => {
                                 self.timeline.apply(&change);
@@ -413,13 +414,14 @@ impl Collector {
                             _ => {}
                         }
                     }
+                    assert!(self.next <= progress.next_seq.0, "what is told of is whole frames");
                 }
-                Item::Hole(hole) => {
+                Read::Hole(hole) => {
                     assert_eq!(hole.first.0, self.next);
                     self.next = hole.last.0 + 1;
                     self.timeline.apply_hole(&hole);
                 }
-                Item::CaughtUp => break,
+                Read::CaughtUp => break,
             }
         }
         self.known_until = self.known_until.max(progress.watermark);

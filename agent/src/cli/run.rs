@@ -21,7 +21,7 @@ use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs};
 use crate::{
     capture::{self, CaptureError, Choice, Outlet, Source},
     enrich::executable::Identifier,
-    identity,
+    identity, labels,
     ledger::PreviousRun,
     pipeline::{Limits, Pipeline},
     recorder::{Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
@@ -51,7 +51,8 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     let address = listener.address()?;
     let address_file = AddressFile::write(directory.path().join(ADDRESS), &address.to_string())?;
     let new_epoch = Epoch(sys::now().wall.as_nanos());
-    let (ring, recovery) = Ring::open(&directory.path().join(RING), options, new_epoch)?;
+    let (ring, recovery) =
+        Ring::open(&directory.path().join(RING), options, host, new_epoch, labels::of_bytes)?;
 
     directory.keep();
     let description = source.describe();
@@ -107,7 +108,7 @@ fn start(
     recovery: &Recovery,
 ) -> Result<(Recording, Service)> {
     let facts = sys::host_facts();
-    let boot = HostBoot { host, boot_id: facts.boot_id.clone() };
+    let boot = HostBoot::new(host, &facts.boot_id);
     // Only ever compared: 32 bits of it are enough to tell one boot from the next.
     let this_boot = crc32c::crc32c(facts.boot_id.as_bytes()).into();
     ring.begin_boot(this_boot);

@@ -26,7 +26,7 @@ fn source() -> SourceDescription {
 }
 
 pub(super) fn pipeline(limits: Limits) -> Pipeline {
-    let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
+    let boot = HostBoot::new(HostId::from_bytes([1; 16]), "boot");
     Pipeline::new(boot, limits, source(), Seq::FIRST, PreviousRun::None, at(0))
 }
 
@@ -326,7 +326,7 @@ fn go_on(pipeline: &mut Pipeline, from: u64, until: u64, wall: u64) {
 
 #[test]
 fn what_is_open_when_the_clock_was_set_back_between_runs_is_believed_again_after_that_time() {
-    let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
+    let boot = HostBoot::new(HostId::from_bytes([1; 16]), "boot");
     let previous = PreviousRun::Stopped { recorded_until: at(60).wall };
     let mut pipeline = Pipeline::new(boot, Limits::default(), source(), Seq::FIRST, previous, at(0));
     let events = feed(&mut pipeline, vec![(0, opened(1))], 300);

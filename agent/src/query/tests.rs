@@ -16,13 +16,15 @@ use alibi_proto::{
 };
 
 use super::*;
-use crate::ring::{Options, Ring};
+use crate::ring::{Options, Record, Ring};
 
 const BEGUN: u64 = 10_000;
 /// A day and an hour after recording began, so that names are known for as long as a program may keep an address.
 const NOON: u64 = 100_000;
 const TARGET: [u8; 4] = [198, 51, 100, 7];
 const OTHER: [u8; 4] = [198, 51, 100, 8];
+
+const HOST: HostId = HostId::from_bytes([1; 16]);
 
 fn at(second: u64) -> Timestamp {
     Timestamp::from_secs(second)
@@ -46,13 +48,15 @@ impl Host {
 
     fn within(options: Options, kinds: Vec<EventKind>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (mut ring, _) = Ring::open(&directory.path().join("ring"), options, Epoch(7)).unwrap();
+        let (mut ring, _) =
+            Ring::open(&directory.path().join("ring"), options, HOST, Epoch(7), labels::of_bytes).unwrap();
         for (seq, kind) in (1..).map(Seq).zip(kinds) {
             let mut event = Event { seq, recorded: Moment { wall: Timestamp::MAX, boot_ns: 0 }, kind };
             event.recorded.wall = event.speaks_until();
             let (speaks_from, recorded) = (event.speaks_from(), event.recorded.wall);
+            let labels = labels::of(&event);
             let bytes = wire::Event::from(event).encode_to_vec();
-            ring.append(&[Record { seq, speaks_from, recorded, bytes }]).unwrap();
+            ring.append(&[Record { seq, speaks_from, recorded, bytes, labels }]).unwrap();
         }
         Self { view: ring.view(), _ring: ring, _directory: directory }
     }
@@ -62,8 +66,7 @@ impl Host {
             target: Target::parse(target, None, None).unwrap(),
             window: Window::new(at(from), at(to)).unwrap(),
         };
-        let host = HostId::from_bytes([1; 16]);
-        answer(&self.view, &question, host, "laptop".into(), Some(at(2 * NOON))).unwrap()
+        answer(&self.view, &question, HOST, "laptop".into(), Some(at(2 * NOON))).unwrap()
     }
 
     #[track_caller]

@@ -38,8 +38,8 @@ struct Recording {
 impl Recording {
     fn begin(directory: &Path) -> Self {
         let options = Options { bytes_max: 16 << 10, segment_bytes: 4 << 10, ..Options::default() };
-        let (ring, _) = Ring::open(directory, options, Epoch(1)).unwrap();
-        let boot = HostBoot { host: HOST, boot_id: "boot".into() };
+        let (ring, _) = Ring::open(directory, options, HOST, Epoch(1), labels::of_bytes).unwrap();
+        let boot = HostBoot::new(HOST, "boot");
         let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
         let facets = vec![FacetCoverage { facet: Facet::Connections, grade: Grade::Complete, scope }];
         let source = SourceDescription { name: "test".into(), facets };
@@ -121,7 +121,7 @@ fn a_reader_after_a_hole_hears_of_what_is_open_even_if_the_recorder_was_late() {
     recording.take(1, 0, vec![opened(1, TARGET)]);
     // The disk is slow for some seconds, and much happens meanwhile.
     for second in 2..6 {
-        let facts = (0..200).map(|port| over(port + 10, OTHER)).collect();
+        let facts = (0..2_000).map(|port| over(port + 10, OTHER)).collect();
         recording.take(second, 10, facts);
     }
     for second in 6..100 {
@@ -239,7 +239,7 @@ fn a_turn_in_which_nothing_happens_is_told_and_not_waited_for() {
     let waited = fault::remembered().iter().filter(|done| **done == fault::Done::Sync).count();
     assert_eq!(waited, 3, "once in ten seconds");
     drop(recording);
-    let (_, recovery) = Ring::open(&directory, Options::default(), Epoch(1)).unwrap();
+    let (_, recovery) = Ring::open(&directory, Options::default(), HOST, Epoch(1), labels::of_bytes).unwrap();
     assert_eq!(recovery.recorded_until, Some(at(31).wall), "after a kill");
 }
 
@@ -282,7 +282,7 @@ fn what_was_overwritten_is_counted_and_warned_of_once_in_a_while() {
     let temporary = tempfile::tempdir().unwrap();
     let mut recording = Recording::begin(&temporary.path().join("ring"));
     let overwrite = |recording: &mut Recording, second| {
-        recording.take(second, 0, (0..600).map(|port| over(port + 10, OTHER)).collect());
+        recording.take(second, 0, (0..6_000).map(|port| over(port + 10, OTHER)).collect());
         recording.recorder.overwritten
     };
     let first = overwrite(&mut recording, 1);

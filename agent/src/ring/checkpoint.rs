@@ -8,31 +8,31 @@ use std::{
 };
 
 use alibi_proto::{
+    chain::Head,
     id::{Epoch, Seq},
     time::Timestamp,
 };
 
 use super::{
-    RingError, Span, Times, files,
-    frame::{u32_at, u64_at},
+    RingError, Span, files,
+    frame::{head_at, u32_at, u64_at},
     segment::check_magic,
 };
 
 /// The name of its file.
 pub(super) const NAME: &str = "checkpoint";
 
-const MAGIC: [u8; 8] = *b"ALBCHECK";
-const FORMAT: u16 = 2;
+const MAGIC: [u8; 8] = *b"ALIBICHK";
+const FORMAT: u16 = 1;
 /// Each slot has pages of its own, so that a write that fails in one leaves the other.
 const SLOT_BYTES: usize = 4096;
 /// Bytes of a slot that mean something.
-const CONTENT_BYTES: usize = 96;
-/// The same in format 1, which did not say in which boot it was written.
-const CONTENT_BYTES_1: usize = 88;
+const CONTENT_BYTES: usize = 136;
 
 const CLOSED_CLEANLY: u16 = 1;
 const HAS_RECORDED_UNTIL: u16 = 2;
 const HAS_BOOT: u16 = 4;
+const HAS_BOOT_TIME: u16 = 8;
 
 /// So far beyond the safe checkpoint may another one say that everything is recorded, without being safe itself. After a
 /// power cut, this is the most that was said and is not known any more.
@@ -47,10 +47,10 @@ pub(super) const UNSAFE_MAX: Duration = Duration::from_secs(10);
 /// none, if it is torn.
 ///
 /// ```text
-///  0   8  magic "ALBCHECK"
-///  8   2  format version, 2; in format 1 there was no boot
-/// 10   2  flags: 1 closed cleanly, 2 `recorded_until` is known, 4 the boot is known
-/// 12   4  CRC32C of bytes 0..12 and 16..96 (format 1: 16..88)
+///  0   8  magic "ALIBICHK"
+///  8   2  format version, 1
+/// 10   2  flags: 1 closed cleanly, 2 `recorded_until` is known, 4 the boot is known, 8 `recorded_until_boot_ns` is known
+/// 12   4  CRC32C of bytes 0..12 and 16..136
 /// 16   8  generation, from 1
 /// 24   8  epoch
 /// 32   8  next seq: all before it were safe on disk
@@ -61,7 +61,9 @@ pub(super) const UNSAFE_MAX: Duration = Duration::from_secs(10);
 /// 72   8  the earliest instant that they spoke of
 /// 80   8  the latest
 /// 88   8  the boot in which it was written, as the writer names it
-/// 96      zeros
+/// 96   8  recorded until, in nanoseconds since that boot
+/// 104 32  head of the chain before the next seq
+/// 136     zeros
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checkpoint {
@@ -69,18 +71,22 @@ pub(super) struct Checkpoint {
     pub(super) next_seq: Seq,
     pub(super) acknowledged: Seq,
     pub(super) recorded_until: Option<Timestamp>,
+    /// The same instant by the clock of the boot.
+    pub(super) recorded_until_boot_ns: Option<u64>,
     pub(super) closed_cleanly: bool,
     pub(super) evicted: Option<Span>,
     pub(super) boot: Option<u64>,
+    /// The head of the chain before `next_seq`.
+    pub(super) head: Head,
 }
 
 impl Checkpoint {
     fn encode(&self, generation: u64) -> [u8; SLOT_BYTES] {
         let flags = if self.closed_cleanly { CLOSED_CLEANLY } else { 0 }
             | if self.recorded_until.is_some() { HAS_RECORDED_UNTIL } else { 0 }
-            | if self.boot.is_some() { HAS_BOOT } else { 0 };
-        let none =
-            Span { first: Seq(0), last: Seq(0), times: Times { from: Timestamp::ZERO, to: Timestamp::ZERO } };
+            | if self.boot.is_some() { HAS_BOOT } else { 0 }
+            | if self.recorded_until_boot_ns.is_some() { HAS_BOOT_TIME } else { 0 };
+        let none = Span { first: Seq(0), last: Seq(0), from: Timestamp::ZERO, to: Timestamp::ZERO };
         let evicted = self.evicted.unwrap_or(none);
         let words = [
             generation,
@@ -90,17 +96,19 @@ impl Checkpoint {
             self.recorded_until.unwrap_or_default().as_nanos(),
             evicted.first.0,
             evicted.last.0,
-            evicted.times.from.as_nanos(),
-            evicted.times.to.as_nanos(),
+            evicted.from.as_nanos(),
+            evicted.to.as_nanos(),
             self.boot.unwrap_or_default(),
+            self.recorded_until_boot_ns.unwrap_or_default(),
         ];
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&FORMAT.to_le_bytes());
         bytes[10..12].copy_from_slice(&flags.to_le_bytes());
-        for (place, word) in bytes[16..CONTENT_BYTES].chunks_exact_mut(8).zip(words) {
+        for (place, word) in bytes[16..104].chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
+        bytes[104..CONTENT_BYTES].copy_from_slice(self.head.as_bytes());
         let crc = checksum(&bytes[..CONTENT_BYTES]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -112,25 +120,24 @@ impl Checkpoint {
             (Some(before), Some(until)) => before <= until && until.since(before) < UNSAFE_MAX,
             (before, until) => before == until,
         };
-        is_later && *self == Self { recorded_until: self.recorded_until, ..*safe }
+        let &Self { recorded_until, recorded_until_boot_ns, .. } = self;
+        let tells_the_same = recorded_until_boot_ns.is_some() == safe.recorded_until_boot_ns.is_some();
+        is_later && tells_the_same && *self == Self { recorded_until, recorded_until_boot_ns, ..*safe }
     }
 
     /// Its generation and content, if the slot holds one.
     fn decode(slot: &[u8]) -> Option<(u64, Self)> {
-        let content_bytes = match slot.get(8..10)? {
-            [1, 0] => CONTENT_BYTES_1,
-            [2, 0] => CONTENT_BYTES,
-            _ => return None,
-        };
-        let content = slot.get(..content_bytes)?;
-        if content[..8] != MAGIC || u32_at(content, 12) != checksum(content) {
+        let content = slot.get(..CONTENT_BYTES)?;
+        if content[..8] != MAGIC
+            || content[8..10] != FORMAT.to_le_bytes()
+            || u32_at(content, 12) != checksum(content)
+        {
             return None;
         }
         let flags = u16::from_le_bytes([slot[10], slot[11]]);
         let word = |at| u64_at(slot, at);
         let time = |at| Timestamp::from_nanos(word(at));
-        let evicted =
-            Span { first: Seq(word(56)), last: Seq(word(64)), times: Times { from: time(72), to: time(80) } };
+        let evicted = Span { first: Seq(word(56)), last: Seq(word(64)), from: time(72), to: time(80) };
         let checkpoint = Self {
             epoch: Epoch(word(24)),
             next_seq: Seq(word(32)),
@@ -138,7 +145,9 @@ impl Checkpoint {
             recorded_until: (flags & HAS_RECORDED_UNTIL != 0).then(|| time(48)),
             closed_cleanly: flags & CLOSED_CLEANLY != 0,
             evicted: (evicted.first > Seq(0)).then_some(evicted),
-            boot: (flags & HAS_BOOT != 0 && content_bytes == CONTENT_BYTES).then(|| word(88)),
+            boot: (flags & HAS_BOOT != 0).then(|| word(88)),
+            recorded_until_boot_ns: (flags & HAS_BOOT_TIME != 0).then(|| word(96)),
+            head: head_at(slot, 104),
         };
         Some((word(16), checkpoint))
     }
@@ -274,15 +283,17 @@ mod tests {
     use super::*;
 
     fn checkpoint(next_seq: u64) -> Checkpoint {
-        let times = Times { from: Timestamp::from_secs(1), to: Timestamp::from_secs(2) };
+        let (from, to) = (Timestamp::from_secs(1), Timestamp::from_secs(2));
         Checkpoint {
             epoch: Epoch(3),
             next_seq: Seq(next_seq),
             acknowledged: Seq(4),
             recorded_until: Some(Timestamp::from_secs(5)),
             closed_cleanly: true,
-            evicted: Some(Span { first: Seq(6), last: Seq(7), times }),
+            evicted: Some(Span { first: Seq(6), last: Seq(7), from, to }),
             boot: Some(8),
+            recorded_until_boot_ns: Some(9),
+            head: Head::from_bytes([10; 32]),
         }
     }
 
@@ -297,7 +308,13 @@ mod tests {
             file.write(&checkpoint(next_seq)).unwrap();
             assert_eq!(read(&path).unwrap(), Some((next_seq - 9, checkpoint(next_seq))));
         }
-        let bare = Checkpoint { recorded_until: None, evicted: None, boot: None, ..checkpoint(1) };
+        let bare = Checkpoint {
+            recorded_until: None,
+            recorded_until_boot_ns: None,
+            evicted: None,
+            boot: None,
+            ..checkpoint(1)
+        };
         CheckpointFile::open(&path, 10).unwrap().write(&bare).unwrap();
         assert_eq!(read(&path).unwrap(), Some((11, bare)));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 8192);
@@ -326,25 +343,10 @@ mod tests {
         assert_eq!(read(&path).unwrap(), Some((3, checkpoint(12))));
     }
 
-    #[test]
-    fn one_from_before_boots_were_named_is_read() {
-        let temporary = tempfile::tempdir().unwrap();
-        let path = temporary.path().join(NAME);
-        let mut slot = checkpoint(10).encode(1);
-        slot[8] = 1;
-        slot[88..96].fill(0);
-        let crc = checksum(&slot[..CONTENT_BYTES_1]);
-        slot[12..16].copy_from_slice(&crc.to_le_bytes());
-        std::fs::write(&path, [[0; SLOT_BYTES], slot].concat()).unwrap();
-        let old = Checkpoint { boot: None, ..checkpoint(10) };
-        assert_eq!(read(&path).unwrap(), Some((1, old)));
-        CheckpointFile::open(&path, 1).unwrap().write(&checkpoint(11)).unwrap();
-        assert_eq!(read(&path).unwrap(), Some((2, checkpoint(11))));
-    }
-
     fn until(seconds: u64) -> Checkpoint {
         Checkpoint {
             recorded_until: Some(Timestamp::from_secs(seconds)),
+            recorded_until_boot_ns: Some(seconds * 3),
             closed_cleanly: false,
             ..checkpoint(10)
         }
@@ -379,6 +381,8 @@ mod tests {
             (Checkpoint { next_seq: Seq(11), ..until(120) }, (1, 1)),
             (Checkpoint { boot: None, ..until(120) }, (1, 1)),
             (Checkpoint { evicted: None, ..until(120) }, (1, 1)),
+            (Checkpoint { head: Head::from_bytes([11; 32]), ..until(120) }, (1, 1)),
+            (Checkpoint { recorded_until_boot_ns: None, ..until(120) }, (1, 1)),
             (Checkpoint { recorded_until: None, ..until(120) }, (1, 1)),
             (until(1), (1, 1)),
             (until(0), (1, 1)),

@@ -1,6 +1,6 @@
 //! Eviction: the oldest segments make room for new ones, and what nobody had acknowledged is counted.
 
-use alibi_proto::{flow::RECORD_SPAN_MAX, id::Seq};
+use alibi_proto::id::Seq;
 
 use super::{
     Options, Ring, RingError, Span, Times, checkpoint::Checkpoint, files, io_error, segment, view::Segment,
@@ -8,20 +8,24 @@ use super::{
 };
 
 impl Ring {
-    /// Evicts the oldest segments until there is room for what is planned.
+    /// Evicts the oldest segments until there is room for what is planned, and for the segment that is set aside.
     pub(super) fn make_room(&mut self, plan: &Plan) -> Result<(), RingError> {
         let Options { bytes_max, segment_bytes, .. } = self.options;
         let actives = usize::from(self.active.is_some());
         loop {
             let (kept_bytes, evictable) = {
                 let index = self.view.index();
-                let bytes: u64 = index.segments.iter().map(|segment| segment.bytes).sum();
+                let bytes: u64 = index.segments.iter().map(|segment| segment.file_bytes).sum();
                 (bytes, index.segments.len() - actives)
             };
-            // Room for a whole segment is set aside when it is begun.
+            // Room for a whole segment is set aside when it is begun; one that is begun takes what was set aside for it.
+            let spare_bytes = if self.spare.is_some() { segment_bytes } else { 0 };
             let claimed_bytes = match (plan.new.len() as u64, self.active_bytes()) {
-                (0, active_bytes) => active_bytes.map_or(0, |bytes| segment_bytes.saturating_sub(bytes)),
-                (count, _) => plan.active_bytes + count * segment_bytes,
+                (0, active_bytes) => {
+                    spare_bytes + active_bytes.map_or(0, |bytes| segment_bytes.saturating_sub(bytes))
+                }
+                (count, Some(bytes)) => segment_bytes.saturating_sub(bytes) + count * segment_bytes,
+                (count, None) => count * segment_bytes,
             };
             if evictable == 0 || kept_bytes + claimed_bytes <= bytes_max {
                 return Ok(());
@@ -41,7 +45,8 @@ impl Ring {
             let first = segment.first_seq.max(acknowledged.next());
             if first < end {
                 let times = segment.times.unwrap_or_else(|| self.read_times(&segment, end, bounds));
-                let fresh = Span { first, last: Seq(end.0 - 1), times };
+                let fresh =
+                    Span { first, last: Seq(end.0 - 1), from: times.speaks_from, to: times.recorded_to };
                 (segment, Some(evicted.map_or(fresh, |span| span.and(fresh))), end.0 - first.0)
             } else {
                 (segment, evicted, 0)
@@ -59,18 +64,31 @@ impl Ring {
 
     /// What the records of a segment speak of, from the segment itself; where it is damaged, at most.
     fn read_times(&self, segment: &Segment, end: Seq, bounds: Times) -> Times {
-        let widest = Times { from: bounds.from.saturating_sub(RECORD_SPAN_MAX), to: bounds.to };
-        match segment::scan(&segment.path, self.epoch(), segment.first_seq, segment.bytes) {
-            Ok(scan) if scan.whole && scan.end_seq == Some(end) => scan.times.unwrap_or(widest),
-            Ok(scan) => scan.times.map_or(widest, |times| times.and(widest)),
-            Err(_) => widest,
+        match segment::scan(&segment.path, self.epoch(), segment.first_seq, segment.bytes, |_, _| {}) {
+            Ok(scan) if scan.whole && scan.end_seq == Some(end) => scan.times.unwrap_or(bounds),
+            Ok(scan) => scan.times.map_or(bounds, |times| times.and(bounds)),
+            Err(_) => bounds,
         }
+    }
+
+    /// Evicts the oldest segment if that costs nothing: everything in it was acknowledged, and nothing more comes into it.
+    pub(super) fn evict_acknowledged(&mut self) -> Result<bool, RingError> {
+        let costs_nothing = {
+            let index = self.view.index();
+            let actives = usize::from(self.active.is_some());
+            index.segments.len() > actives && index.acknowledged.next() >= index.end_of(0)
+        };
+        if costs_nothing {
+            self.evict_oldest()?;
+        }
+        Ok(costs_nothing)
     }
 }
 
 impl Span {
     /// This and what follows on it.
     fn and(self, next: Self) -> Self {
-        Self { first: self.first, last: next.last, times: self.times.and(next.times) }
+        let (from, to) = (self.from.min(next.from), self.to.max(next.to));
+        Self { first: self.first, last: next.last, from, to }
     }
 }

@@ -11,18 +11,54 @@ pub(super) const UNFINISHED: &str = "unfinished";
 
 /// Makes `path` with these bytes: after a crash of the program it is whole or not there.
 pub(super) fn create_whole(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    set_aside(path, 0)?.become_whole(path, bytes)
+}
+
+/// A file without content, for which room is set aside on the disk.
+#[derive(Debug)]
+pub(super) struct SetAside {
+    file: File,
+    unfinished: PathBuf,
+}
+
+/// Makes a file that is to become `path`, and sets room for so many bytes aside, where the file system can.
+pub(super) fn set_aside(path: &Path, bytes: u64) -> io::Result<SetAside> {
     let unfinished = unfinished(path);
-    let created = (|| {
-        let mut file = options().write(true).create(true).truncate(true).open(&unfinished)?;
-        write_at(&mut file, 0, bytes)?;
-        std::fs::rename(&unfinished, path)?;
-        Ok(file)
-    })();
-    if created.is_err() {
-        // It holds nothing; the first error is the one to tell.
-        let _ = std::fs::remove_file(&unfinished);
+    let file = options().write(true).create(true).truncate(true).open(&unfinished)?;
+    let aside = SetAside { file, unfinished };
+    if let Err(error) = reserve(&aside.file, bytes) {
+        aside.remove();
+        return Err(error);
     }
-    created
+    Ok(aside)
+}
+
+/// Sets room aside for the first so many bytes of a file, which stays as long as it is.
+pub(super) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    #[cfg(test)]
+    fault::check(bytes)?;
+    crate::sys::set_room_aside(file, bytes)
+}
+
+impl SetAside {
+    /// Gives it these bytes and its name.
+    pub(super) fn become_whole(mut self, path: &Path, bytes: &[u8]) -> io::Result<File> {
+        let written = write_at(&mut self.file, 0, bytes);
+        if let Err(error) = written.and_then(|()| std::fs::rename(&self.unfinished, path)) {
+            self.remove();
+            return Err(error);
+        }
+        Ok(self.file)
+    }
+
+    /// Gives the room back.
+    pub(super) fn remove(&self) {
+        // What stays holds nothing, and is removed when the ring is opened.
+        let _ = std::fs::remove_file(&self.unfinished);
+    }
 }
 
 /// The name of `path` until it is whole.
@@ -117,6 +153,12 @@ pub(crate) mod fault {
                 all.push(done());
             }
         });
+    }
+
+    /// Whether there is room for so many bytes, which takes none.
+    pub(super) fn check(bytes: u64) -> io::Result<()> {
+        let room = ROOM.get().map_or(u64::MAX, |room| room as u64);
+        if bytes <= room { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
     pub(super) fn write_all(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -1,6 +1,8 @@
-//! Frames: what an append writes. Pure: bytes in, bytes out.
+//! Frames as they lie on disk: what an append writes. Pure: bytes in, bytes out.
 
 use alibi_proto::{
+    chain::Head,
+    frame::{self, Frame, Packer},
     id::{Epoch, Seq},
     time::Timestamp,
 };
@@ -8,44 +10,43 @@ use alibi_proto::{
 use super::{Record, Times};
 
 /// Bytes of a frame's header.
-pub(super) const HEADER_BYTES: usize = 28;
-/// A record adds at most this to its own bytes: three varints.
-pub(super) const RECORD_OVERHEAD_BYTES_MAX: usize = 10 + 10 + 10;
-/// A frame of several records has at most this much payload, so that a reader holds little in memory.
-const PAYLOAD_BYTES_GOAL: usize = 256 * 1024;
+pub(super) const HEADER_BYTES: usize = 80;
+/// A frame of several records has at most so many bytes of them, so that a reader holds little in memory.
+const RECORD_BYTES_GOAL: usize = 256 << 10;
 
 const MARKER: [u8; 4] = [0xa1, b'F', 0x0d, 0x0a];
+/// A distance that is at least this is not known.
+const FAR_MS: u32 = u32::MAX;
 
-/// The start of a frame. Integers are little-endian.
+/// The start of a frame. Integers are little-endian, times in nanoseconds since the Unix epoch.
 ///
 /// ```text
 ///  0   4  marker a1 46 0d 0a
 ///  4   4  bytes of the payload
 ///  8   8  seq of the first record
 /// 16   4  count of the records, at least 1
-/// 20   4  CRC32C of the epoch (8 bytes) and the payload
-/// 24   4  CRC32C of the epoch (8 bytes) and bytes 0..24
-/// 28      payload
+/// 20   4  kinds of the records, bit by bit as the writer names them: what any of them has
+/// 24   8  when the last of them was recorded
+/// 32   4  by how much the first was recorded before that, in ms, rounded up; ffffffff: more
+/// 36   4  by how much the earliest instant that they speak of lies before that, in ms, rounded up; ffffffff: more
+/// 40  32  head of the chain after this frame (`Head::then`)
+/// 72   4  CRC32C of the epoch (8 bytes) and the payload
+/// 76   4  CRC32C of the epoch (8 bytes) and bytes 0..76
+/// 80      payload (`Frame::payload`)
 /// ```
 ///
 /// The header has a checksum of its own: its length is believed before the payload is read, damage to a payload costs
 /// exactly the records that the header names, and after damage to a header the next frame is found by looking for a
 /// header that holds. The epoch in the checksums keeps a frame of another ring, or one that somebody put into a
 /// record's bytes, from being taken for one of this ring.
-///
-/// The payload is its records one after another, in order of seq. Varints are LEB128; signed ones are zigzag.
-///
-/// ```text
-/// signed varint    `recorded`, less that of the record before it (of the first: less 0)
-/// signed varint    `recorded` less `speaks_from`
-/// unsigned varint  length of the bytes
-/// bytes
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameHeader {
     pub(super) payload_bytes: u32,
     pub(super) first_seq: Seq,
     pub(super) count: u32,
+    pub(super) kinds: u32,
+    pub(super) times: Times,
+    pub(super) head: Head,
     payload_crc: u32,
 }
 
@@ -61,104 +62,131 @@ impl FrameHeader {
     }
 
     fn encode(&self, epoch: Epoch) -> [u8; HEADER_BYTES] {
+        let Times { speaks_from, recorded_from, recorded_to } = self.times;
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&MARKER);
         bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.first_seq.0.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.count.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.payload_crc.to_le_bytes());
-        let crc = checksum(epoch, &bytes[..24]);
-        bytes[24..].copy_from_slice(&crc.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.kinds.to_le_bytes());
+        bytes[24..32].copy_from_slice(&recorded_to.as_nanos().to_le_bytes());
+        bytes[32..36].copy_from_slice(&ms_before(recorded_to, recorded_from).to_le_bytes());
+        bytes[36..40].copy_from_slice(&ms_before(recorded_to, speaks_from).to_le_bytes());
+        bytes[40..72].copy_from_slice(self.head.as_bytes());
+        bytes[72..76].copy_from_slice(&self.payload_crc.to_le_bytes());
+        let crc = checksum(epoch, &bytes[..76]);
+        bytes[76..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     /// The header that `bytes` begin with, if they do and it holds.
     pub(super) fn decode(epoch: Epoch, bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.first_chunk::<HEADER_BYTES>()?;
-        if bytes[..4] != MARKER || u32_at(bytes, 24) != checksum(epoch, &bytes[..24]) {
+        if bytes[..4] != MARKER || u32_at(bytes, 76) != checksum(epoch, &bytes[..76]) {
             return None;
         }
+        let recorded_to = Timestamp::from_nanos(u64_at(bytes, 24));
         let header = Self {
             payload_bytes: u32_at(bytes, 4),
             first_seq: Seq(u64_at(bytes, 8)),
             count: u32_at(bytes, 16),
-            payload_crc: u32_at(bytes, 20),
+            kinds: u32_at(bytes, 20),
+            times: Times {
+                speaks_from: before(recorded_to, u32_at(bytes, 36)),
+                recorded_from: before(recorded_to, u32_at(bytes, 32)),
+                recorded_to,
+            },
+            head: head_at(bytes, 40),
+            payload_crc: u32_at(bytes, 72),
         };
         let plausible = header.count > 0 && header.first_seq.0.checked_add(u64::from(header.count)).is_some();
         plausible.then_some(header)
     }
 
-    /// The records of this frame, if its payload holds.
-    pub(super) fn decode_payload(&self, epoch: Epoch, payload: &[u8]) -> Option<Vec<Record>> {
-        if payload.len() != self.payload_bytes as usize || checksum(epoch, payload) != self.payload_crc {
-            return None;
-        }
-        let mut records = Vec::new();
-        let mut rest = payload;
-        let mut before = 0;
-        for offset in 0..u64::from(self.count) {
-            let recorded = i64::wrapping_add(before, signed(&mut rest)?);
-            let speaks_from = recorded.wrapping_sub(signed(&mut rest)?);
-            let length = usize::try_from(unsigned(&mut rest)?).ok()?;
-            let (bytes, after) = rest.split_at_checked(length)?;
-            records.push(Record {
-                seq: Seq(self.first_seq.0 + offset),
-                speaks_from: Timestamp::from_nanos(u64::try_from(speaks_from).ok()?),
-                recorded: Timestamp::from_nanos(u64::try_from(recorded).ok()?),
-                bytes: bytes.to_vec(),
-            });
-            (rest, before) = (after, recorded);
-        }
-        rest.is_empty().then_some(records)
+    /// The frame, if this is its payload.
+    pub(super) fn with_payload(&self, epoch: Epoch, payload: &[u8]) -> Option<Frame> {
+        let holds =
+            payload.len() == self.payload_bytes as usize && checksum(epoch, payload) == self.payload_crc;
+        holds.then(|| Frame { first_seq: self.first_seq, count: self.count, payload: payload.to_vec() })
+    }
+}
+
+fn ms_before(time: Timestamp, earlier: Timestamp) -> u32 {
+    u32::try_from(time.since(earlier).as_nanos().div_ceil(1_000_000)).unwrap_or(FAR_MS)
+}
+
+fn before(time: Timestamp, ms: u32) -> Timestamp {
+    match ms {
+        FAR_MS => Timestamp::ZERO,
+        _ => time.saturating_sub(std::time::Duration::from_millis(ms.into())),
     }
 }
 
 /// A frame as it is written.
 #[derive(Debug)]
-pub(super) struct Frame {
-    pub(super) first_seq: Seq,
-    pub(super) first_recorded: Timestamp,
-    pub(super) times: Times,
+pub(super) struct Written {
+    pub(super) header: FrameHeader,
     pub(super) bytes: Vec<u8>,
 }
 
-/// These records, whose seqs follow on each other, in as few frames as may be. No payload exceeds `payload_bytes_max`,
-/// which has room for the largest of them.
-pub(super) fn encode(epoch: Epoch, records: &[Record], payload_bytes_max: usize) -> Vec<Frame> {
-    let goal = PAYLOAD_BYTES_GOAL.min(payload_bytes_max);
+/// The largest record that fits into a frame with a payload of so many bytes.
+pub(super) fn record_bytes_max(payload_bytes_max: usize) -> usize {
+    let fits = |bytes: usize| frame::packed_bytes_max(bytes, 1) <= payload_bytes_max;
+    let (mut low, mut high) = (0, payload_bytes_max.min(frame::UNPACKED_BYTES_MAX - 4));
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
+}
+
+/// These records, whose seqs follow on each other, in as few frames as may be; `head` is that before them. No payload
+/// exceeds `payload_bytes_max`, which has room for the largest of them.
+pub(super) fn encode(
+    epoch: Epoch,
+    mut head: Head,
+    records: &[Record],
+    payload_bytes_max: usize,
+    packer: &mut Packer,
+) -> Vec<Written> {
     let mut frames = Vec::new();
     let mut rest = records;
-    while let Some(first) = rest.first() {
-        let mut bytes = vec![0; HEADER_BYTES];
-        let mut times = Times::of(first);
-        let mut before = 0;
-        let mut count = 0;
-        for record in rest {
-            let room_bytes = (HEADER_BYTES + goal).saturating_sub(bytes.len());
-            if count > 0 && record.bytes.len().saturating_add(RECORD_OVERHEAD_BYTES_MAX) > room_bytes {
-                break;
-            }
-            let recorded = record.recorded.as_nanos_i64();
-            put_signed(&mut bytes, recorded - before);
-            put_signed(&mut bytes, recorded - record.speaks_from.as_nanos_i64());
-            put_unsigned(&mut bytes, record.bytes.len() as u64);
-            bytes.extend_from_slice(&record.bytes);
-            before = recorded;
-            times = times.and(Times::of(record));
-            count += 1;
-        }
-        let payload = &bytes[HEADER_BYTES..];
-        let header = FrameHeader {
-            payload_bytes: u32::try_from(payload.len()).expect("a segment is smaller than 4 GiB"),
-            first_seq: first.seq,
-            count: u32::try_from(count).expect("a record takes more than one byte"),
-            payload_crc: checksum(epoch, payload),
+    while !rest.is_empty() {
+        let count = fitting(rest, payload_bytes_max);
+        let (these, after) = rest.split_at(count);
+        let bytes: Vec<&[u8]> = these.iter().map(|record| record.bytes.as_slice()).collect();
+        let frame = Frame {
+            first_seq: these[0].seq,
+            count: u32::try_from(count).expect("a frame has fewer records"),
+            payload: packer.pack(&bytes),
         };
-        bytes[..HEADER_BYTES].copy_from_slice(&header.encode(epoch));
-        frames.push(Frame { first_seq: first.seq, first_recorded: first.recorded, times, bytes });
-        rest = &rest[count..];
+        head = head.then(&frame);
+        let header = FrameHeader {
+            payload_bytes: u32::try_from(frame.payload.len()).expect("a segment is smaller than 4 GiB"),
+            first_seq: frame.first_seq,
+            count: frame.count,
+            kinds: these.iter().fold(0, |kinds, record| kinds | record.labels.kinds),
+            times: these.iter().map(Times::of).reduce(Times::and).expect("there is a record"),
+            head,
+            payload_crc: checksum(epoch, &frame.payload),
+        };
+        let mut bytes = header.encode(epoch).to_vec();
+        bytes.extend_from_slice(&frame.payload);
+        frames.push(Written { header, bytes });
+        rest = after;
     }
     frames
+}
+
+/// How many of these go into one frame; at least one.
+fn fitting(records: &[Record], payload_bytes_max: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |(before, record): &(usize, &Record)| {
+        bytes += record.bytes.len();
+        *before == 0
+            || bytes <= RECORD_BYTES_GOAL && frame::packed_bytes_max(bytes, before + 1) <= payload_bytes_max
+    };
+    records.iter().enumerate().take(frame::RECORDS_MAX).take_while(fits).count()
 }
 
 /// Where in `bytes` a header may begin, at the earliest: a marker, or what may be the start of one.
@@ -166,38 +194,9 @@ pub(super) fn find_marker(bytes: &[u8]) -> Option<usize> {
     bytes.windows(MARKER.len()).position(|window| window == MARKER)
 }
 
-fn checksum(epoch: Epoch, bytes: &[u8]) -> u32 {
+/// The checksum of what lies in a ring of this epoch.
+pub(super) fn checksum(epoch: Epoch, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&epoch.0.to_le_bytes()), bytes)
-}
-
-fn put_signed(bytes: &mut Vec<u8>, value: i64) {
-    put_unsigned(bytes, ((value << 1) ^ (value >> 63)).cast_unsigned());
-}
-
-fn put_unsigned(bytes: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-}
-
-fn signed(bytes: &mut &[u8]) -> Option<i64> {
-    let value = unsigned(bytes)?;
-    Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
-}
-
-fn unsigned(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 /// The integer at `at`, which lies within `bytes`.
@@ -210,20 +209,34 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("the layout has eight bytes there"))
 }
 
+/// The head at `at`, which lies within `bytes`.
+pub(super) fn head_at(bytes: &[u8], at: usize) -> Head {
+    Head::from_bytes(*bytes[at..].first_chunk().expect("the layout has a head there"))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ring::Labels;
 
     const EPOCH: Epoch = Epoch(0xfeed);
 
-    fn decode(frames: &[Frame], epoch: Epoch) -> Option<Vec<Record>> {
+    fn before_all() -> Head {
+        Head::from_bytes([9; 32])
+    }
+
+    fn decode(frames: &[Written], epoch: Epoch) -> Option<Vec<Vec<u8>>> {
         let mut records = Vec::new();
-        for frame in frames {
-            let header = FrameHeader::decode(epoch, &frame.bytes)?;
-            assert_eq!(header.frame_bytes(), frame.bytes.len() as u64);
-            records.extend(header.decode_payload(epoch, &frame.bytes[HEADER_BYTES..])?);
+        let mut head = before_all();
+        for written in frames {
+            let header = FrameHeader::decode(epoch, &written.bytes)?;
+            assert_eq!(header.frame_bytes(), written.bytes.len() as u64);
+            let frame = header.with_payload(epoch, &written.bytes[HEADER_BYTES..])?;
+            head = head.then(&frame);
+            assert_eq!(header.head, head);
+            records.extend(frame.unpack().ok()?.iter().map(<[u8]>::to_vec));
         }
         Some(records)
     }
@@ -232,35 +245,41 @@ mod tests {
         #[test]
         fn what_goes_in_comes_out(
             parts in prop::collection::vec(
-                (any::<u64>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..40)), 1..20),
-            payload_bytes_max in 70_usize..400,
+                (any::<u64>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..40), any::<u32>()), 1..20),
+            payload_bytes_max in 140_usize..400,
         ) {
             let records: Vec<_> = parts
                 .into_iter()
                 .zip(7..)
-                .map(|((speaks_from, recorded, bytes), seq)| Record {
+                .map(|((speaks_from, recorded, bytes, kinds), seq)| Record {
                     seq: Seq(seq),
                     speaks_from: Timestamp::from_nanos(speaks_from),
                     recorded: Timestamp::from_nanos(recorded),
                     bytes,
+                    labels: Labels { kinds, ..Labels::default() },
                 })
                 .collect();
-            let frames = encode(EPOCH, &records, payload_bytes_max);
+            let frames = encode(EPOCH, before_all(), &records, payload_bytes_max, &mut Packer::default());
             prop_assert!(frames.iter().all(|frame| frame.bytes.len() <= HEADER_BYTES + payload_bytes_max));
-            prop_assert_eq!(decode(&frames, EPOCH), Some(records));
+            let bytes = records.iter().map(|record| record.bytes.clone()).collect();
+            prop_assert_eq!(decode(&frames, EPOCH), Some(bytes));
             prop_assert_eq!(decode(&frames, Epoch(1)), None);
+            for frame in &frames {
+                let header = FrameHeader::decode(EPOCH, &frame.bytes).unwrap();
+                for record in records.iter().filter(|record| (header.first_seq..header.end_seq()).contains(&record.seq)) {
+                    let times = header.times;
+                    prop_assert!(times.speaks_from <= record.speaks_from.min(record.recorded));
+                    prop_assert!((times.recorded_from..=times.recorded_to).contains(&record.recorded));
+                    prop_assert_eq!(header.kinds & record.labels.kinds, record.labels.kinds);
+                }
+            }
         }
 
         #[test]
-        fn any_payload_is_decoded_or_refused(
-            payload in prop::collection::vec(any::<u8>(), 0..60),
-            count in 1_u32..9,
-        ) {
-            let payload_crc = checksum(EPOCH, &payload);
-            let header = FrameHeader { payload_bytes: payload.len() as u32, first_seq: Seq(1), count, payload_crc };
-            if let Some(records) = header.decode_payload(EPOCH, &payload) {
-                prop_assert_eq!(records.len(), count as usize);
-            }
+        fn the_largest_record_fits(payload_bytes_max in 140_usize..5_000) {
+            let max = record_bytes_max(payload_bytes_max);
+            prop_assert!(frame::packed_bytes_max(max, 1) <= payload_bytes_max);
+            prop_assert!(frame::packed_bytes_max(max + 1, 1) > payload_bytes_max);
         }
     }
 
@@ -271,17 +290,15 @@ mod tests {
             speaks_from: Timestamp::ZERO,
             recorded: Timestamp::MAX,
             bytes: vec![1; 9],
+            labels: Labels::default(),
         }];
-        let frame = encode(EPOCH, &records, 100).remove(0);
+        let frame = encode(EPOCH, before_all(), &records, 200, &mut Packer::default()).remove(0);
         for bit in 0..frame.bytes.len() * 8 {
             let mut bytes = frame.bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let flipped = Frame { bytes, ..frame };
-            let header = FrameHeader::decode(EPOCH, &flipped.bytes);
+            let header = FrameHeader::decode(EPOCH, &bytes);
             assert!(
-                header.is_none_or(|header| header
-                    .decode_payload(EPOCH, &flipped.bytes[HEADER_BYTES..])
-                    .is_none()),
+                header.is_none_or(|header| header.with_payload(EPOCH, &bytes[HEADER_BYTES..]).is_none()),
                 "bit {bit}"
             );
         }

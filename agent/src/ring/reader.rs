@@ -1,40 +1,81 @@
-//! Reading: every record once, in order, and a hole in place of each stretch that cannot be had.
+//! Reading: every frame once, in order, and a hole in place of each stretch that cannot be had.
 
-use std::{collections::VecDeque, io};
+use std::{io, ops::RangeInclusive};
 
-use alibi_proto::{coverage::Hole, flow::RECORD_SPAN_MAX, id::Seq, time::Timestamp};
+use alibi_proto::{
+    chain::Head,
+    coverage::Hole,
+    frame::{Frame, Records},
+    id::Seq,
+    time::Timestamp,
+};
 
 use super::{
-    Record, RingError, Times,
-    segment::{Found, Frames},
+    Key, RingError, Times,
+    frame::FrameHeader,
+    segment::{self, Found, Frames, SegmentHeader},
     view::{Place, Segment, View},
 };
 
 /// Reads a ring from some position on, with file handles of its own: on any thread, beside the writer and other readers.
 ///
-/// What it returns is without a gap: each item begins where the one before it ended.
+/// What it returns is without a gap: each item begins where the one before it ended, unless it was told to pass over some.
 #[derive(Debug)]
 pub struct Reader {
     view: View,
-    /// What comes first: the hole, then the records.
-    hole: Option<Hole>,
-    records: VecDeque<Record>,
-    /// The position after all of those.
+    selection: Option<Selection>,
+    /// What comes after a hole.
+    next: Option<(Times, ChainedFrame)>,
+    /// The position after what was returned, and `next`.
     expected: Seq,
     open: Option<Open>,
-    /// When the record before `expected` was recorded, if it was read.
+    /// When the record before `expected` was recorded, if it was read, and the head of the chain there.
     last_recorded: Option<Timestamp>,
+    head: Option<Head>,
+}
+
+/// Which records somebody looks for. Of others, some may be returned and some passed over.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Records of any of these kinds.
+    pub kinds: u32,
+    /// Of them, those with any of these keys; none: whatever their keys.
+    pub keys: Option<Vec<Key>>,
+    /// Of them, those that were recorded since the first of these, and are labelled with no later time than the second.
+    pub times: RangeInclusive<Timestamp>,
 }
 
 /// What a reader finds next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
-    /// Records whose seqs follow on each other. At least one.
-    Records(Vec<Record>),
+    /// Records whose seqs follow on each other. The first may be before the position asked for.
+    Frame(ChainedFrame),
     /// Records that were there and cannot be had any more.
     Hole(Hole),
     /// Nothing yet.
     CaughtUp,
+}
+
+/// The same, unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Records whose seqs follow on each other, and the seq of the first.
+    Records(Seq, Records),
+    /// Records that were there and cannot be had any more.
+    Hole(Hole),
+    /// Nothing yet.
+    CaughtUp,
+}
+
+/// A frame, and what stands for it and all before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainedFrame {
+    /// The records.
+    pub frame: Frame,
+    /// The head of the chain before them; none after a hole, where it is not known.
+    pub previous: Option<Head>,
+    /// The head of the chain after them.
+    pub head: Head,
 }
 
 #[derive(Debug)]
@@ -46,76 +87,101 @@ struct Open {
 }
 
 impl Reader {
-    /// A reader whose first item begins with `from`.
+    /// A reader whose first item has the record at `from`, or a hole in its place.
     pub fn new(view: View, from: Seq) -> Self {
         let expected = from.max(Seq::FIRST);
-        Self { view, hole: None, records: VecDeque::new(), expected, open: None, last_recorded: None }
+        Self { view, selection: None, next: None, expected, open: None, last_recorded: None, head: None }
     }
 
-    /// The position that the next item begins with.
+    /// A reader of the whole ring that passes over what need not be read to find what is selected. A hole is passed over
+    /// where the seal of its segment says that nothing selected was in it.
+    pub fn selecting(view: View, selection: Selection) -> Self {
+        Self { selection: Some(selection), ..Self::new(view, Seq::FIRST) }
+    }
+
+    /// The position that the next item begins with, or has, if that is the first.
     pub fn position(&self) -> Seq {
-        let hole = self.hole.as_ref().map(|hole| hole.first);
-        hole.or_else(|| self.records.front().map(|record| record.seq)).unwrap_or(self.expected)
+        self.next.as_ref().map_or(self.expected, |(_, next)| next.frame.first_seq)
     }
 
-    /// The next records, at most `records_max` of them with at most `bytes_max` bytes; but always one, if there is one.
+    /// What comes next.
     ///
     /// # Errors
     /// When the position lies beyond the end of the ring, or the system cannot read a file that is there. The position
     /// stays, so that it can be tried again.
-    pub fn next_batch(&mut self, bytes_max: usize, records_max: usize) -> Result<Item, RingError> {
-        let mut batch = Vec::new();
-        let mut bytes = 0_usize;
+    pub fn next(&mut self) -> Result<Item, RingError> {
         loop {
-            if self.hole.is_some() && !batch.is_empty() {
-                return Ok(Item::Records(batch));
+            if let Some((times, chained)) = self.next.take() {
+                self.last_recorded = Some(times.recorded_to);
+                return Ok(Item::Frame(chained));
             }
-            if let Some(hole) = self.hole.take() {
-                return Ok(Item::Hole(hole));
-            }
-            while let Some(record) = self.records.pop_front() {
-                if !batch.is_empty() && (batch.len() >= records_max || bytes + record.bytes.len() > bytes_max)
-                {
-                    self.records.push_front(record);
-                    return Ok(Item::Records(batch));
-                }
-                bytes += record.bytes.len();
-                batch.push(record);
-            }
-            match self.advance() {
-                Ok(true) => {}
-                // An error stays until the next call.
-                Ok(false) | Err(_) if !batch.is_empty() => return Ok(Item::Records(batch)),
-                Ok(false) => return Ok(Item::CaughtUp),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Goes on to the next hole or records, or both; false if there is nothing.
-    fn advance(&mut self) -> Result<bool, RingError> {
-        loop {
             let place = self.view.index().locate(self.expected)?;
             match place {
-                Place::CaughtUp => return Ok(false),
+                Place::CaughtUp => return Ok(Item::CaughtUp),
                 Place::Overwritten(hole) => {
                     self.expected = hole.last.next();
-                    self.hole = Some(hole);
                     self.open = None;
-                    self.last_recorded = None;
-                    return Ok(true);
+                    (self.last_recorded, self.head) = (None, None);
+                    return Ok(Item::Hole(hole));
                 }
-                Place::In { segment, end, times } => {
-                    if self.advance_in(&segment, end, times)? {
-                        return Ok(true);
+                Place::In { segment, end, times, last } => {
+                    if !last && self.can_pass(&segment, end)? {
+                        (self.expected, self.open, self.head) = (end, None, None);
+                        self.last_recorded = segment.times.map(|times| times.recorded_to);
+                    } else if let Some(hole) = self.advance_in(&segment, end, times)? {
+                        return Ok(Item::Hole(hole));
                     }
                 }
             }
         }
     }
 
-    /// The same within a segment; false if it was evicted meanwhile.
-    fn advance_in(&mut self, segment: &Segment, end: Seq, times: Times) -> Result<bool, RingError> {
+    /// What comes next, unpacked. What cannot be unpacked is a hole, too.
+    ///
+    /// # Errors
+    /// As [`Reader::next`].
+    pub fn next_records(&mut self) -> Result<Read, RingError> {
+        let before = self.last_recorded;
+        match self.next()? {
+            Item::Frame(ChainedFrame { frame, .. }) => match frame.unpack() {
+                Ok(records) => Ok(Read::Records(frame.first_seq, records)),
+                Err(error) => {
+                    let until = self.last_recorded.unwrap_or_default();
+                    let (first, last) = (frame.first_seq, Seq(frame.end_seq().0 - 1));
+                    let times =
+                        Times { speaks_from: Timestamp::ZERO, recorded_from: until, recorded_to: until };
+                    Ok(Read::Hole(hole(first, last, before, times, error.to_string())))
+                }
+            },
+            Item::Hole(hole) => Ok(Read::Hole(hole)),
+            Item::CaughtUp => Ok(Read::CaughtUp),
+        }
+    }
+
+    /// Whether nothing that is selected is in this segment, into which nothing more comes: by its seal. What the seal does
+    /// not know of, it does not vouch for.
+    fn can_pass(&self, segment: &Segment, end: Seq) -> Result<bool, RingError> {
+        let Some(selection) = self.selection.as_ref().filter(|_| self.expected == segment.first_seq) else {
+            return Ok(false);
+        };
+        let seal = match segment::read_seal(&segment.path, self.view.epoch()) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => None,
+            read => read.map_err(|source| RingError::Io { path: segment.path.clone(), source })?,
+        };
+        let Some((seal, _)) = seal.filter(|(seal, _)| seal.last_seq.next() == end) else { return Ok(false) };
+        let is_of_the_time = selection.times.start() <= &seal.times.recorded_to
+            && &seal.labelled_from <= selection.times.end();
+        let may_have = |keys: &Vec<Key>| {
+            seal.filter.as_ref().is_none_or(|filter| keys.iter().any(|key| filter.may_have(*key)))
+        };
+        let may_be_here = is_of_the_time
+            && selection.kinds & seal.kinds != 0
+            && selection.keys.as_ref().is_none_or(may_have);
+        Ok(!may_be_here)
+    }
+
+    /// Goes on within a segment, to the next frame, and returns the hole before it; or nothing, if it was evicted meanwhile.
+    fn advance_in(&mut self, segment: &Segment, end: Seq, times: Times) -> Result<Option<Hole>, RingError> {
         let error = |source| RingError::Io { path: segment.path.clone(), source };
         let mut open = match self.open.take().filter(|open| open.first_seq == segment.first_seq) {
             Some(open) => open,
@@ -123,56 +189,68 @@ impl Reader {
                 Ok(frames) => Open { first_seq: segment.first_seq, frames, damaged: false },
                 Err(source) if source.kind() == io::ErrorKind::NotFound => {
                     if self.view.first_seq() > segment.first_seq {
-                        return Ok(false);
+                        return Ok(None);
                     }
                     let reason = format!("{} is gone from the ring", name(segment));
-                    self.skip_to(end, times, reason);
-                    return Ok(true);
+                    return Ok(Some(self.skip_to(end, times, reason)));
                 }
                 Err(source) => return Err(error(source)),
             },
         };
+        if open.frames.offset() == segment::HEADER_BYTES as u64 {
+            self.head = SegmentHeader::read(&segment.path)?.map(|header| header.previous);
+        }
+        let expected = self.expected;
+        let kinds = self.selection.as_ref().map_or(u32::MAX, |selection| selection.kinds);
+        let is_wanted = |header: &FrameHeader| {
+            header.end_seq() > expected && (header.kinds & kinds != 0 || kinds == u32::MAX)
+        };
         let found = loop {
-            match open.frames.next(segment.bytes, self.expected).map_err(error)? {
-                Found::Frame(header, records) => break Some((header, records)),
+            match open.frames.next(segment.bytes, is_wanted).map_err(error)? {
+                Found::Frame(header, frame) => break Some((header, Some(frame))),
                 Found::End => break None,
                 Found::Damage => open.damaged = true,
-                Found::Passed => {}
+                Found::Passed(header) if header.end_seq() > expected => break Some((header, None)),
+                Found::Passed(header) => self.head = Some(header.head),
             }
         };
         let next = found.as_ref().map_or(end, |(header, _)| header.first_seq);
+        let mut hole = None;
         if next > self.expected {
-            let recorded =
-                found.as_ref().and_then(|(_, records)| records.first()).map(|record| record.recorded);
+            let recorded = found.as_ref().map(|(header, _)| header.times.recorded_from);
             let reason = match open.damaged {
                 true => format!("damaged on disk, in {}", name(segment)),
                 false => format!("lost before they were safe on disk, after {}", name(segment)),
             };
-            self.skip_to(next, Times { to: recorded.unwrap_or(times.to), ..times }, reason);
+            let until = Times { recorded_to: recorded.unwrap_or(times.recorded_to), ..times };
+            hole = Some(self.skip_to(next, until, reason));
         }
-        if let Some((header, records)) = found {
-            self.last_recorded = records.last().map(|record| record.recorded);
-            self.records.extend(records.into_iter().filter(|record| record.seq >= self.expected));
+        if let Some((header, frame)) = found {
             self.expected = self.expected.max(header.end_seq());
+            self.last_recorded = Some(header.times.recorded_to);
+            let previous = self.head.replace(header.head);
+            self.next =
+                frame.map(|frame| (header.times, ChainedFrame { frame, previous, head: header.head }));
             open.damaged = false;
         }
         self.open = Some(open);
-        Ok(true)
+        Ok(hole)
     }
 
-    /// Leaves a hole up to `next`. What is in it was recorded between what was read before it and `times.to`, and may
-    /// speak of what was up to [`RECORD_SPAN_MAX`] before that. A clock that was set back makes the hole wider.
-    fn skip_to(&mut self, next: Seq, times: Times, reason: String) {
-        let recorded = self.last_recorded.take().unwrap_or(times.from);
-        self.hole = Some(Hole {
-            first: self.expected,
-            last: Seq(next.0 - 1),
-            from: recorded.min(times.to).saturating_sub(RECORD_SPAN_MAX),
-            to: recorded.max(times.to),
-            reason,
-        });
-        self.expected = next;
+    /// Leaves a hole up to `next`.
+    fn skip_to(&mut self, next: Seq, times: Times, reason: String) -> Hole {
+        let hole = hole(self.expected, Seq(next.0 - 1), self.last_recorded.take(), times, reason);
+        (self.expected, self.head) = (next, None);
+        hole
     }
+}
+
+/// What is in a hole was recorded between what was read `before` it and the end of `times`, and may speak of what was up to
+/// the longest span of a record before that. A clock that was set back makes the hole wider.
+fn hole(first: Seq, last: Seq, before: Option<Timestamp>, times: Times, reason: String) -> Hole {
+    let recorded = before.unwrap_or(times.recorded_from);
+    let from = recorded.min(times.recorded_to).saturating_sub(alibi_proto::flow::RECORD_SPAN_MAX);
+    Hole { first, last, from, to: recorded.max(times.recorded_to), reason }
 }
 
 fn name(segment: &Segment) -> std::borrow::Cow<'_, str> {

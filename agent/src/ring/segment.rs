@@ -7,19 +7,22 @@ use std::{
 };
 
 use alibi_proto::{
-    id::{Epoch, Seq},
+    chain::Head,
+    frame::Frame,
+    id::{Epoch, HostId, Seq},
     time::Timestamp,
 };
 
 use super::{
-    Record, RingError, Times,
-    frame::{self, FrameHeader, u32_at, u64_at},
+    RingError, Times,
+    frame::{self, FrameHeader, head_at, u32_at, u64_at},
+    seal::{self, Seal},
 };
 
 /// Bytes of a segment's header.
-pub(super) const HEADER_BYTES: usize = 40;
+pub(super) const HEADER_BYTES: usize = 88;
 
-const MAGIC: [u8; 8] = *b"ALBRINGS";
+const MAGIC: [u8; 8] = *b"ALIBIRNG";
 const FORMAT: u16 = 1;
 const SUFFIX: &str = ".segment";
 /// What is read at once, at least.
@@ -39,26 +42,29 @@ pub(super) fn first_seq_of(name: &str) -> Option<Seq> {
     (plain && seq > 0).then_some(Seq(seq))
 }
 
-/// The start of a segment. Integers are little-endian. Frames follow to the end of the file.
+/// The start of a segment. Integers are little-endian.
 ///
 /// ```text
-///  0   8  magic "ALBRINGS"
+///  0   8  magic "ALIBIRNG"
 ///  8   2  format version, 1
 /// 10   2  0
-/// 12   4  CRC32C of bytes 0..12 and 16..40
-/// 16   8  epoch
-/// 24   8  seq of the first record
-/// 32   8  when the first record was recorded, in nanoseconds since the Unix epoch
-/// 40      frames
+/// 12   4  CRC32C of bytes 0..12 and 16..88
+/// 16  16  host
+/// 32   8  epoch
+/// 40   8  seq of the first record
+/// 48   8  when the first record was recorded, in nanoseconds since the Unix epoch
+/// 56  32  head of the chain before the first record
+/// 88      frames, and once nothing more comes into it, the seal
 /// ```
 ///
-/// Whatever else changes in a later format (compressed frames, a chain of hashes), magic and version stay, and a version
-/// that is not known is refused.
+/// Whatever else changes in a later format, magic and version stay, and a version that is not known is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
+    pub(super) host: HostId,
     pub(super) epoch: Epoch,
     pub(super) first_seq: Seq,
     pub(super) created: Timestamp,
+    pub(super) previous: Head,
 }
 
 impl SegmentHeader {
@@ -66,9 +72,11 @@ impl SegmentHeader {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&FORMAT.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.first_seq.0.to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.created.as_nanos().to_le_bytes());
+        bytes[16..32].copy_from_slice(self.host.as_bytes());
+        bytes[32..40].copy_from_slice(&self.epoch.0.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.first_seq.0.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.created.as_nanos().to_le_bytes());
+        bytes[56..88].copy_from_slice(self.previous.as_bytes());
         let crc = checksum(&bytes);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -89,11 +97,30 @@ impl SegmentHeader {
             return Ok(None);
         }
         Ok(Some(Self {
-            epoch: Epoch(u64_at(bytes, 16)),
-            first_seq: Seq(u64_at(bytes, 24)),
-            created: Timestamp::from_nanos(u64_at(bytes, 32)),
+            host: HostId::from_bytes(*bytes[16..].first_chunk().expect("the layout has a host there")),
+            epoch: Epoch(u64_at(bytes, 32)),
+            first_seq: Seq(u64_at(bytes, 40)),
+            created: Timestamp::from_nanos(u64_at(bytes, 48)),
+            previous: head_at(bytes, 56),
         }))
     }
+}
+
+/// The seal of the segment at `path`, if it has one that holds, and where it begins.
+pub(super) fn read_seal(path: &Path, epoch: Epoch) -> io::Result<Option<(Seal, u64)>> {
+    let mut file = File::open(path)?;
+    let file_bytes = file.metadata()?.len();
+    let mut read = |bytes: usize| -> io::Result<Option<Vec<u8>>> {
+        let Some(from) = file_bytes.checked_sub(bytes as u64) else { return Ok(None) };
+        file.seek(SeekFrom::Start(from))?;
+        let mut content = Vec::with_capacity(bytes);
+        (&mut file).take(bytes as u64).read_to_end(&mut content)?;
+        Ok(Some(content))
+    };
+    let footer = read(seal::FOOTER_BYTES)?;
+    let Some(seal_bytes) = footer.as_deref().and_then(Seal::bytes_by_footer) else { return Ok(None) };
+    let seal = read(seal_bytes)?.and_then(|bytes| Seal::decode(epoch, &bytes));
+    Ok(seal.map(|seal| (seal, file_bytes - seal_bytes as u64)))
 }
 
 /// Refuses bytes that begin with another magic, or with a newer version. Bytes that end too early may be ours, and zeros
@@ -133,9 +160,9 @@ pub(super) struct Frames {
 #[derive(Debug)]
 pub(super) enum Found {
     /// A frame.
-    Frame(FrameHeader, Vec<Record>),
-    /// A frame that ends before what is wanted; its payload was not looked at.
-    Passed,
+    Frame(FrameHeader, Frame),
+    /// A frame that is not wanted; its payload was not looked at.
+    Passed(FrameHeader),
     /// Bytes that are no frame, up to the next that may be one.
     Damage,
     /// Nothing.
@@ -154,7 +181,7 @@ impl Frames {
     }
 
     /// What comes next before byte `end` of the file, up to which it does not change any more.
-    pub(super) fn next(&mut self, end: u64, wanted: Seq) -> io::Result<Found> {
+    pub(super) fn next(&mut self, end: u64, wanted: impl FnOnce(&FrameHeader) -> bool) -> io::Result<Found> {
         if self.offset >= end {
             return Ok(Found::End);
         }
@@ -168,17 +195,17 @@ impl Frames {
             self.offset = end;
             return Ok(Found::Damage);
         }
-        if header.end_seq() <= wanted {
+        if !wanted(&header) {
             self.offset = frame_end;
-            return Ok(Found::Passed);
+            return Ok(Found::Passed(header));
         }
         let frame_bytes = usize::try_from(header.frame_bytes()).unwrap_or(usize::MAX);
         let bytes = self.peek(header.frame_bytes(), end)?;
-        let records = bytes
+        let frame = bytes
             .get(frame::HEADER_BYTES..frame_bytes)
-            .and_then(|payload| header.decode_payload(epoch, payload));
+            .and_then(|payload| header.with_payload(epoch, payload));
         self.offset = frame_end;
-        Ok(records.map_or(Found::Damage, |records| Found::Frame(header, records)))
+        Ok(frame.map_or(Found::Damage, |frame| Found::Frame(header, frame)))
     }
 
     /// Goes to the next header that holds, or to the end.
@@ -234,25 +261,38 @@ pub(super) struct Scan {
     pub(super) good_end: u64,
     /// The position after the last good record.
     pub(super) end_seq: Option<Seq>,
+    /// The head of the chain there.
+    pub(super) head: Option<Head>,
     /// What the good records speak of.
     pub(super) times: Option<Times>,
+    /// What kinds they have.
+    pub(super) kinds: u32,
     /// Whether all records from the segment's first to `end_seq` are good.
     pub(super) whole: bool,
 }
 
-/// Looks through the first `end` bytes of the segment that begins with `first_seq`.
-pub(super) fn scan(path: &Path, epoch: Epoch, first_seq: Seq, end: u64) -> io::Result<Scan> {
+/// Looks through the first `end` bytes of the segment that begins with `first_seq`, and shows each frame that is good.
+pub(super) fn scan(
+    path: &Path,
+    epoch: Epoch,
+    first_seq: Seq,
+    end: u64,
+    mut show: impl FnMut(&FrameHeader, &Frame),
+) -> io::Result<Scan> {
     let mut frames = Frames::open(path, epoch)?;
     let mut scan = Scan { good_end: end.min(HEADER_BYTES as u64), whole: true, ..Scan::default() };
     loop {
-        match frames.next(end, Seq(0))? {
-            Found::Frame(header, records) => {
+        match frames.next(end, |_| true)? {
+            Found::Frame(header, frame) => {
+                show(&header, &frame);
                 scan.whole &= header.first_seq == scan.end_seq.unwrap_or(first_seq);
                 scan.good_end = frames.offset();
                 scan.end_seq = Some(header.end_seq());
-                scan.times = records.iter().map(Times::of).chain(scan.times).reduce(Times::and);
+                scan.head = Some(header.head);
+                scan.times = Some(scan.times.map_or(header.times, |times| times.and(header.times)));
+                scan.kinds |= header.kinds;
             }
-            Found::Passed | Found::Damage => {}
+            Found::Passed(_) | Found::Damage => {}
             Found::End => return Ok(scan),
         }
     }
@@ -260,7 +300,10 @@ pub(super) fn scan(path: &Path, epoch: Epoch, first_seq: Seq, end: u64) -> io::R
 
 #[cfg(test)]
 mod tests {
+    use alibi_proto::frame::Packer;
+
     use super::*;
+    use crate::ring::{Labels, Record};
 
     #[test]
     fn a_name_says_where_a_segment_begins() {
@@ -285,31 +328,33 @@ mod tests {
             seq: Seq(9),
             speaks_from: Timestamp::ZERO,
             recorded: Timestamp::ZERO,
-            bytes: vec![7; 50],
+            bytes: (0..50).collect(),
+            labels: Labels::default(),
         };
-        let frame = frame::encode(epoch, std::slice::from_ref(&record), 1000).remove(0).bytes;
+        let head = Head::from_bytes([3; 32]);
+        let frame = frame::encode(epoch, head, &[record], 1000, &mut Packer::default()).remove(0).bytes;
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("x");
         let chunk = CHUNK_BYTES as usize;
         // Debris before it: markers, starts of markers, nothing; its header across the end of what is read at once.
-        for debris in [&frame[..4], &frame[..27], &[0_u8][..]] {
-            for length in (1..90).chain(chunk - 40..chunk + 40) {
+        for debris in [&frame[..4], &frame[..79], &[0_u8][..]] {
+            for length in (1..200).chain(chunk - 90..chunk + 90) {
                 let mut bytes = vec![0; HEADER_BYTES];
                 bytes.extend(debris.iter().cycle().take(length));
                 bytes.extend_from_slice(&frame);
-                bytes.extend_from_slice(&frame[..20]);
+                bytes.extend_from_slice(&frame[..60]);
                 std::fs::write(&path, &bytes).unwrap();
                 let mut frames = Frames::open(&path, epoch).unwrap();
                 let end = bytes.len() as u64;
                 let mut found = Vec::new();
                 loop {
-                    match frames.next(end, Seq(0)).unwrap() {
-                        Found::Frame(_, records) => found.extend(records),
+                    match frames.next(end, |_| true).unwrap() {
+                        Found::Frame(header, _) => found.push(header.first_seq),
                         Found::End => break,
-                        Found::Damage | Found::Passed => {}
+                        Found::Damage | Found::Passed(_) => {}
                     }
                 }
-                assert_eq!(found, std::slice::from_ref(&record), "{length} bytes before it");
+                assert_eq!(found, [Seq(9)], "{length} bytes before it");
             }
         }
     }

@@ -7,12 +7,17 @@ use std::{
 };
 
 use alibi_proto::{
+    chain::{Anchor, Head},
     coverage::Hole,
+    flow::RECORD_SPAN_MAX,
     id::{Epoch, Seq},
     time::Timestamp,
 };
 
-use super::{RingError, Span, Times, recovery};
+use super::{
+    RingError, Span, Times, recovery,
+    segment::{self, Found, Frames},
+};
 
 /// A ring as its readers see it: of a writer in this process, which it follows, or of a directory without a writer.
 /// Clones are the same view.
@@ -33,12 +38,17 @@ pub(super) struct Index {
     /// In order; each ends where the next begins, the last at `next_seq`.
     pub(super) segments: VecDeque<Segment>,
     pub(super) next_seq: Seq,
-    /// Everything before is safe on disk.
+    /// The head of the chain before `next_seq`.
+    pub(super) head: Head,
+    /// Everything before is safe on disk, up to this head.
     pub(super) durable_next_seq: Seq,
+    pub(super) durable_head: Head,
     pub(super) acknowledged: Seq,
     /// Evicted without acknowledgement; if there is one, it ends where the first segment begins.
     pub(super) evicted: Option<Span>,
     pub(super) recorded_until: Option<Timestamp>,
+    /// The same instant by the clock of the boot in which it was written.
+    pub(super) recorded_until_boot_ns: Option<u64>,
     /// The latest that any record known here was recorded.
     pub(super) recorded_max: Timestamp,
     pub(super) closed_cleanly: bool,
@@ -51,11 +61,29 @@ pub(super) struct Index {
 pub(super) struct Segment {
     pub(super) first_seq: Seq,
     pub(super) path: PathBuf,
+    /// Where its last frame ends.
     pub(super) bytes: u64,
+    /// What it has on disk, its seal included.
+    pub(super) file_bytes: u64,
     /// When its first record was recorded; none if its header is damaged.
     pub(super) created: Option<Timestamp>,
-    /// What its records speak of; none if that is not known without reading it.
+    /// The times of its records; none if they are not known without reading it.
     pub(super) times: Option<Times>,
+    /// The kinds of its records, if they are known without reading it.
+    pub(super) kinds: Option<u32>,
+}
+
+/// How what somebody knows of the past agrees with what is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the same past.
+    Same,
+    /// It is another past: the ring was written anew since, or was never the one that is meant.
+    Other,
+    /// It speaks of what is not recorded here yet: the ring is an older copy of itself, or another one.
+    Ahead,
+    /// What it speaks of is not here any more.
+    Gone,
 }
 
 /// Where the record at some seq is, if anywhere.
@@ -64,8 +92,9 @@ pub(super) enum Place {
     CaughtUp,
     /// It was, but no more.
     Overwritten(Hole),
-    /// In this segment, which ends before `end`; its records were recorded in about these `times`.
-    In { segment: Segment, end: Seq, times: Times },
+    /// In this segment, which ends before `end`; its records were recorded in about these `times`. `last` tells whether more
+    /// can come into it.
+    In { segment: Segment, end: Seq, times: Times, last: bool },
 }
 
 impl View {
@@ -74,7 +103,7 @@ impl View {
     /// # Errors
     /// When there is no ring, it cannot be read, was written by a newer version, or has files that are not its own.
     pub fn open_read_only(dir: &Path) -> Result<Self, RingError> {
-        let survey = recovery::survey(dir)?.ok_or_else(|| RingError::Absent { dir: dir.to_owned() })?;
+        let survey = recovery::survey(dir, None)?.ok_or_else(|| RingError::Absent { dir: dir.to_owned() })?;
         Ok(Self::new(survey.epoch, survey.index))
     }
 
@@ -118,6 +147,59 @@ impl View {
         self.index().closed_cleanly
     }
 
+    /// The head of the chain after everything that survives a power cut.
+    pub fn anchor(&self) -> Anchor {
+        let index = self.index();
+        Anchor { seq: Seq(index.durable_next_seq.0 - 1), head: index.durable_head }
+    }
+
+    /// Whether what somebody remembers of the past is what is here.
+    ///
+    /// # Errors
+    /// When the system cannot read a file that is there.
+    pub fn compare(&self, anchor: &Anchor) -> Result<Standing, RingError> {
+        let after = anchor.seq.next();
+        let standing = |same: bool| if same { Standing::Same } else { Standing::Other };
+        let segment = {
+            let index = self.index();
+            if after > index.next_seq {
+                return Ok(Standing::Ahead);
+            }
+            if after == index.next_seq {
+                return Ok(standing(anchor.head == index.head));
+            }
+            let Some(at) =
+                index.segments.partition_point(|segment| segment.first_seq <= after).checked_sub(1)
+            else {
+                return Ok(Standing::Gone);
+            };
+            index.segments[at].clone()
+        };
+        let error = |source| RingError::Io { path: segment.path.clone(), source };
+        if after == segment.first_seq {
+            let header = segment::SegmentHeader::read(&segment.path)?;
+            return Ok(header.map_or(Standing::Gone, |header| standing(header.previous == anchor.head)));
+        }
+        let mut frames = match Frames::open(&segment.path, self.epoch()) {
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(Standing::Gone),
+            frames => frames.map_err(error)?,
+        };
+        loop {
+            match frames.next(segment.bytes, |_| false).map_err(error)? {
+                Found::Passed(header) if header.end_seq() == after => {
+                    return Ok(standing(header.head == anchor.head));
+                }
+                // What ended there once has become a part of something else.
+                Found::Passed(header) if header.first_seq < after && after < header.end_seq() => {
+                    return Ok(Standing::Other);
+                }
+                Found::Passed(header) if header.first_seq >= after => return Ok(Standing::Gone),
+                Found::End => return Ok(Standing::Gone),
+                Found::Passed(_) | Found::Frame(..) | Found::Damage => {}
+            }
+        }
+    }
+
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         // Every change to the index is a few assignments: there is no half of one to be found.
         self.shared.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -140,7 +222,7 @@ impl Index {
         let known = |segment: &Segment| segment.created;
         let from = self.segments.iter().take(at + 1).rev().find_map(known).unwrap_or_default();
         let to = self.segments.iter().skip(at + 1).find_map(known).unwrap_or_else(|| self.latest());
-        Times { from, to }
+        Times { speaks_from: from.saturating_sub(RECORD_SPAN_MAX), recorded_from: from, recorded_to: to }
     }
 
     /// No record is known to be recorded later.
@@ -163,7 +245,7 @@ impl Index {
         }
         let at = self.segments.partition_point(|segment| segment.first_seq <= seq) - 1;
         let (segment, end, times) = (self.segments[at].clone(), self.end_of(at), self.bounds_of(at));
-        Ok(Place::In { segment, end, times })
+        Ok(Place::In { segment, end, times, last: at + 1 == self.segments.len() })
     }
 
     fn overwritten(&self, first: Seq, first_seq: Seq) -> Hole {
@@ -173,8 +255,8 @@ impl Index {
         Hole {
             first,
             last: Seq(first_seq.0 - 1),
-            from: known.map_or(Timestamp::ZERO, |span| span.times.from),
-            to: self.evicted.map_or(oldest, |span| span.times.to.max(oldest)),
+            from: known.map_or(Timestamp::ZERO, |span| span.from),
+            to: self.evicted.map_or(oldest, |span| span.to.max(oldest)),
             reason: "overwritten in the ring before they were delivered".into(),
         }
     }

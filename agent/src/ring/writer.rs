@@ -8,25 +8,32 @@ use std::{
 };
 
 use alibi_proto::{
-    id::{Epoch, Seq},
-    time::Timestamp,
+    chain::Head,
+    frame::Packer,
+    id::{Epoch, HostId, Seq},
+    time::{Moment, Timestamp},
 };
 
 use super::{
-    Appended, Options, Record, Recovery, RingError, Times,
+    Appended, Labeller, Options, Record, Recovery, RingError,
     checkpoint::{self, Checkpoint, CheckpointFile},
-    files,
-    frame::{self, Frame},
+    files::{self, SetAside},
+    frame::{self, Written},
     io_error,
     recovery::{self, Survey},
+    seal::Seal,
     segment::{self, SegmentHeader},
     view::{Index, Segment, View},
 };
+
+/// The name of the file that is to become the next segment.
+const SPARE: &str = "next.segment";
 
 /// The single writer of a ring.
 #[derive(Debug)]
 pub struct Ring {
     dir: PathBuf,
+    host: HostId,
     pub(super) options: Options,
     pub(super) view: View,
     /// The newest segment, if records can be added to it.
@@ -38,6 +45,9 @@ pub struct Ring {
     leftovers: Vec<PathBuf>,
     /// Evicted, and not yet reported by an append.
     pub(super) evicted_unreported: u64,
+    /// What the next segment becomes.
+    pub(super) spare: Option<SetAside>,
+    packer: Packer,
 }
 
 /// The newest segment, open for writing. How much of it counts, the index says.
@@ -45,6 +55,8 @@ pub struct Ring {
 pub(super) struct Active {
     file: File,
     path: PathBuf,
+    /// What its seal will say, of what counts.
+    seal: Seal,
     is_dirty: bool,
     /// More than what counts may be in the file, from an append that failed.
     has_leftover: bool,
@@ -57,58 +69,82 @@ pub(super) struct Plan {
     pub(super) new: Vec<Range<usize>>,
 }
 
+/// A segment that was begun, and what its seal will say.
+struct Started {
+    segment: Segment,
+    file: File,
+    seal: Seal,
+}
+
 impl Ring {
-    /// Opens the ring in `dir`, which nobody else may have open for writing; makes one, with `new_epoch`, if there is
-    /// none. From then on, it counts as not closed cleanly.
+    /// Opens the ring of `host` in `dir`, which nobody else may have open for writing; makes one, with `new_epoch`, if
+    /// there is none. From then on, it counts as not closed cleanly. What the records can be found by that it does not
+    /// know any more, `labeller` tells.
     ///
     /// # Errors
-    /// When the limits make no sense, the directory cannot be used, was written by a newer version, or has files that are
-    /// not a ring's own.
-    pub fn open(dir: &Path, options: Options, new_epoch: Epoch) -> Result<(Self, Recovery), RingError> {
+    /// When the limits make no sense, the directory cannot be used, was written by a newer version, has files that are not
+    /// a ring's own, or holds the ring of another host.
+    pub fn open(
+        dir: &Path,
+        options: Options,
+        host: HostId,
+        new_epoch: Epoch,
+        labeller: Labeller,
+    ) -> Result<(Self, Recovery), RingError> {
         options.check()?;
-        let Some(survey) = recovery::survey(dir)? else {
-            let ring = Self::create(dir, options, new_epoch)?;
+        let Some(survey) = recovery::survey(dir, Some((&options, labeller)))? else {
+            let ring = Self::create(dir, options, host, new_epoch)?;
             return Ok((ring, Recovery { is_new: true, ..Recovery::default() }));
         };
+        if survey.host.is_some_and(|other| other != host) {
+            return Err(RingError::OtherHost { dir: dir.to_owned() });
+        }
         let recovery = Recovery {
             is_new: false,
             was_closed_cleanly: survey.index.closed_cleanly,
             recorded_until: survey.index.recorded_until,
+            recorded_until_boot_ns: survey.index.recorded_until_boot_ns,
             boot: survey.index.boot,
             cut_bytes: survey.cut_bytes,
             lost_at_end: survey.lost_at_end,
             checkpoint_lost: survey.generation.is_none(),
         };
-        Ok((Self::recover(dir, options, survey)?, recovery))
+        Ok((Self::recover(dir, options, host, survey)?, recovery))
     }
 
-    fn create(dir: &Path, options: Options, epoch: Epoch) -> Result<Self, RingError> {
+    fn create(dir: &Path, options: Options, host: HostId, epoch: Epoch) -> Result<Self, RingError> {
         alibi_proto::data_directory::create_private(dir).map_err(|source| io_error(dir, source))?;
+        let head = Head::of_nothing(host, epoch);
         let index = Index {
             segments: VecDeque::new(),
             next_seq: Seq::FIRST,
+            head,
             durable_next_seq: Seq::FIRST,
+            durable_head: head,
             acknowledged: Seq(0),
             evicted: None,
             recorded_until: None,
+            recorded_until_boot_ns: None,
             recorded_max: Timestamp::ZERO,
             closed_cleanly: false,
             boot: None,
         };
         let survey = Survey {
             epoch,
+            host: Some(host),
             index,
             generation: None,
             newest_goes_on: false,
+            newest_seal: None,
             torn: Vec::new(),
             unfinished: Vec::new(),
             cut_bytes: 0,
             lost_at_end: 0,
         };
-        Self::recover(dir, options, survey)
+        Self::recover(dir, options, host, survey)
     }
 
-    fn recover(dir: &Path, options: Options, survey: Survey) -> Result<Self, RingError> {
+    fn recover(dir: &Path, options: Options, host: HostId, survey: Survey) -> Result<Self, RingError> {
         let mut index = survey.index;
         for path in survey.torn.iter().chain(&survey.unfinished) {
             files::remove(path).map_err(|source| io_error(path, source))?;
@@ -117,10 +153,15 @@ impl Ring {
         if let Some(newest) = index.segments.back() {
             // What a killed program wrote may not be safe yet, and the checkpoint is to say that it is.
             let file = files::open_to_write(&newest.path)
-                .and_then(|file| file.set_len(newest.bytes).map(|()| file))
+                .and_then(|file| file.set_len(newest.file_bytes).map(|()| file))
                 .and_then(|file| files::sync(&file).map(|()| file))
                 .map_err(|source| io_error(&newest.path, source))?;
-            active = survey.newest_goes_on.then(|| Active::new(file, newest.path.clone()));
+            let seal = survey.newest_seal.filter(|_| survey.newest_goes_on);
+            active = seal.map(|seal| Active::new(file, newest.path.clone(), seal));
+        }
+        if let Some(active) = &active {
+            // Where it cannot be had, the appends that need it will tell.
+            let _ = files::reserve(&active.file, options.segment_bytes);
         }
         index.closed_cleanly = false;
         let remembered = Checkpoint::of(survey.epoch, &index);
@@ -136,6 +177,7 @@ impl Ring {
         files::sync_directory(dir).map_err(|source| io_error(dir, source))?;
         Ok(Self {
             dir: dir.to_owned(),
+            host,
             options,
             view: View::new(survey.epoch, index),
             active,
@@ -143,6 +185,8 @@ impl Ring {
             names_are_dirty: false,
             leftovers: Vec::new(),
             evicted_unreported: 0,
+            spare: None,
+            packer: Packer::default(),
         })
     }
 
@@ -184,24 +228,56 @@ impl Ring {
     /// so the same append can be tried again.
     pub fn append(&mut self, records: &[Record]) -> Result<Appended, RingError> {
         self.check(records)?;
-        let frames = frame::encode(self.epoch(), records, self.options.payload_bytes_max());
+        let payload_bytes_max = self.options.payload_bytes_max();
+        let head = self.view.index().head;
+        let frames = frame::encode(self.epoch(), head, records, payload_bytes_max, &mut self.packer);
         let plan = self.plan(&frames)?;
         self.clean_up()?;
         self.note_open()?;
         self.make_room(&plan)?;
-        match self.write(&frames, &plan) {
-            Ok(started) => self.commit(records, &frames, &plan, started),
-            Err(error) => {
-                self.leave_behind(&frames, &plan);
-                // What could not be cleaned up now is before the next append.
-                let _ = self.clean_up();
+        let started = loop {
+            let error = match self.write(records, &frames, &plan) {
+                Ok(started) => break started,
+                Err(error) => error,
+            };
+            self.leave_behind(&frames, &plan);
+            // What could not be cleaned up now is before the next append.
+            let is_clean = self.clean_up().is_ok();
+            // A full disk is no reason to lose events as long as there are others that nobody needs any more.
+            if !(is_clean && error.is_full() && !plan.new.is_empty() && self.evict_acknowledged()?) {
                 return Err(error);
             }
-        }
+        };
+        self.commit(records, &frames, &plan, started);
         Ok(Appended {
             started_segment: !plan.new.is_empty(),
             evicted_unacknowledged: std::mem::take(&mut self.evicted_unreported),
         })
+    }
+
+    /// Sets room aside on the disk for the segment that comes after the newest, unless that is done already: so a full
+    /// disk is noticed a whole segment before it is needed.
+    ///
+    /// # Errors
+    /// When there is no room, or the system cannot. Appends go on as long as there is room for them.
+    pub fn prepare(&mut self) -> Result<(), RingError> {
+        if self.spare.is_some() {
+            return Ok(());
+        }
+        let path = self.dir.join(SPARE);
+        let spare = loop {
+            match files::set_aside(&path, self.options.segment_bytes) {
+                Ok(spare) => break spare,
+                Err(source) => {
+                    let error = io_error(&path, source);
+                    if !(error.is_full() && self.evict_acknowledged()?) {
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        self.spare = Some(spare);
+        self.make_room(&Plan { into_active: 0, active_bytes: 0, new: Vec::new() })
     }
 
     /// Names the boot of the host in which it is written from here on, so that the next run knows whether it was a power
@@ -218,7 +294,7 @@ impl Ring {
     ///
     /// # Errors
     /// When the system cannot; what was safe before still is.
-    pub fn sync(&mut self, recorded_until: Timestamp) -> Result<(), RingError> {
+    pub fn sync(&mut self, recorded_until: Moment) -> Result<(), RingError> {
         self.sync_as(recorded_until, false)
     }
 
@@ -226,7 +302,7 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Ring::sync`].
-    pub fn mark_closed(&mut self, recorded_until: Timestamp) -> Result<(), RingError> {
+    pub fn mark_closed(&mut self, recorded_until: Moment) -> Result<(), RingError> {
         self.sync_as(recorded_until, true)
     }
 
@@ -262,14 +338,16 @@ impl Ring {
         Ok(())
     }
 
-    fn plan(&self, frames: &[Frame]) -> Result<Plan, RingError> {
+    fn plan(&self, frames: &[Written]) -> Result<Plan, RingError> {
         let active_bytes = self.active_bytes();
         let mut plan = Plan { into_active: 0, active_bytes: 0, new: Vec::new() };
-        let mut room_bytes = active_bytes.map_or(0, |bytes| self.options.segment_bytes.saturating_sub(bytes));
+        // The seal has its room whatever comes.
+        let frames_end = segment::HEADER_BYTES as u64 + self.options.frames_bytes_max();
+        let mut room_bytes = active_bytes.map_or(0, |bytes| frames_end.saturating_sub(bytes));
         for (at, frame) in frames.iter().enumerate() {
             let frame_bytes = frame.bytes.len() as u64;
             if frame_bytes > room_bytes {
-                room_bytes = self.options.segment_bytes - segment::HEADER_BYTES as u64;
+                room_bytes = self.options.frames_bytes_max();
                 plan.new.push(at..at);
             }
             room_bytes -= frame_bytes;
@@ -308,12 +386,12 @@ impl Ring {
         Ok(())
     }
 
-    fn leave_behind(&mut self, frames: &[Frame], plan: &Plan) {
-        if let Some(active) = self.active.as_mut().filter(|_| plan.into_active > 0) {
+    fn leave_behind(&mut self, frames: &[Written], plan: &Plan) {
+        if let Some(active) = &mut self.active {
             active.has_leftover = true;
         }
-        self.leftovers
-            .extend(plan.new.iter().map(|range| segment::path(&self.dir, frames[range.start].first_seq)));
+        let first_seqs = plan.new.iter().map(|range| frames[range.start].header.first_seq);
+        self.leftovers.extend(first_seqs.map(|first_seq| segment::path(&self.dir, first_seq)));
     }
 
     /// How much of the active segment counts.
@@ -339,66 +417,93 @@ impl Ring {
     }
 
     /// Writes the frames, and returns the segments that were begun with their files. Nothing of it counts yet.
-    fn write(&mut self, frames: &[Frame], plan: &Plan) -> Result<Vec<(Segment, File)>, RingError> {
+    fn write(
+        &mut self,
+        records: &[Record],
+        frames: &[Written],
+        plan: &Plan,
+    ) -> Result<Vec<Started>, RingError> {
+        let epoch = self.epoch();
         let committed = self.active_bytes();
         if let (Some(active), Some(committed)) = (&mut self.active, committed) {
-            let mut offset = committed;
-            for frame in &frames[..plan.into_active] {
-                active.is_dirty = true;
-                files::write_at(&mut active.file, offset, &frame.bytes)
-                    .map_err(|source| io_error(&active.path, source))?;
-                offset += frame.bytes.len() as u64;
+            let mut bytes: Vec<u8> = Vec::new();
+            frames[..plan.into_active].iter().for_each(|frame| bytes.extend_from_slice(&frame.bytes));
+            if !plan.new.is_empty() {
+                let mut seal = active.seal.clone();
+                add(&mut seal, records, &frames[..plan.into_active]);
+                bytes.extend(seal.encode(epoch));
             }
+            active.is_dirty |= !bytes.is_empty();
+            files::write_at(&mut active.file, committed, &bytes)
+                .map_err(|source| io_error(&active.path, source))?;
         }
         if !plan.new.is_empty() {
             self.sync_active()?;
         }
-        let mut started = Vec::new();
-        for range in &plan.new {
+        let mut started: Vec<Started> = Vec::new();
+        let mut previous = self.view.index().head;
+        previous = frames[..plan.into_active].last().map_or(previous, |frame| frame.header.head);
+        for (nth, range) in plan.new.iter().enumerate() {
             let frames = &frames[range.clone()];
-            let first_seq = frames[0].first_seq;
-            let times = frames.iter().map(|frame| frame.times).reduce(Times::and);
-            let created = frames[0].first_recorded;
-            let header = SegmentHeader { epoch: self.epoch(), first_seq, created };
+            let first = &frames[0].header;
+            let (first_seq, created) = (first.first_seq, first.times.recorded_from);
+            let header = SegmentHeader { host: self.host, epoch, first_seq, created, previous };
             let mut bytes = header.encode().to_vec();
             frames.iter().for_each(|frame| bytes.extend_from_slice(&frame.bytes));
-            let path = segment::path(&self.dir, first_seq);
-            if let Some((segment, file)) = started.last() {
-                let segment: &Segment = segment;
+            let mut seal = Seal::begin(self.options.segment_bytes);
+            add(&mut seal, records, frames);
+            previous = seal.head;
+            let (frames_end, times, kinds) = (bytes.len() as u64, Some(seal.times), Some(seal.kinds));
+            if nth + 1 < plan.new.len() {
+                bytes.extend(seal.encode(epoch));
+            }
+            if let Some(Started { segment, file, .. }) = started.last() {
                 files::sync(file).map_err(|source| io_error(&segment.path, source))?;
             }
-            let file = files::create_whole(&path, &bytes).map_err(|source| io_error(&path, source))?;
+            let path = segment::path(&self.dir, first_seq);
+            let file = self.create_segment(&path, &bytes).map_err(|source| io_error(&path, source))?;
             self.names_are_dirty = true;
-            started.push((
-                Segment { first_seq, path, bytes: bytes.len() as u64, created: Some(created), times },
-                file,
-            ));
+            let (created, file_bytes) = (Some(created), bytes.len() as u64);
+            let segment = Segment { first_seq, path, bytes: frames_end, file_bytes, created, times, kinds };
+            started.push(Started { segment, file, seal });
         }
         Ok(started)
     }
 
+    /// From what was set aside, if something was.
+    fn create_segment(&mut self, path: &Path, bytes: &[u8]) -> std::io::Result<File> {
+        let aside = match self.spare.take() {
+            Some(spare) => spare,
+            None => files::set_aside(path, self.options.segment_bytes)?,
+        };
+        aside.become_whole(path, bytes)
+    }
+
     /// What was written counts from here on.
-    fn commit(&mut self, records: &[Record], frames: &[Frame], plan: &Plan, started: Vec<(Segment, File)>) {
+    fn commit(&mut self, records: &[Record], frames: &[Written], plan: &Plan, started: Vec<Started>) {
         let mut index = self.view.index();
-        if let (Some(newest), true) = (index.segments.back_mut(), plan.into_active > 0) {
-            let added = frames[..plan.into_active].iter().map(|frame| frame.times).reduce(Times::and);
-            let had_records = newest.bytes > segment::HEADER_BYTES as u64;
+        let is_sealed = !started.is_empty();
+        if let (Some(newest), Some(active)) = (index.segments.back_mut(), &mut self.active) {
+            add(&mut active.seal, records, &frames[..plan.into_active]);
             newest.bytes += plan.active_bytes;
-            newest.times = match (newest.times, added) {
-                (Some(times), Some(added)) => Some(times.and(added)),
-                (None, added) if !had_records => added,
-                (times, _) => times,
-            };
+            let seal_bytes = if is_sealed { active.seal.encode(self.view.epoch()).len() as u64 } else { 0 };
+            newest.file_bytes = newest.bytes + seal_bytes;
+            if active.seal.frames > 0 {
+                (newest.times, newest.kinds) = (Some(active.seal.times), Some(active.seal.kinds));
+            }
         }
         let recorded_max = records.iter().map(|record| record.recorded).max().unwrap_or_default();
         index.recorded_max = index.recorded_max.max(recorded_max);
         index.next_seq = Seq(index.next_seq.0 + records.len() as u64);
-        if let Some((first, _)) = started.first() {
+        if let Some(first) = started.first() {
             // The segment before it was synced, and its name.
-            index.durable_next_seq = first.first_seq;
+            index.durable_next_seq = first.segment.first_seq;
+            let before = frames[..plan.into_active].last();
+            index.durable_head = before.map_or(index.head, |frame| frame.header.head);
         }
-        for (segment, file) in started {
-            self.active = Some(Active { is_dirty: true, ..Active::new(file, segment.path.clone()) });
+        index.head = frames.last().map_or(index.head, |frame| frame.header.head);
+        for Started { segment, file, seal } in started {
+            self.active = Some(Active { is_dirty: true, ..Active::new(file, segment.path.clone(), seal) });
             index.segments.push_back(segment);
         }
     }
@@ -415,27 +520,44 @@ impl Ring {
         Ok(())
     }
 
-    fn sync_as(&mut self, recorded_until: Timestamp, closed_cleanly: bool) -> Result<(), RingError> {
+    fn sync_as(&mut self, recorded_until: Moment, closed_cleanly: bool) -> Result<(), RingError> {
         self.clean_up()?;
         self.sync_active()?;
         {
             let mut index = self.view.index();
             index.durable_next_seq = index.next_seq;
+            index.durable_head = index.head;
         }
-        let recorded_until = Some(recorded_until);
+        let (recorded_until, boot_ns) = (Some(recorded_until.wall), Some(recorded_until.boot_ns));
         // A write that fails may still have been done: whatever is appended next then takes it back.
         self.view.index().closed_cleanly |= closed_cleanly;
-        self.checkpoint.note(&Checkpoint { recorded_until, closed_cleanly, ..self.remembered() })?;
+        self.checkpoint.note(&Checkpoint {
+            recorded_until,
+            recorded_until_boot_ns: boot_ns,
+            closed_cleanly,
+            ..self.remembered()
+        })?;
         let mut index = self.view.index();
         index.recorded_until = recorded_until;
+        index.recorded_until_boot_ns = boot_ns;
         index.closed_cleanly = closed_cleanly;
         Ok(())
     }
 }
 
+/// What the seal of a segment says once these frames are in it.
+fn add(seal: &mut Seal, records: &[Record], frames: &[Written]) {
+    let Some(first_seq) = records.first().map(|record| record.seq) else { return };
+    for Written { header, .. } in frames {
+        let from = (header.first_seq.0 - first_seq.0) as usize;
+        let records = &records[from..from + header.count as usize];
+        seal.add(header, records.iter().map(|record| &record.labels));
+    }
+}
+
 impl Active {
-    fn new(file: File, path: PathBuf) -> Self {
-        Self { file, path, is_dirty: false, has_leftover: false }
+    fn new(file: File, path: PathBuf, seal: Seal) -> Self {
+        Self { file, path, seal, is_dirty: false, has_leftover: false }
     }
 
     fn sync(&mut self) -> Result<(), RingError> {
@@ -455,9 +577,11 @@ impl Checkpoint {
             next_seq: index.durable_next_seq,
             acknowledged: index.acknowledged,
             recorded_until: index.recorded_until,
+            recorded_until_boot_ns: index.recorded_until_boot_ns,
             closed_cleanly: index.closed_cleanly,
             evicted: index.evicted,
             boot: index.boot,
+            head: index.durable_head,
         }
     }
 }

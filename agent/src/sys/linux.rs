@@ -46,6 +46,18 @@ fn booted() -> Timestamp {
     Timestamp::from_nanos(now.wall.as_nanos().saturating_sub(now.boot_ns))
 }
 
+/// Room that is set aside beyond the end of a file is a Linux speciality, and not every file system's.
+pub(super) fn set_room_aside(file: &std::fs::File, bytes: u64) -> io::Result<()> {
+    use rustix::{
+        fs::{FallocateFlags, fallocate},
+        io::Errno,
+    };
+    match fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
 pub(super) fn host_facts() -> HostFacts {
     let booted = booted();
     HostFacts {

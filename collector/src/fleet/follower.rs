@@ -87,7 +87,8 @@ async fn follow_once(
     let progress = note(address, store, description.clone()).await?;
 
     let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
-    send(&requests, tail_request::Request::Start(progress.next.into())).await?;
+    let start = wire::Start { next: Some(progress.next.into()), anchors: Vec::new() };
+    send(&requests, tail_request::Request::Start(start)).await?;
     let mut batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
     tracing::info!(%address, host = %description.host, "following");
     live.send_modify(|live| {
@@ -227,7 +228,7 @@ mod tests {
         let now = Timestamp::from_secs(1_000);
         for (said, believed) in [(None, None), (Some(999), Some(999)), (Some(1_000_000_000), Some(1_000))] {
             let watermark = said.map(Timestamp::from_secs);
-            let batch = Batch { epoch: Epoch(1), hole: None, events: vec![], watermark };
+            let batch = Batch { epoch: Epoch(1), hole: None, events: vec![], link: None, watermark };
             assert_eq!(credible(batch, now).watermark, believed.map(Timestamp::from_secs));
         }
     }

@@ -931,18 +931,47 @@ pub struct Cursor {
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
+/// Where a client wants to go on, and what it remembers of the past.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Start {
+    /// The next event wanted. Epoch 0 asks for everything that there is.
+    #[prost(message, optional, tag = "1")]
+    pub next: ::core::option::Option<Cursor>,
+    /// Heads of the chain that it was given, the newest first, at most 64: those that it has stored everything up to, so that
+    /// the agent can tell whether its past is still the same.
+    #[prost(message, repeated, tag = "2")]
+    pub anchors: ::prost::alloc::vec::Vec<Anchor>,
+}
+/// The head of the chain (32 bytes) after the event `seq`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Anchor {
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub head: ::prost::alloc::vec::Vec<u8>,
+}
+/// Says, once at the beginning, how the stream goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resumption {
+    #[prost(enumeration = "Standing", tag = "1")]
+    pub standing: i32,
+    /// The first event, or missing event, that follows. After an anchor that does not hold: what comes after the newest that
+    /// does, or everything.
+    #[prost(uint64, tag = "2")]
+    pub from_seq: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TailRequest {
     #[prost(oneof = "tail_request::Request", tags = "1, 2")]
     pub request: ::core::option::Option<tail_request::Request>,
 }
 /// Nested message and enum types in `TailRequest`.
 pub mod tail_request {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Request {
-        /// First message: `seq` is the next one wanted. Epoch 0 asks for everything that there is.
+        /// First message.
         #[prost(message, tag = "1")]
-        Start(super::Cursor),
+        Start(super::Start),
         /// Everything up to and including `seq` is stored and may be overwritten.
         #[prost(message, tag = "2")]
         Acknowledge(super::Cursor),
@@ -955,12 +984,37 @@ pub struct TailResponse {
     /// Events that come before these, and will never come: they were overwritten.
     #[prost(message, optional, tag = "2")]
     pub hole: ::core::option::Option<Hole>,
-    /// In order of seq, without holes.
-    #[prost(message, repeated, tag = "3")]
-    pub events: ::prost::alloc::vec::Vec<Event>,
     /// Everything up to here has been sent. Absent while there is a backlog. Never goes back.
     #[prost(fixed64, optional, tag = "4")]
     pub watermark_ns: ::core::option::Option<u64>,
+    /// Events in order of seq, without holes, as the ring keeps them.
+    #[prost(message, repeated, tag = "5")]
+    pub frames: ::prost::alloc::vec::Vec<Frame>,
+    /// The head of the chain (32 bytes) before the first frame. Absent after a hole, where it is not known.
+    #[prost(bytes = "vec", optional, tag = "6")]
+    pub previous_head: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// The head of the chain after the last frame; absent without frames.
+    #[prost(bytes = "vec", optional, tag = "7")]
+    pub head: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// In the first message, if the client remembers something of this ring.
+    #[prost(message, optional, tag = "8")]
+    pub resumption: ::core::option::Option<Resumption>,
+}
+/// Some events whose seqs follow on each other, packed together. The chain of hashes goes from frame to frame: BLAKE3 of
+/// the head before it (32 bytes), `first_seq` (8 bytes, little-endian), `count` (4 bytes) and `payload` is the head after it.
+/// The head before the first event is BLAKE3 of `alibi chain 1`, the host (16 bytes) and the epoch (8 bytes).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Frame {
+    #[prost(uint64, tag = "1")]
+    pub first_seq: u64,
+    /// How many events; from 1 to 65,536.
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
+    /// A byte 1; the length of the columns (4 bytes, little-endian, at most 2 MiB); the columns, as a Zstandard frame (RFC
+    /// 8878). The columns: the length of each `Event` (varint), in order; then, for each length that occurs, from the shortest
+    /// on, the first byte of each event of that length, in order, then the second of each, and so on.
+    #[prost(bytes = "vec", tag = "3")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hole {
@@ -988,6 +1042,42 @@ pub struct QueryResponse {
     /// The addresses that the target stood for.
     #[prost(string, repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// How what a client remembers stands to the past of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Standing {
+    Unspecified = 0,
+    /// The newest anchor holds.
+    Same = 1,
+    /// It does not: the ring was written anew since, or is an older copy of itself.
+    Other = 2,
+    /// It cannot be said, since what it speaks of is not in the ring any more.
+    Gone = 3,
+}
+impl Standing {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STANDING_UNSPECIFIED",
+            Self::Same => "STANDING_SAME",
+            Self::Other => "STANDING_OTHER",
+            Self::Gone => "STANDING_GONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STANDING_UNSPECIFIED" => Some(Self::Unspecified),
+            "STANDING_SAME" => Some(Self::Same),
+            "STANDING_OTHER" => Some(Self::Other),
+            "STANDING_GONE" => Some(Self::Gone),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod recorder_client {

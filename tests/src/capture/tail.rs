@@ -6,7 +6,7 @@ use alibi_proto::{
     coverage::Hole,
     event::{Batch, Event},
     host::HostDescription,
-    id::{Cursor, HostBoot},
+    id::HostBoot,
     time::Timestamp,
     transport::{self, MESSAGE_BYTES_MAX},
     wire::{self, recorder_client::RecorderClient, tail_request},
@@ -50,7 +50,7 @@ impl Tail {
             let channel = transport::channel(&address.parse()?)?;
             let mut client = RecorderClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
             let host = client.describe(wire::DescribeRequest {}).await?.into_inner().try_into()?;
-            let start = tail_request::Request::Start(Cursor::default().into());
+            let start = tail_request::Request::Start(wire::Start::default());
             requests.send(wire::TailRequest { request: Some(start) }).await?;
             let batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
             anyhow::Ok((host, batches))
@@ -61,7 +61,7 @@ impl Tail {
 
     /// What uids are derived from.
     pub fn boot(&self) -> HostBoot {
-        HostBoot { host: self.host.host, boot_id: self.host.boot_id.clone() }
+        HostBoot::new(self.host.host, &self.host.boot_id)
     }
 
     /// Reads on until `enough`.

@@ -131,7 +131,7 @@ fn ended(key: SocketKey, state: FlowState) -> Fact {
 /// The stretches of the names facet in seconds `[0, 1000)` that are lost, after these facts, each with its second; a
 /// report comes each `step` seconds.
 fn hidden(facts: Vec<(u64, Fact)>, step: u64) -> Vec<(u64, u64)> {
-    let boot = HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() };
+    let boot = HostBoot::new(HostId::from_bytes([1; 16]), "boot");
     let source = SourceDescription { name: "test".into(), facets: vec![] };
     let mut pipeline =
         Pipeline::new(boot, Limits::default(), source, Seq::FIRST, PreviousRun::None, moment(0));

@@ -13,7 +13,7 @@ fn syncs(work: impl FnOnce()) -> usize {
 fn a_turn_without_records_is_not_waited_for_and_is_known_after_a_kill() {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path();
-    let at = Timestamp::from_secs;
+    let at = moment;
     let (mut ring, recovery) = open(dir, TINY);
     assert_eq!(recovery.boot, None);
     ring.begin_boot(7);
@@ -22,7 +22,7 @@ fn a_turn_without_records_is_not_waited_for_and_is_known_after_a_kill() {
     assert_eq!(syncs(|| ring.sync(at(100)).unwrap()), 2);
     let safe = files_of(dir);
     assert_eq!(syncs(|| (101..110).for_each(|second| ring.sync(at(second)).unwrap())), 0);
-    assert_eq!(ring.view().recorded_until(), Some(at(109)));
+    assert_eq!(ring.view().recorded_until(), Some(at(109).wall));
     drop(ring);
     let killed = files_of(dir);
 
@@ -31,8 +31,9 @@ fn a_turn_without_records_is_not_waited_for_and_is_known_after_a_kill() {
         put(dir, files);
         let (mut ring, recovery) = open(dir, TINY);
         let known = (recovery.recorded_until, recovery.boot, recovery.was_closed_cleanly);
-        assert_eq!(known, (Some(at(until)), Some(7), false));
-        assert_eq!(read(ring.view()), (records(1, 2, 0), vec![]));
+        assert_eq!(known, (Some(at(until).wall), Some(7), false));
+        assert_eq!(recovery.recorded_until_boot_ns, Some(until));
+        assert_eq!(read(ring.view()), (seen(&records(1, 2, 0)), vec![]));
         ring.append(&records(3, 1, 0)).unwrap();
     }
 

@@ -53,7 +53,7 @@ pub(super) fn batch(epoch: u64, first_seq: u64, kinds: Vec<EventKind>) -> Batch 
     let recorded = Moment { wall: at(1_000), boot_ns: 5 };
     let events =
         (first_seq..).zip(kinds).map(|(seq, kind)| Event { seq: Seq(seq), recorded, kind }).collect();
-    Batch { epoch: Epoch(epoch), hole: None, events, watermark: None }
+    Batch { epoch: Epoch(epoch), hole: None, events, link: None, watermark: None }
 }
 
 pub(super) fn watermark(epoch: u64, secs: u64) -> Batch {

@@ -177,7 +177,7 @@ fn a_watermark_that_comes_alone_is_written_later() {
     directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
     let commit = |secs| {
         let watermark = Some(Timestamp::from_secs(secs));
-        let batch = Batch { epoch: Epoch(5), hole: None, events: vec![], watermark };
+        let batch = Batch { epoch: Epoch(5), hole: None, events: vec![], link: None, watermark };
         store.commit(HOST, &batch, Timestamp::from_secs(secs)).unwrap().known_until
     };
     let written = || {

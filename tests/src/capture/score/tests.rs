@@ -13,7 +13,7 @@ const OWNER: Who = Who { pid: 7, start_ticks: 70 };
 const CHILD: Who = Who { pid: 8, start_ticks: 80 };
 
 fn host() -> HostBoot {
-    HostBoot { host: HostId::from_bytes([1; 16]), boot_id: "boot".into() }
+    HostBoot::new(HostId::from_bytes([1; 16]), "boot")
 }
 
 fn address(text: &str) -> SocketAddr {

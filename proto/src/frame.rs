@@ -1,0 +1,326 @@
+//! Frames: records packed together, as a ring keeps them and as they travel. Pure: bytes in, bytes out.
+//!
+//! Records of one length have their fields in the same places, and most fields hardly change from one record to the
+//! next. So records are turned into columns, the first byte of all records of a length, then the second of all, before
+//! they are compressed: what does not change costs nothing then, and what is the same in two fields costs once. What
+//! the bytes mean is not looked at.
+
+use crate::id::Seq;
+
+/// A frame has at most so many records.
+pub const RECORDS_MAX: usize = 1 << 16;
+/// The records of a frame have at most so many bytes together, unpacked. A reader sets aside no more.
+pub const UNPACKED_BYTES_MAX: usize = 2 << 20;
+/// Packing adds at most so much to records that cannot be compressed.
+pub const fn packed_bytes_max(unpacked_bytes: usize, records: usize) -> usize {
+    let columns = unpacked_bytes + records * LENGTH_BYTES_MAX;
+    // As `ZSTD_compressBound` has it.
+    columns + columns / 256 + 64 + PAYLOAD_HEADER_BYTES
+}
+
+/// Layout, length of the columns.
+const PAYLOAD_HEADER_BYTES: usize = 1 + 4;
+/// The only layout so far.
+const COLUMNS: u8 = 1;
+/// A length is a varint of at most so many bytes.
+const LENGTH_BYTES_MAX: usize = 4;
+/// Faster levels save no time here, and slower ones little room.
+const LEVEL: i32 = 1;
+
+/// Some records whose seqs follow on each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The seq of the first.
+    pub first_seq: Seq,
+    /// How many there are; at least one.
+    pub count: u32,
+    /// The records, packed. Integers are little-endian.
+    ///
+    /// ```text
+    /// 0   1  layout, 1
+    /// 1   4  bytes of the columns
+    /// 5      the columns, as one Zstandard frame (RFC 8878)
+    /// ```
+    ///
+    /// The columns: the length of each record (varint, LEB128), in order; then, for each length that occurs, from the
+    /// shortest on, the first byte of each record of that length, in order; then the second of each; and so on.
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The position after its last record.
+    pub const fn end_seq(&self) -> Seq {
+        Seq(self.first_seq.0.saturating_add(self.count as u64))
+    }
+
+    /// What its records take in memory, as it says itself.
+    pub fn unpacked_bytes(&self) -> usize {
+        self.payload
+            .get(1..PAYLOAD_HEADER_BYTES)
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(0, |bytes| usize::try_from(u32::from_le_bytes(*bytes)).unwrap_or(usize::MAX))
+    }
+
+    /// Its records.
+    ///
+    /// # Errors
+    /// When the payload is none, or goes beyond a bound.
+    pub fn unpack(&self) -> Result<Records, FrameError> {
+        let Self { payload, count, .. } = self;
+        let count = usize::try_from(*count).unwrap_or(usize::MAX);
+        let (&layout, _) = payload.split_first().ok_or(FrameError::Cut)?;
+        if layout != COLUMNS {
+            return Err(FrameError::Layout(layout));
+        }
+        let compressed = payload.get(PAYLOAD_HEADER_BYTES..).ok_or(FrameError::Cut)?;
+        let columns_bytes = self.unpacked_bytes();
+        if count == 0 || count > RECORDS_MAX || columns_bytes > UNPACKED_BYTES_MAX {
+            return Err(FrameError::Bounds { count, bytes: columns_bytes });
+        }
+        let columns =
+            zstd::bulk::decompress(compressed, columns_bytes).map_err(|_| FrameError::Compression)?;
+        if columns.len() != columns_bytes {
+            return Err(FrameError::Compression);
+        }
+        rows(&columns, count)
+    }
+}
+
+/// The records of a frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Records {
+    bytes: Vec<u8>,
+    /// Where each record ends in `bytes`.
+    ends: Vec<u32>,
+}
+
+impl Records {
+    /// One after another.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        let start = |at: usize| at.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        self.ends.iter().enumerate().map(move |(at, &end)| &self.bytes[start(at)..end as usize])
+    }
+}
+
+/// Packs records. Kept, so that its memory is used again.
+pub struct Packer {
+    compressor: zstd::bulk::Compressor<'static>,
+    columns: Vec<u8>,
+}
+
+impl std::fmt::Debug for Packer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
+    }
+}
+
+impl Default for Packer {
+    fn default() -> Self {
+        let compressor = zstd::bulk::Compressor::new(LEVEL).expect("the level is one of Zstandard's");
+        Self { compressor, columns: Vec::new() }
+    }
+}
+
+impl Packer {
+    /// These records as the payload of a frame.
+    ///
+    /// # Panics
+    /// When they go beyond [`RECORDS_MAX`] or [`UNPACKED_BYTES_MAX`].
+    pub fn pack(&mut self, records: &[&[u8]]) -> Vec<u8> {
+        self.columns.clear();
+        columns(records, &mut self.columns);
+        let columns_bytes = self.columns.len();
+        assert!(!records.is_empty() && records.len() <= RECORDS_MAX && columns_bytes <= UNPACKED_BYTES_MAX);
+        let mut payload = vec![0; PAYLOAD_HEADER_BYTES + zstd::zstd_safe::compress_bound(columns_bytes)];
+        payload[0] = COLUMNS;
+        payload[1..PAYLOAD_HEADER_BYTES].copy_from_slice(&(columns_bytes as u32).to_le_bytes());
+        let room = &mut payload[PAYLOAD_HEADER_BYTES..];
+        let written = self.compressor.compress_to_buffer(&self.columns, room);
+        let written = written.expect("there is room, and memory");
+        payload.truncate(PAYLOAD_HEADER_BYTES + written);
+        payload.shrink_to_fit();
+        payload
+    }
+}
+
+fn columns(records: &[&[u8]], columns: &mut Vec<u8>) {
+    for record in records {
+        put_varint(columns, record.len());
+    }
+    let mut sorted = records.to_vec();
+    sorted.sort_by_key(|record| record.len());
+    for rows in sorted.chunk_by(|one, other| one.len() == other.len()).filter(|rows| !rows[0].is_empty()) {
+        let length = rows[0].len();
+        let (start, count) = (columns.len(), rows.len());
+        columns.resize(start + length * count, 0);
+        let columns = &mut columns[start..];
+        for (at, row) in rows.iter().enumerate() {
+            for (byte, place) in row.iter().zip(columns[at..].iter_mut().step_by(count)) {
+                *place = *byte;
+            }
+        }
+    }
+}
+
+fn rows(columns: &[u8], count: usize) -> Result<Records, FrameError> {
+    let mut rest = columns;
+    let mut lengths = Vec::with_capacity(count);
+    let mut ends = Vec::with_capacity(count);
+    let mut end = 0_usize;
+    for _ in 0..count {
+        let length = varint(&mut rest).ok_or(FrameError::Columns)?;
+        end = end.checked_add(length).filter(|end| *end <= columns.len()).ok_or(FrameError::Columns)?;
+        lengths.push(length);
+        ends.push(end as u32);
+    }
+    if rest.len() != end {
+        return Err(FrameError::Columns);
+    }
+    let mut bytes = vec![0; end];
+    let mut sorted: Vec<(usize, usize)> =
+        lengths.iter().zip(&ends).map(|(&length, &end)| (length, end as usize - length)).collect();
+    sorted.sort_by_key(|(length, _)| *length);
+    for rows in sorted.chunk_by(|one, other| one.0 == other.0).filter(|rows| rows[0].0 > 0) {
+        let (length, count) = (rows[0].0, rows.len());
+        let (columns, after) = rest.split_at(length * count);
+        for (at, &(_, start)) in rows.iter().enumerate() {
+            let row = &mut bytes[start..start + length];
+            for (place, byte) in row.iter_mut().zip(columns[at..].iter().step_by(count)) {
+                *place = *byte;
+            }
+        }
+        rest = after;
+    }
+    Ok(Records { bytes, ends })
+}
+
+fn put_varint(bytes: &mut Vec<u8>, mut value: usize) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<usize> {
+    let mut value = 0;
+    for shift in (0..7 * LENGTH_BYTES_MAX).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= usize::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Bytes that are no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// It ends too early.
+    #[error("a frame ends too early")]
+    Cut,
+    /// It was packed by a newer version.
+    #[error("a frame is packed in the layout {0}, and only {COLUMNS} is known: upgrade")]
+    Layout(u8),
+    /// It claims to be empty, or larger than any frame.
+    #[error(
+        "a frame claims {count} records of {bytes} bytes: it may have 1 to {RECORDS_MAX} of {UNPACKED_BYTES_MAX}"
+    )]
+    Bounds {
+        /// How many records it claims.
+        count: usize,
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// It cannot be decompressed to what it claims.
+    #[error("a frame cannot be decompressed")]
+    Compression,
+    /// What was compressed is no records.
+    #[error("a frame does not hold the records that it claims")]
+    Columns,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packed(records: &[Vec<u8>]) -> Frame {
+        let records: Vec<_> = records.iter().map(Vec::as_slice).collect();
+        let payload = Packer::default().pack(&records);
+        Frame { first_seq: Seq(1), count: records.len() as u32, payload }
+    }
+
+    /// A payload of these columns.
+    fn payload(columns: &[u8]) -> Vec<u8> {
+        let mut payload = vec![COLUMNS];
+        payload.extend((columns.len() as u32).to_le_bytes());
+        payload.extend(zstd::bulk::compress(columns, LEVEL).unwrap());
+        payload
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out(
+            records in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 1..40)) {
+            let frame = packed(&records);
+            let bytes: usize = records.iter().map(Vec::len).sum();
+            prop_assert!(frame.payload.len() <= packed_bytes_max(bytes, records.len()));
+            let unpacked = frame.unpack().unwrap();
+            prop_assert_eq!(unpacked.iter().collect::<Vec<_>>(), records);
+        }
+
+        #[test]
+        fn any_columns_are_unpacked_or_refused(
+            columns in prop::collection::vec(0..200_u8, 0..60), count in 0..9_u32) {
+            let frame = Frame { first_seq: Seq(1), count, payload: payload(&columns) };
+            if let Ok(records) = frame.unpack() {
+                prop_assert_eq!(records.iter().len(), count as usize);
+                let again: Vec<_> = records.iter().map(<[u8]>::to_vec).collect();
+                prop_assert!(packed(&again).unpack() == Ok(records));
+            }
+        }
+
+        #[test]
+        fn any_payload_is_unpacked_or_refused(payload in prop::collection::vec(any::<u8>(), 0..60), count: u32) {
+            let _ = Frame { first_seq: Seq(1), count, payload }.unpack();
+        }
+    }
+
+    #[test]
+    fn large_records_and_many_are_packed() {
+        let large = packed(&[vec![7; 1 << 20], vec![], vec![8; 70_000]]);
+        assert_eq!(large.unpack().unwrap().iter().map(<[u8]>::len).collect::<Vec<_>>(), [1 << 20, 0, 70_000]);
+        let many = packed(&vec![vec![1, 2]; RECORDS_MAX]);
+        assert!(many.payload.len() < 100, "what does not change costs nothing");
+        assert_eq!(many.unpack().unwrap().iter().len(), RECORDS_MAX);
+    }
+
+    #[test]
+    fn what_is_no_frame_is_named() {
+        let good = packed(&[vec![1; 30], vec![2; 30]]);
+        let check = |payload: Vec<u8>, count: u32, want: FrameError| {
+            assert_eq!(Frame { first_seq: Seq(1), count, payload }.unpack(), Err(want));
+        };
+        check(vec![], 1, FrameError::Cut);
+        check(good.payload[..4].to_vec(), 2, FrameError::Cut);
+        check([&[9], &good.payload[1..]].concat(), 2, FrameError::Layout(9));
+        check(good.payload.clone(), 0, FrameError::Bounds { count: 0, bytes: 62 });
+        check(good.payload.clone(), 1, FrameError::Columns);
+        check(good.payload.clone(), 3, FrameError::Columns);
+        for cut in PAYLOAD_HEADER_BYTES..good.payload.len() {
+            check(good.payload[..cut].to_vec(), 2, FrameError::Compression);
+        }
+        // What would become very large is not unpacked to see it.
+        let bomb = payload(&vec![0; 50 << 20]);
+        assert!(bomb.len() < 10_000);
+        check(bomb.clone(), 2, FrameError::Bounds { count: 2, bytes: 50 << 20 });
+        check([&[1, 0xff, 0, 0, 0], &bomb[5..]].concat(), 2, FrameError::Compression);
+        check(payload(&[0xff, 0xff, 0xff, 0x7f]), 1, FrameError::Columns);
+        check(payload(&[0x80, 0x80, 0x80, 0x80, 0]), 1, FrameError::Columns);
+        check(payload(&[2, 1]), 1, FrameError::Columns);
+    }
+}
