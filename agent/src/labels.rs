@@ -9,10 +9,8 @@ use alibi_proto::{
     name::NamePattern,
     target::Target,
     time::Timestamp,
-    wire,
 };
 use ipnet::IpNet;
-use prost::Message as _;
 
 use crate::ring::{Key, Labels};
 
@@ -71,12 +69,6 @@ pub fn of(event: &Event) -> Labels {
         }
         EventKind::Unrecognised => Labels { kinds: u32::MAX, keys: vec![], from: Timestamp::ZERO },
     }
-}
-
-/// The labels of a recorded event, from its bytes.
-pub fn of_bytes(bytes: &[u8]) -> Option<Labels> {
-    let event = Event::try_from(wire::Event::decode(bytes).ok()?).ok()?;
-    (event.kind != EventKind::Unrecognised).then(|| of(&event))
 }
 
 /// Every record of a connection to the target has one of these keys; none: it may have any.

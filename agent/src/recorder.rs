@@ -13,7 +13,7 @@ use std::{
 };
 
 use alibi_proto::{
-    event::Event,
+    event::{Event, EventKind},
     host::UserPresence,
     id::Seq,
     time::{Moment, Timestamp},
@@ -26,7 +26,7 @@ use crate::{
     capture::Report,
     labels,
     pipeline::Pipeline,
-    ring::{Record, Ring, RingError},
+    ring::{Labels, Record, Ring, RingError},
 };
 
 /// Reports that may wait for the recorder; a source that is faster waits itself.
@@ -41,6 +41,8 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const SYNC_GATHER: Duration = Duration::from_millis(100);
 /// Between two warnings of the same thing.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two tries to set room aside on a disk that has none.
+const PREPARE_INTERVAL: Duration = Duration::from_secs(1);
 /// Users that a description lists.
 const USERS_MAX: usize = 256;
 
@@ -89,6 +91,8 @@ pub struct Recorder {
     acknowledged: Acknowledged,
     progress: watch::Sender<Progress>,
     trouble: Option<String>,
+    /// No room could be set aside for what comes next, when that was last tried.
+    unprepared: Option<Instant>,
     /// Something was seen since the users were last counted; an idle agent counts none.
     users_changed: bool,
     /// Up to here everything is recorded, as the next run must know if this one ends without a word.
@@ -123,6 +127,7 @@ impl Recorder {
             acknowledged,
             progress,
             trouble: None,
+            unprepared: None,
             users_changed: true,
             recorded_until: recorded_until.unwrap_or_default(),
             now: Moment::default(),
@@ -190,8 +195,27 @@ impl Recorder {
                     self.recovered();
                 }
                 self.publish();
+                self.prepare();
             }
             Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Sets room aside for what comes, so that a full disk is known before it costs anything.
+    fn prepare(&mut self) {
+        if self.unprepared.is_some_and(|tried| tried.elapsed() < PREPARE_INTERVAL) {
+            return;
+        }
+        match self.ring.prepare() {
+            Ok(()) if self.unprepared.take().is_some() => {
+                tracing::info!("there is room on the disk for what comes next again");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if self.unprepared.replace(Instant::now()).is_none() {
+                    tracing::warn!(%error, "no room can be set aside on the disk for what comes next");
+                }
+            }
         }
     }
 
@@ -325,6 +349,12 @@ impl Recorder {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What a recorded event can be found by, from its bytes.
+pub fn labels_of(record: &[u8]) -> Option<Labels> {
+    let event = Event::try_from(wire::Event::decode(record).ok()?).ok()?;
+    (event.kind != EventKind::Unrecognised).then(|| labels::of(&event))
 }
 
 /// `event` as the ring keeps it; what was seen when it was made reached until `seen_until`.

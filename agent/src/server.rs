@@ -290,7 +290,7 @@ impl Reading {
         let mut bytes = 0;
         message.hole = self.hole.take().map(Into::into);
         while bytes < MESSAGE_BYTES_TARGET && message.frames.len() < FRAMES_MAX && self.position() < end {
-            match self.reader.next() {
+            match self.reader.next_item() {
                 Ok(Item::Frame(ChainedFrame { frame, previous, head })) => {
                     if message.frames.is_empty() {
                         message.previous_head = previous.map(|head| head.as_bytes().to_vec());

@@ -260,7 +260,7 @@ fn report(pids: impl Iterator<Item = u32>) -> String {
         };
         let opened = ObservedConnection {
             socket,
-            local: ([192, 0, 2, 1], u16::try_from(pid).unwrap()).into(),
+            local: ([192, 0, 2, 1], pid as u16).into(),
             owner: Some(process),
             attribution: Attribution::InKernel,
             direction: Direction::Outbound,
@@ -288,9 +288,9 @@ fn report(pids: impl Iterator<Item = u32>) -> String {
 fn what_the_collector_does_not_know_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    // So many that two uids begin with the same four digits.
-    let processes = 1500;
-    fs::write(path("recording"), recording(processes)).unwrap();
+    // Two uids begin with the same four digits: those of two processes with the same low half of the pid.
+    let processes = 3;
+    fs::write(path("recording"), recording(2) + &report([0x1_0001].into_iter())).unwrap();
     let source = format!("replay:{}", path("recording").display());
     let collector = Collector::start(&path("collector"));
     let agent = Agent::start(&path("agent"), &["--source", &source]);

@@ -7,10 +7,9 @@ use std::{collections::BTreeMap, ops::Range, path::PathBuf, time::Duration};
 
 use alibi_agent::{
     capture::{ConnectionChange, Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
-    labels,
     ledger::PreviousRun,
     pipeline::{Limits, Pipeline},
-    recorder::{Acknowledged, Progress, Recorder},
+    recorder::{Acknowledged, Progress, Recorder, labels_of},
     ring::{Options, Read, Reader, Ring, View},
 };
 use alibi_lab::reference::Truth;
@@ -314,8 +313,7 @@ impl World {
         }
         let options = Options { bytes_max: 6 << 10, segment_bytes: 1 << 10, ..Options::default() };
         let (mut ring, recovery) =
-            Ring::open(&self.directory, options, HostId::from_bytes([1; 16]), Epoch(1), labels::of_bytes)
-                .unwrap();
+            Ring::open(&self.directory, options, HostId::from_bytes([1; 16]), Epoch(1), labels_of).unwrap();
         // An agent that crashes here does so without its host.
         ring.begin_boot(1);
         let boot = HostBoot::new(HostId::from_bytes([1; 16]), "boot");

@@ -21,10 +21,10 @@ use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs};
 use crate::{
     capture::{self, CaptureError, Choice, Outlet, Source},
     enrich::executable::Identifier,
-    identity, labels,
+    identity,
     ledger::PreviousRun,
     pipeline::{Limits, Pipeline},
-    recorder::{Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
+    recorder::{self, Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
     ring::{Options, Recovery, Ring},
     server::Service,
     sys,
@@ -52,7 +52,7 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     let address_file = AddressFile::write(directory.path().join(ADDRESS), &address.to_string())?;
     let new_epoch = Epoch(sys::now().wall.as_nanos());
     let (ring, recovery) =
-        Ring::open(&directory.path().join(RING), options, host, new_epoch, labels::of_bytes)?;
+        Ring::open(&directory.path().join(RING), options, host, new_epoch, recorder::labels_of)?;
 
     directory.keep();
     let description = source.describe();

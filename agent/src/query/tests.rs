@@ -49,7 +49,8 @@ impl Host {
     fn within(options: Options, kinds: Vec<EventKind>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (mut ring, _) =
-            Ring::open(&directory.path().join("ring"), options, HOST, Epoch(7), labels::of_bytes).unwrap();
+            Ring::open(&directory.path().join("ring"), options, HOST, Epoch(7), crate::recorder::labels_of)
+                .unwrap();
         for (seq, kind) in (1..).map(Seq).zip(kinds) {
             let mut event = Event { seq, recorded: Moment { wall: Timestamp::MAX, boot_ns: 0 }, kind };
             event.recorded.wall = event.speaks_until();

@@ -38,7 +38,7 @@ struct Recording {
 impl Recording {
     fn begin(directory: &Path) -> Self {
         let options = Options { bytes_max: 16 << 10, segment_bytes: 4 << 10, ..Options::default() };
-        let (ring, _) = Ring::open(directory, options, HOST, Epoch(1), labels::of_bytes).unwrap();
+        let (ring, _) = Ring::open(directory, options, HOST, Epoch(1), labels_of).unwrap();
         let boot = HostBoot::new(HOST, "boot");
         let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
         let facets = vec![FacetCoverage { facet: Facet::Connections, grade: Grade::Complete, scope }];
@@ -239,7 +239,7 @@ fn a_turn_in_which_nothing_happens_is_told_and_not_waited_for() {
     let waited = fault::remembered().iter().filter(|done| **done == fault::Done::Sync).count();
     assert_eq!(waited, 3, "once in ten seconds");
     drop(recording);
-    let (_, recovery) = Ring::open(&directory, Options::default(), HOST, Epoch(1), labels::of_bytes).unwrap();
+    let (_, recovery) = Ring::open(&directory, Options::default(), HOST, Epoch(1), labels_of).unwrap();
     assert_eq!(recovery.recorded_until, Some(at(31).wall), "after a kill");
 }
 

@@ -109,7 +109,7 @@ impl Reader {
     /// # Errors
     /// When the position lies beyond the end of the ring, or the system cannot read a file that is there. The position
     /// stays, so that it can be tried again.
-    pub fn next(&mut self) -> Result<Item, RingError> {
+    pub fn next_item(&mut self) -> Result<Item, RingError> {
         loop {
             if let Some((times, chained)) = self.next.take() {
                 self.last_recorded = Some(times.recorded_to);
@@ -139,10 +139,10 @@ impl Reader {
     /// What comes next, unpacked. What cannot be unpacked is a hole, too.
     ///
     /// # Errors
-    /// As [`Reader::next`].
+    /// As [`Reader::next_item`].
     pub fn next_records(&mut self) -> Result<Read, RingError> {
         let before = self.last_recorded;
-        match self.next()? {
+        match self.next_item()? {
             Item::Frame(ChainedFrame { frame, .. }) => match frame.unpack() {
                 Ok(records) => Ok(Read::Records(frame.first_seq, records)),
                 Err(error) => {

@@ -303,6 +303,9 @@ impl Ring {
     /// # Errors
     /// As [`Ring::sync`].
     pub fn mark_closed(&mut self, recorded_until: Moment) -> Result<(), RingError> {
+        if let Some(spare) = self.spare.take() {
+            spare.remove();
+        }
         self.sync_as(recorded_until, true)
     }
 
@@ -470,11 +473,13 @@ impl Ring {
         Ok(started)
     }
 
-    /// From what was set aside, if something was.
+    /// From what was set aside, if something was; or else with what room there is.
     fn create_segment(&mut self, path: &Path, bytes: &[u8]) -> std::io::Result<File> {
         let aside = match self.spare.take() {
             Some(spare) => spare,
-            None => files::set_aside(path, self.options.segment_bytes)?,
+            None => {
+                files::set_aside(path, self.options.segment_bytes).or_else(|_| files::set_aside(path, 0))?
+            }
         };
         aside.become_whole(path, bytes)
     }

@@ -83,7 +83,10 @@ fn unpack(frame: &Frame, events: &mut Vec<Event>) -> Result<()> {
             .or_else(|error| bad("frames", format!("have an event that cannot be read: {error}")))?;
         let event = Event::try_from(event)?;
         if event.seq.0 != seq {
-            return bad("frames", format!("jump to seq {} without a hole, at the place of {seq}", event.seq.0));
+            return bad(
+                "frames",
+                format!("jump to seq {} without a hole, at the place of {seq}", event.seq.0),
+            );
         }
         events.push(event);
     }

@@ -93,7 +93,10 @@ impl Live {
     fn more(&mut self, processes: u32) {
         let pids = self.next_pid..self.next_pid + processes;
         self.next_pid = pids.end;
-        self.pipe.write_all(report(pids).as_bytes()).unwrap();
+        // No line may be longer than a report is.
+        for some in pids.collect::<Vec<_>>().chunks(100) {
+            self.pipe.write_all(report(some.iter().copied()).as_bytes()).unwrap();
+        }
     }
 
     fn processes(&self) -> usize {
@@ -119,7 +122,7 @@ fn an_agent_whose_disk_gets_full_keeps_all_and_goes_on_when_there_is_room() {
     collector.json_until(&["who", TARGET, "--last", "10m"], |answer| found(answer) == live.processes());
 
     disk.fill_but(0);
-    live.more(100);
+    live.more(1000);
     let (line, next) = agent.running.line_with("the ring cannot be written", 0);
     assert!(line.contains("ERROR") && line.contains("No space left"), "{line}");
     // What waits is not known, and nobody is told that it is.

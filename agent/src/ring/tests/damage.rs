@@ -1,0 +1,167 @@
+//! Damage anywhere: nothing that is read is wrong, and what is missing is told.
+
+use super::*;
+
+#[test]
+fn a_tail_torn_anywhere_costs_what_it_held_and_no_more() {
+    let temporary = tempfile::tempdir().unwrap();
+    for unsynced in [0, 6, 18] {
+        let dir = temporary.path().join(unsynced.to_string());
+        let written = small_ring(&dir, unsynced);
+        let files = files_of(&dir);
+        let newest = segment_files(&dir).pop().unwrap();
+        let name = newest.file_name().unwrap().to_owned();
+        let synced_next_seq = {
+            let (_, checkpoint) = checkpoint::read(&dir.join(checkpoint::NAME)).unwrap().unwrap();
+            checkpoint.next_seq.0
+        };
+        for length in 0..files[&name].len() {
+            let mut torn = files.clone();
+            torn.get_mut(&name).unwrap().truncate(length);
+            put(&dir, &torn);
+
+            let view = View::open_read_only(&dir).unwrap();
+            assert_eq!(files_of(&dir), torn, "a reader changes nothing");
+            let (before, holes) = read(view);
+            check_against(&written, &before, &holes);
+
+            let (mut ring, recovery) = open(&dir, TINY);
+            let (records_left, holes) = read(ring.view());
+            assert_eq!(records_left, before);
+            check_against(&written, &records_left, &holes);
+            let good = records_left.last().unwrap().0.0;
+            assert_eq!(ring.next_seq().0, (good + 1).max(synced_next_seq), "{length} bytes");
+            assert_eq!(recovery.lost_at_end, ring.next_seq().0 - good - 1);
+            assert_eq!(holes.iter().map(Hole::count).sum::<u64>(), recovery.lost_at_end);
+            assert!(!recovery.was_closed_cleanly);
+
+            // It goes on, with other records, and stays so.
+            let mut expected = seen(&written[..good as usize]);
+            let fresh = records(ring.next_seq().0, 5, 1);
+            ring.append(&fresh).unwrap();
+            expected.extend(seen(&fresh));
+            check_selections(&ring.view(), &fresh);
+            assert_eq!(read(ring.view()).0, expected, "{length} bytes");
+            drop(ring);
+            let (ring, recovery) = open(&dir, TINY);
+            assert_eq!((recovery.cut_bytes, recovery.lost_at_end), (0, 0));
+            assert_eq!(read(ring.view()).0, expected, "{length} bytes");
+        }
+    }
+}
+
+/// Where the frames of a segment end, and its seal begins, if it has one.
+fn frames_end(path: &Path) -> usize {
+    let sealed = segment::read_seal(path, EPOCH).unwrap();
+    sealed.map_or(usize::MAX, |(_, begins)| begins as usize)
+}
+
+#[test]
+fn a_byte_flipped_anywhere_is_refused_or_accounted_for() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut refused = 0;
+    for unsynced in [0, 6, 18] {
+        let dir = temporary.path().join(unsynced.to_string());
+        let written = small_ring(&dir, unsynced);
+        let files = files_of(&dir);
+        for (name, bytes) in &files {
+            // Most of a slot of the checkpoint is zeros.
+            let is_checkpoint = name == checkpoint::NAME;
+            put(&dir, &files);
+            let frames_end = frames_end(&dir.join(name));
+            for at in (0..bytes.len()).filter(|at| !is_checkpoint || at % 4096 < 100 || at % 97 == 0) {
+                let mut flipped = files.clone();
+                flipped.get_mut(name).unwrap()[at] ^= if at % 2 == 0 { 0xff } else { 1 << (at % 8) };
+                put(&dir, &flipped);
+                let context = format!("byte {at} of {}", name.to_string_lossy());
+                let opened = View::open_read_only(&dir);
+                assert_eq!(files_of(&dir), flipped, "a reader changes nothing");
+                let (mut ring, recovery) =
+                    match Ring::open(&dir, TINY, HOST, EPOCH, |bytes| Some(label(bytes))) {
+                        Ok(opened) => opened,
+                        Err(RingError::Foreign { path } | RingError::Newer { path, .. }) => {
+                            assert!(opened.is_err(), "{context}");
+                            assert_eq!((path, files_of(&dir)), (dir.join(name), flipped), "{context}");
+                            refused += 1;
+                            continue;
+                        }
+                        Err(error) => panic!("{context}: {error}"),
+                    };
+                let (mut left, holes) = read(ring.view());
+                check_against(&written, &left, &holes);
+                let next_seq = ring.next_seq().0;
+                assert!(next_seq > written.len() as u64 || recovery.cut_bytes > 0, "{context}: silence");
+                assert_eq!(read(opened.unwrap()).0, left, "{context}");
+                if !is_checkpoint {
+                    let missing = written.len() - left.len();
+                    let is_frame = (segment::HEADER_BYTES..frames_end).contains(&at);
+                    assert!((1..=3).contains(&missing) || !is_frame && missing == 0, "{context}: {missing}");
+                }
+                check_selections(&ring.view(), &written[..left.last().map_or(0, |(seq, _)| seq.0 as usize)]);
+                let fresh = records(next_seq, 2, 1);
+                ring.append(&fresh).unwrap();
+                left.extend(seen(&fresh));
+                assert_eq!(read(ring.view()).0, left, "{context}");
+            }
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
+fn a_damaged_frame_is_a_hole_of_its_records_and_their_time() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let (mut ring, _) = open(dir, ROOMY);
+    let written = records(1, 7, 0);
+    ring.append(&written[..2]).unwrap();
+    let damaged_at = fs::metadata(&segment_files(dir)[0]).unwrap().len() as usize;
+    ring.append(&written[2..5]).unwrap();
+    ring.append(&written[5..]).unwrap();
+    // Whether its header, which says what is in it, or its payload.
+    for at in [damaged_at + 6, damaged_at + frame::HEADER_BYTES + 3] {
+        let path = &segment_files(dir)[0];
+        let good = fs::read(path).unwrap();
+        let mut bytes = good.clone();
+        bytes[at] ^= 4;
+        fs::write(path, bytes).unwrap();
+        let (left, holes) = read(ring.view());
+        assert_eq!(left, seen(&[&written[..2], &written[5..]].concat()));
+        let reason = "damaged on disk, in 0000000000000001.segment".into();
+        let from = written[1].recorded.saturating_sub(RECORD_SPAN_MAX);
+        assert_eq!(holes, [Hole { first: Seq(3), last: Seq(5), from, to: written[5].recorded, reason }]);
+        fs::write(path, good).unwrap();
+    }
+}
+
+#[test]
+fn a_segment_that_is_gone_is_a_hole() {
+    let temporary = tempfile::tempdir().unwrap();
+    let written = small_ring(temporary.path(), 0);
+    let segments = segment_files(temporary.path());
+    for gone in &segments {
+        let bytes = fs::read(gone).unwrap();
+        let (ring, _) = open(temporary.path(), TINY);
+        fs::remove_file(gone).unwrap();
+        // Under the eyes of the writer, and before it is opened.
+        let both = [read(ring.view()), read(View::open_read_only(temporary.path()).unwrap())];
+        for (records, holes) in both {
+            check_against(&written, &records, &holes);
+            assert_eq!(holes.len(), 1);
+            assert_eq!(records.len() as u64 + holes[0].count(), written.len() as u64);
+        }
+        fs::write(gone, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_lost_checkpoint_costs_no_record() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let written = small_ring(dir, 0);
+    fs::remove_file(dir.join(checkpoint::NAME)).unwrap();
+    let (ring, recovery) = Ring::open(dir, TINY, HOST, Epoch(99), |bytes| Some(label(bytes))).unwrap();
+    assert_eq!((ring.epoch(), ring.next_seq()), (EPOCH, Seq(written.len() as u64 + 1)));
+    assert!(recovery.checkpoint_lost && recovery.recorded_until.is_none());
+    assert_eq!(read(ring.view()), (seen(&written), vec![]));
+}
