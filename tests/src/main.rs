@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use alibi_lab::{capture, traffic, up, workload};
+use alibi_lab::{capture, ring, traffic, up, workload};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
@@ -28,6 +28,8 @@ enum Command {
     },
     /// Score table and cost of an agent under every kind of load, held against what really happened; needs root
     Capture(capture::Options),
+    /// What a full ring costs to write, to open and to ask
+    Ring(ring::measure::Options),
     /// A workload, as `capture` runs it in a network namespace of its own
     #[command(hide = true)]
     Workload {
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Up { data } => up::up(&data),
         Command::Capture(options) => capture::capture(&options),
+        Command::Ring(options) => ring::measure::measure(&options),
         Command::Workload { name, truth } => run_workload(&name, &truth),
         Command::Touch { address, .. } => workload::touch(address),
         Command::Turn { address, token } => workload::threads::turn(address, &token),

@@ -1,5 +1,7 @@
 //! What an agent has recorded, read from its ring.
 
+pub mod measure;
+
 use std::path::Path;
 
 use alibi_agent::ring::{Read, Reader, View};
