@@ -26,10 +26,13 @@ use alibi_proto::{
 };
 use prost::Message as _;
 
+use self::glimpse::Glimpse;
 use crate::{
     labels,
     ring::{self, Key, Reader, RingError, Selection, View},
 };
+
+mod glimpse;
 
 /// Records that one answer is made of. Few under test, so that the bound is met.
 const RECORDS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
@@ -89,31 +92,39 @@ fn remotes(
     let NamedRemotes { addresses, left_out, hellos } = &mut remotes;
     let until = question.window.to();
     let keys = Some(vec![labels::of_pattern(pattern)]);
-    read(view, labels::NAMES, keys, Timestamp::ZERO..=until, |item| match item {
-        Read::Hole(hole) => holes.add(hole),
-        Read::Event(event) => match event.kind {
-            EventKind::NameResolved(resolution) if resolution.at < until => {
-                let mut asked = std::iter::once(&resolution.name).chain(&resolution.aliases);
-                if asked.any(|name| pattern.matches(name)) {
-                    addresses.extend(resolution.addresses.iter().map(IpAddr::to_canonical));
-                    while addresses.len() > NAME_ADDRESSES_MAX {
-                        addresses.pop_last();
-                        *left_out = true;
+    read(
+        view,
+        labels::NAMES,
+        keys,
+        Timestamp::ZERO..=until,
+        |_| true,
+        |item| match item {
+            Read::Hole(hole) => holes.add(hole),
+            Read::Event(event) => match event.kind {
+                EventKind::NameResolved(resolution) if resolution.at < until => {
+                    let mut asked = std::iter::once(&resolution.name).chain(&resolution.aliases);
+                    if asked.any(|name| pattern.matches(name)) {
+                        addresses.extend(resolution.addresses.iter().map(IpAddr::to_canonical));
+                        while addresses.len() > NAME_ADDRESSES_MAX {
+                            addresses.pop_last();
+                            *left_out = true;
+                        }
                     }
                 }
-            }
-            EventKind::ServerName(hello)
-                if hello.at < until && hello.name.as_deref().is_some_and(|name| pattern.matches(name)) =>
-            {
-                if hellos.len() == NAME_ADDRESSES_MAX {
-                    *left_out = true;
-                } else {
-                    hellos.push(*hello);
+                EventKind::ServerName(hello)
+                    if hello.at < until
+                        && hello.name.as_deref().is_some_and(|name| pattern.matches(name)) =>
+                {
+                    if hellos.len() == NAME_ADDRESSES_MAX {
+                        *left_out = true;
+                    } else {
+                        hellos.push(*hello);
+                    }
                 }
-            }
-            _ => {}
+                _ => {}
+            },
         },
-    })?;
+    )?;
     Ok(remotes)
 }
 
@@ -156,23 +167,30 @@ impl Coverage {
     fn read(view: &View, mut holes: Holes) -> Result<Self, QueryError> {
         let mut coverage = Self::default();
         let always = Timestamp::ZERO..=Timestamp::MAX;
-        read(view, labels::COVERAGE, None, always, |item| match item {
-            Read::Hole(hole) => {
-                coverage.lose(holes.before(hole.first));
-                // The one that was met twice is one.
-                holes.0.remove(&hole.first);
-                coverage.lose([(hole.first, hole)]);
-            }
-            Read::Event(Event { seq, kind: EventKind::CoverageChanged(change), .. }) => {
-                coverage.lose(holes.before(seq));
-                match change.facet {
-                    Facet::Connections => coverage.connections.apply(&change),
-                    Facet::Names => coverage.names.apply(&change),
-                    Facet::Processes => {}
+        read(
+            view,
+            labels::COVERAGE,
+            None,
+            always,
+            |_| true,
+            |item| match item {
+                Read::Hole(hole) => {
+                    coverage.lose(holes.before(hole.first));
+                    // The one that was met twice is one.
+                    holes.0.remove(&hole.first);
+                    coverage.lose([(hole.first, hole)]);
                 }
-            }
-            Read::Event(_) => {}
-        })?;
+                Read::Event(Event { seq, kind: EventKind::CoverageChanged(change), .. }) => {
+                    coverage.lose(holes.before(seq));
+                    match change.facet {
+                        Facet::Connections => coverage.connections.apply(&change),
+                        Facet::Names => coverage.names.apply(&change),
+                        Facet::Processes => {}
+                    }
+                }
+                Read::Event(_) => {}
+            },
+        )?;
         coverage.lose(holes.0);
         Ok(coverage)
     }
@@ -253,7 +271,13 @@ fn find(
     };
     // By name, any connection may have been meant.
     let keys = if by_name { None } else { labels::of_target(target) };
-    read(view, labels::FLOWS, keys, question.looks_back_to()..=window.to(), |item| match item {
+    let times = question.looks_back_to()..=window.to();
+    let may_be_meant = |glimpse: &Glimpse<'_>| {
+        glimpse.flow().is_none_or(|(remote, first, last)| {
+            first < window.to() && last >= question.looks_back_to() && (by_name || target.contains(remote))
+        })
+    };
+    read(view, labels::FLOWS, keys, times, may_be_meant, |item| match item {
         Read::Hole(hole) => holes.add(hole),
         Read::Event(event) => match event.kind {
             EventKind::Flow(flow) if near(&flow) => {
@@ -331,16 +355,23 @@ fn add_executables(view: &View, lives: &mut HashMap<ProcessUid, ProcessLife>) ->
     }
     let mut seen: BTreeMap<(FileIdentity, ExecutableSighting), ExecutableRecord> = BTreeMap::new();
     let (keys, always) = (files.iter().map(labels::of_file).collect(), Timestamp::ZERO..=Timestamp::MAX);
-    read(view, labels::EXECUTABLES, Some(keys), always, |item| {
-        if let Read::Event(Event { kind: EventKind::ExecutableSeen(executable), .. }) = item
-            && let Some(file) = executable.file.filter(|file| files.contains(file))
-        {
-            let kept = seen.entry((file, executable.sighting)).or_insert_with(|| (*executable).clone());
-            if kept.sha256.is_none() && executable.sha256.is_some() {
-                *kept = *executable;
+    read(
+        view,
+        labels::EXECUTABLES,
+        Some(keys),
+        always,
+        |_| true,
+        |item| {
+            if let Read::Event(Event { kind: EventKind::ExecutableSeen(executable), .. }) = item
+                && let Some(file) = executable.file.filter(|file| files.contains(file))
+            {
+                let kept = seen.entry((file, executable.sighting)).or_insert_with(|| (*executable).clone());
+                if kept.sha256.is_none() && executable.sha256.is_some() {
+                    *kept = *executable;
+                }
             }
-        }
-    })?;
+        },
+    )?;
     let of = |file: FileIdentity| {
         let sightings = [ExecutableSighting::Run, ExecutableSighting::Written];
         sightings.into_iter().filter_map(|sighting| seen.get(&(file, sighting))).cloned().collect::<Vec<_>>()
@@ -365,24 +396,35 @@ fn read_processes<'a>(
     owners: impl IntoIterator<Item = &'a ProcessUid>,
     take: impl FnMut(Read),
 ) -> Result<(), QueryError> {
-    let keys = owners.into_iter().map(|uid| labels::of_owner(*uid)).collect();
-    read(view, labels::PROCESSES, Some(keys), Timestamp::ZERO..=Timestamp::MAX, take)
+    let owners: HashSet<[u8; 16]> = owners.into_iter().map(|uid| *uid.as_bytes()).collect();
+    let keys = owners.iter().map(|uid| labels::of_owner(ProcessUid::from_bytes(*uid))).collect();
+    let is_meant = |glimpse: &Glimpse<'_>| glimpse.uid().is_none_or(|uid| owners.contains(&uid));
+    let always = Timestamp::ZERO..=Timestamp::MAX;
+    read(view, labels::PROCESSES, Some(keys), always, is_meant, take)
 }
 
-/// Reads events of these kinds, at least those with one of the keys and of these times.
+/// Reads events of these kinds, at least those with one of the keys and of these times, but those that are not meant by
+/// what is seen of them at a glance.
 fn read(
     view: &View,
     kinds: u32,
     keys: Option<Vec<Key>>,
     times: RangeInclusive<Timestamp>,
+    is_meant: impl Fn(&Glimpse<'_>) -> bool,
     mut take: impl FnMut(Read),
 ) -> Result<(), QueryError> {
     let mut reader = Reader::selecting(view.clone(), Selection { kinds, keys, times });
+    let mut record = Vec::new();
     loop {
         match reader.next_records()? {
-            ring::Read::Records(_, records) => {
-                for record in records.iter() {
-                    take(Read::Event(decode(record)?));
+            ring::Read::Records(_, columns) => {
+                for row in columns.rows() {
+                    if Glimpse::of(row).is_some_and(|seen| seen.kinds() & kinds == 0 || !is_meant(&seen)) {
+                        continue;
+                    }
+                    record.clear();
+                    row.append_to(&mut record);
+                    take(Read::Event(decode(&record)?));
                 }
             }
             ring::Read::Hole(hole) => take(Read::Hole(hole)),

@@ -66,6 +66,14 @@ impl Frame {
     /// # Errors
     /// When the payload is none, or goes beyond a bound.
     pub fn unpack(&self) -> Result<Records, FrameError> {
+        Ok(self.columns()?.records())
+    }
+
+    /// Its records as they are packed, to look at a few bytes of each.
+    ///
+    /// # Errors
+    /// When the payload is none, or goes beyond a bound.
+    pub fn columns(&self) -> Result<Columns, FrameError> {
         let Self { payload, count, .. } = self;
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
         let (&layout, _) = payload.split_first().ok_or(FrameError::Cut)?;
@@ -82,11 +90,11 @@ impl Frame {
         if columns.len() != columns_bytes {
             return Err(FrameError::Compression);
         }
-        rows(&columns, count)
+        Columns::of(columns, count)
     }
 }
 
-/// The records of a frame.
+/// The records of a frame, one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
     bytes: Vec<u8>,
@@ -99,6 +107,97 @@ impl Records {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         let start = |at: usize| at.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
         self.ends.iter().enumerate().map(move |(at, &end)| &self.bytes[start(at)..end as usize])
+    }
+}
+
+/// The records of a frame in columns: what a record says can be looked at without putting all of it together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns {
+    bytes: Vec<u8>,
+    rows: Vec<Place>,
+}
+
+/// Where a record's bytes are: the first at `first`, and each other so many after the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    length: u32,
+    first: u32,
+    step: u32,
+}
+
+impl Columns {
+    fn of(bytes: Vec<u8>, count: usize) -> Result<Self, FrameError> {
+        let mut rest = bytes.as_slice();
+        let mut rows = Vec::with_capacity(count);
+        let mut left = bytes.len();
+        for _ in 0..count {
+            let length = varint(&mut rest).ok_or(FrameError::Columns)?;
+            left = left.checked_sub(length).ok_or(FrameError::Columns)?;
+            rows.push(Place { length: length as u32, first: 0, step: 0 });
+        }
+        if rest.len() + left != bytes.len() {
+            return Err(FrameError::Columns);
+        }
+        let mut start = bytes.len() - rest.len();
+        let mut sorted: Vec<(u32, usize)> = rows.iter().map(|row| row.length).zip(0..).collect();
+        sorted.sort_unstable();
+        for group in sorted.chunk_by(|one, other| one.0 == other.0) {
+            for (at, (_, row)) in group.iter().enumerate() {
+                (rows[*row].first, rows[*row].step) = ((start + at) as u32, group.len() as u32);
+            }
+            start += group[0].0 as usize * group.len();
+        }
+        Ok(Self { bytes, rows })
+    }
+
+    /// One record after another.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
+        self.rows.iter().map(|place| Row { bytes: &self.bytes, place: *place })
+    }
+
+    /// All of them, put together.
+    pub fn records(&self) -> Records {
+        let total: usize = self.rows.iter().map(|place| place.length as usize).sum();
+        let mut bytes = Vec::with_capacity(total);
+        let mut ends = Vec::with_capacity(self.rows.len());
+        for row in self.rows() {
+            row.append_to(&mut bytes);
+            ends.push(bytes.len() as u32);
+        }
+        Records { bytes, ends }
+    }
+}
+
+/// A record in columns.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    bytes: &'a [u8],
+    place: Place,
+}
+
+impl Row<'_> {
+    /// Its length.
+    pub const fn len(&self) -> usize {
+        self.place.length as usize
+    }
+
+    /// Whether it has no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.place.length == 0
+    }
+
+    /// Its byte at `at`; none beyond its end.
+    pub fn get(&self, at: usize) -> Option<u8> {
+        let Place { length, first, step } = self.place;
+        (at < length as usize).then(|| self.bytes[first as usize + at * step as usize])
+    }
+
+    /// Puts it together at the end of `bytes`.
+    pub fn append_to(&self, bytes: &mut Vec<u8>) {
+        let Place { length, first, step } = self.place;
+        if length > 0 {
+            bytes.extend(self.bytes[first as usize..].iter().step_by(step as usize).take(length as usize));
+        }
     }
 }
 
@@ -160,38 +259,6 @@ fn columns(records: &[&[u8]], columns: &mut Vec<u8>) {
             }
         }
     }
-}
-
-fn rows(columns: &[u8], count: usize) -> Result<Records, FrameError> {
-    let mut rest = columns;
-    let mut lengths = Vec::with_capacity(count);
-    let mut ends = Vec::with_capacity(count);
-    let mut end = 0_usize;
-    for _ in 0..count {
-        let length = varint(&mut rest).ok_or(FrameError::Columns)?;
-        end = end.checked_add(length).filter(|end| *end <= columns.len()).ok_or(FrameError::Columns)?;
-        lengths.push(length);
-        ends.push(end as u32);
-    }
-    if rest.len() != end {
-        return Err(FrameError::Columns);
-    }
-    let mut bytes = vec![0; end];
-    let mut sorted: Vec<(usize, usize)> =
-        lengths.iter().zip(&ends).map(|(&length, &end)| (length, end as usize - length)).collect();
-    sorted.sort_by_key(|(length, _)| *length);
-    for rows in sorted.chunk_by(|one, other| one.0 == other.0).filter(|rows| rows[0].0 > 0) {
-        let (length, count) = (rows[0].0, rows.len());
-        let (columns, after) = rest.split_at(length * count);
-        for (at, &(_, start)) in rows.iter().enumerate() {
-            let row = &mut bytes[start..start + length];
-            for (place, byte) in row.iter_mut().zip(columns[at..].iter().step_by(count)) {
-                *place = *byte;
-            }
-        }
-        rest = after;
-    }
-    Ok(Records { bytes, ends })
 }
 
 fn put_varint(bytes: &mut Vec<u8>, mut value: usize) {

@@ -19,7 +19,8 @@ pub fn events(agent_data: &Path) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     loop {
         match reader.next_records()? {
-            Read::Records(_, records) => {
+            Read::Records(_, columns) => {
+                let records = columns.records();
                 for record in records.iter() {
                     events.push(Event::try_from(wire::Event::decode(record)?)?);
                 }

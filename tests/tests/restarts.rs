@@ -38,7 +38,8 @@ fn flows_in_ring(agent_data: &Path) -> (BTreeSet<u64>, u64) {
     let (mut flows, mut all) = (BTreeSet::new(), 0);
     loop {
         match reader.next_records().unwrap() {
-            Read::Records(first, records) => {
+            Read::Records(first, columns) => {
+                let records = columns.records();
                 for (record, seq) in records.iter().zip(first.0..) {
                     let event = wire::Event::decode(record).unwrap();
                     all += 1;

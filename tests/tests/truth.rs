@@ -399,7 +399,8 @@ impl Collector {
         let mut reader = Reader::new(view.clone(), Seq(self.next));
         while self.next < progress.next_seq.0 {
             match reader.next_records().unwrap() {
-                Read::Records(first, records) => {
+                Read::Records(first, columns) => {
+                    let records = columns.records();
                     assert_eq!(first.0, self.next);
                     for record in records.iter() {
                         self.next += 1;

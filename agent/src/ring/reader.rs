@@ -5,7 +5,7 @@ use std::{io, ops::RangeInclusive};
 use alibi_proto::{
     chain::Head,
     coverage::Hole,
-    frame::{Frame, Records},
+    frame::{Columns, Frame},
     id::Seq,
     time::Timestamp,
 };
@@ -56,11 +56,11 @@ pub enum Item {
     CaughtUp,
 }
 
-/// The same, unpacked.
+/// The same, as columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read {
     /// Records whose seqs follow on each other, and the seq of the first.
-    Records(Seq, Records),
+    Records(Seq, Columns),
     /// Records that were there and cannot be had any more.
     Hole(Hole),
     /// Nothing yet.
@@ -136,15 +136,15 @@ impl Reader {
         }
     }
 
-    /// What comes next, unpacked. What cannot be unpacked is a hole, too.
+    /// What comes next, as columns. What cannot be unpacked is a hole, too.
     ///
     /// # Errors
     /// As [`Reader::next_item`].
     pub fn next_records(&mut self) -> Result<Read, RingError> {
         let before = self.last_recorded;
         match self.next_item()? {
-            Item::Frame(ChainedFrame { frame, .. }) => match frame.unpack() {
-                Ok(records) => Ok(Read::Records(frame.first_seq, records)),
+            Item::Frame(ChainedFrame { frame, .. }) => match frame.columns() {
+                Ok(columns) => Ok(Read::Records(frame.first_seq, columns)),
                 Err(error) => {
                     let until = self.last_recorded.unwrap_or_default();
                     let (first, last) = (frame.first_seq, Seq(frame.end_seq().0 - 1));

@@ -123,7 +123,8 @@ fn check_selections(view: &View, written: &[Record]) {
         let mut reader = Reader::selecting(view.clone(), selection);
         let is_met = loop {
             match reader.next_records().unwrap() {
-                Read::Records(first, records) => {
+                Read::Records(first, columns) => {
+                    let records = columns.records();
                     if records
                         .iter()
                         .zip(first.0..)

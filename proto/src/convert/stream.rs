@@ -55,6 +55,9 @@ impl TryFrom<wire::TailResponse> for Batch {
             if frame.first_seq < Seq::FIRST || expected.is_some_and(|expected| expected != frame.first_seq) {
                 return bad("frames", format!("jump to seq {} without a hole", frame.first_seq.0));
             }
+            if frame.first_seq.0.checked_add(frame.count.into()).is_none() {
+                return bad("frames", format!("end beyond every seq, from {} on", frame.first_seq.0));
+            }
             unpack(frame, &mut events)?;
             expected = Some(frame.end_seq());
             head = head.map(|head| head.then(frame));
@@ -139,7 +142,7 @@ mod tests {
         assert!(batch(&[&[0]], None).is_err());
         assert!(batch(&[&[5, 7]], None).is_err(), "within a frame");
         assert!(batch(&[], Some((7, 5))).is_err());
-        assert!(batch(&[&[u64::MAX]], None).is_ok());
+        assert!(batch(&[&[u64::MAX]], None).is_err(), "no event can follow it");
     }
 
     #[test]
@@ -157,7 +160,7 @@ mod tests {
         check(|response| response.head = Some(vec![1; 32]), "by its frames");
         check(|response| response.head = Some(vec![1; 31]), "has 31 bytes, not 32");
         check(|response| response.previous_head = Some(vec![1; 32]), "by its frames");
-        check(|response| response.frames[1].payload[20] ^= 1, "`frames` have one that cannot be read");
+        check(|response| response.frames[1].payload[8] ^= 1, "`frames` have one that cannot be read");
         check(|response| response.frames[1].count = 2, "`frames` have one that cannot be read");
 
         // After a hole nobody knows what was before, and the head is believed.

@@ -126,7 +126,13 @@ pub fn measure(options: &Options) -> Result<()> {
         }))?
     );
     let path = directory.clone();
-    println!("open to read: {}", times(Box::new(move || Ok(drop(View::open_read_only(&path)?))))?);
+    println!(
+        "open to read: {}",
+        times(Box::new(move || {
+            View::open_read_only(&path)?;
+            Ok(())
+        }))?
+    );
 
     let view = View::open_read_only(&directory)?;
     let rare = rare.unwrap_or(BEGINS);
@@ -155,7 +161,10 @@ pub fn measure(options: &Options) -> Result<()> {
         let (answer, _) = ask()?;
         answer.processes.iter().for_each(|process| connections += process.connections.len());
         ensure!(found.is_none_or(|found| found == connections), "{words}: {connections} found");
-        let took = times(Box::new(move || Ok(drop(ask()?))))?;
+        let took = times(Box::new(move || {
+            ask()?;
+            Ok(())
+        }))?;
         println!("{words}: {took}, {}, {connections} connections", answer.verdict.word());
     }
     Ok(())
