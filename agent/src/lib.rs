@@ -3,6 +3,7 @@
 //! One event's way: [`capture`] sees it, [`pipeline`] numbers it and accounts for loss, [`recorder`] puts it into the
 //! [`ring`], [`server`] sends it.
 
+pub mod boots;
 pub mod capture;
 pub mod cli;
 pub mod enrich;

@@ -161,6 +161,8 @@ impl Pipeline {
             events: Vec::new(),
         };
         let changes = pipeline.ledger.begin(previous, now.wall);
+        // Time that happens twice is told, as a gap; and a run that starts in it must know how far it reaches.
+        pipeline.watermark = changes.iter().filter_map(|change| change.to).max();
         pipeline.push_all(now, changes);
         pipeline
     }

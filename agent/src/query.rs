@@ -10,6 +10,7 @@ use std::{
 };
 
 use alibi_proto::{
+    clock::HostClock,
     convert::ConvertError,
     coverage::{Facet, Hole, Timeline},
     event::{Event, EventKind},
@@ -68,9 +69,11 @@ pub fn answer(
     let flows: Vec<FlowRecord> = found.flows.into_values().collect();
     let lives = lives(view, &flows, question.window.to())?;
     let names = NameEvidence { coverage: &coverage.names, remotes: &remotes, unnamed_since };
+    let clock = HostClock::own();
     let evidence = Evidence {
         host: Some(host),
         name,
+        clock: &clock,
         connections: &coverage.connections,
         known_until,
         names: question.target.name().map(|_| names),

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
+    clock::BootBegin,
     convert::stream::FRAMES_MAX,
     coverage::Hole,
     host::{HostDescription, SourceDescription},
@@ -22,7 +23,7 @@ use crate::{
     query,
     recorder::{Acknowledged, Progress},
     ring::{ChainedFrame, Item, Reader, RingError, View},
-    sys::HostFacts,
+    sys::{self, HostFacts},
 };
 
 /// Followers at once.
@@ -49,6 +50,8 @@ pub struct Service {
     pub progress: watch::Receiver<Progress>,
     /// Where acknowledgements go.
     pub acknowledged: Acknowledged,
+    /// Where in the ring each boot begins.
+    pub boots: Arc<[BootBegin]>,
     tails: Arc<Semaphore>,
     queries: Arc<Semaphore>,
 }
@@ -62,9 +65,10 @@ impl Service {
         view: View,
         progress: watch::Receiver<Progress>,
         acknowledged: Acknowledged,
+        boots: Vec<BootBegin>,
     ) -> Self {
         let (tails, queries) = (Arc::new(Semaphore::new(TAILS_MAX)), Arc::new(Semaphore::new(QUERIES_MAX)));
-        Self { host, facts, source, view, progress, acknowledged, tails, queries }
+        Self { host, facts, source, view, progress, acknowledged, boots: boots.into(), tails, queries }
     }
 
     /// As a gRPC service with its limits.
@@ -102,6 +106,29 @@ impl Recorder for Service {
         _request: Request<wire::DescribeRequest>,
     ) -> Result<Response<wire::DescribeResponse>, Status> {
         Ok(Response::new(self.description().into()))
+    }
+
+    async fn clock(
+        &self,
+        request: Request<wire::ClockRequest>,
+    ) -> Result<Response<wire::ClockResponse>, Status> {
+        let received = sys::now();
+        let boots = match request.into_inner().boots {
+            true => self.boots.iter().cloned().map(Into::into).collect(),
+            false => Vec::new(),
+        };
+        let (boot_id, epoch) = (self.facts.boot_id.clone(), self.view.epoch().0);
+        // Last, so that the time it took is not taken for time on the way.
+        let sent = sys::now();
+        Ok(Response::new(wire::ClockResponse {
+            boot_id,
+            received_ns: received.wall.as_nanos(),
+            received_boot_ns: received.boot_ns,
+            sent_ns: sent.wall.as_nanos(),
+            sent_boot_ns: sent.boot_ns,
+            epoch,
+            boots,
+        }))
     }
 
     type TailStream = ReceiverStream<Result<wire::TailResponse, Status>>;
@@ -238,9 +265,15 @@ impl Tail {
                 self.send(response).await?;
             }
             if let Some(watermark) = progress.watermark {
-                let watermark_ns = Some(watermark.as_nanos());
-                self.send(wire::TailResponse { epoch: self.epoch.0, watermark_ns, ..Default::default() })
-                    .await?;
+                let clock = sys::now();
+                self.send(wire::TailResponse {
+                    epoch: self.epoch.0,
+                    watermark_ns: Some(watermark.as_nanos()),
+                    clock_ns: Some(clock.wall.as_nanos()),
+                    clock_boot_ns: Some(clock.boot_ns),
+                    ..Default::default()
+                })
+                .await?;
             }
             if self.progress.changed().await.is_err() {
                 return Ok(()); // the recorder has stopped, and all it left has been sent

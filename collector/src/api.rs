@@ -3,10 +3,11 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use alibi_proto::{
+    clock::{HostClock, shifted},
     convert::ConvertError,
     coverage::{self, Facet, Grade, Timeline},
     flow::FlowRecord,
-    host::HostStatus,
+    host::{ClockStatus, HostStatus},
     id::{HostId, ProcessUid},
     process::ProcessLife,
     question::{
@@ -127,8 +128,10 @@ impl Service {
                 continue;
             }
             if let Some(window) = window {
-                let processes = self.store.coverage(description.host, Facet::Processes);
-                if !saw_every_process(&processes.map_err(store_status)?, window, progress.known_until) {
+                let host = description.host;
+                let clock = self.store.clock(host).map_err(store_status)?.clock(clock::now());
+                let processes = self.store.coverage(host, Facet::Processes).map_err(store_status)?;
+                if !saw_every_process(&processes, window, &clock, progress.known_until) {
                     used.push(agent);
                 }
             }
@@ -142,19 +145,24 @@ impl Service {
         }
     }
 
-    fn status(&self, agent: FollowedAgent) -> HostStatus {
+    fn status(&self, agent: FollowedAgent) -> Result<HostStatus, StoreError> {
         let live = self.fleet.live(&agent.address);
         let (description, progress) = agent.host.unzip();
         let progress = progress.unwrap_or_default();
-        HostStatus {
+        let clock = match &description {
+            Some(description) => self.store.clock(description.host)?.clock(clock::now()),
+            None => HostClock::default(),
+        };
+        Ok(HostStatus {
             address: agent.address,
             description,
             connected: live.connected,
             heard: progress.heard,
-            known_until: progress.known_until,
+            known_until: progress.known_until.map(|until| clock.known_until(until)),
             trouble: live.trouble,
             events: progress.events,
-        }
+            clock: clock_status(&clock),
+        })
     }
 
     /// What the name in the question stands for in the fleet; nothing if it has none.
@@ -179,15 +187,18 @@ impl Service {
         };
         let host = description.host;
         // The progress came first, and coverage comes last, as the store asks for.
+        let clock = self.store.clock(host)?.clock(clock::now());
+        let asked = question.asked_of(&clock).question;
+        let until = asked.window.to();
         let mut remotes = fleet.clone();
         if let Some(name) = question.target.name() {
-            let hellos = self.store.server_names(host, name, question.window.to(), NAME_ADDRESSES_MAX)?;
+            let hellos = self.store.server_names(host, name, until, NAME_ADDRESSES_MAX)?;
             remotes.left_out |= hellos.left_out > 0;
             remotes.hellos = hellos.rows;
         }
-        let flows = self.store.flows(host, question, &remotes, RECORDS_MAX)?;
+        let flows = self.store.flows(host, &asked, &remotes, RECORDS_MAX)?;
         let unnamed_since = match question.target.name() {
-            Some(_) => self.store.oldest_unnamed(host, question)?,
+            Some(_) => self.store.oldest_unnamed(host, &asked)?,
             None => None,
         };
         let connections = self.store.coverage(host, Facet::Connections)?;
@@ -199,6 +210,7 @@ impl Service {
         let evidence = Evidence {
             host: Some(host),
             name: description.name,
+            clock: &clock,
             connections: &connections,
             known_until: progress.known_until,
             names: names.map(|coverage| NameEvidence { coverage, remotes: &remotes, unnamed_since }),
@@ -206,7 +218,6 @@ impl Service {
             flows_left_out: flows.left_out,
         };
         let mut failed = None;
-        let until = question.window.to();
         let answer = judge(question, evidence, |uid| match self.store.process(host, uid, until) {
             Ok(life) => life,
             Err(error) => {
@@ -242,6 +253,7 @@ impl Service {
         let life = self.store.process(host, uid, Timestamp::MAX).map_err(store_status)?;
         let life =
             life.ok_or_else(|| Status::not_found(format!("of the process {uid} only its end is on record")))?;
+        let clock = self.store.clock(host).map_err(store_status)?.clock(clock::now());
         let host_name = self.store.agents().map_err(store_status)?.into_iter().find_map(|agent| {
             agent
                 .host
@@ -258,6 +270,7 @@ impl Service {
             children: children.rows.into_iter().map(Into::into).collect(),
             connections: newest_of_each(flows.rows).map(Into::into).collect(),
             left_out: children.left_out + flows.left_out,
+            clock: clock_status(&clock).map(Into::into),
         })
     }
 
@@ -298,12 +311,30 @@ impl Service {
 /// Whether every process that ran in the window is on record. An agent that begins to record lists what runs, so a time that
 /// was not recorded before the window takes away nothing; but what was lost at any time may have been the start of a process
 /// that runs still.
-fn saw_every_process(processes: &Timeline, window: Window, known_until: Option<Timestamp>) -> bool {
+fn saw_every_process(
+    processes: &Timeline,
+    window: Window,
+    clock: &HostClock,
+    known_until: Option<Timestamp>,
+) -> bool {
+    let over = clock.over(window);
+    let Some(difference) = over.difference.filter(|_| over.unmeasured.is_empty()) else { return false };
+    let Ok(window) =
+        Window::new(shifted(window.from(), difference.least()), shifted(window.to(), difference.most()))
+    else {
+        return false;
+    };
     let Ok(ever) = Window::new(Timestamp::ZERO, window.to()) else { return false };
     processes
         .gaps(Facet::Processes, ever, known_until)
         .iter()
         .all(|gap| matches!(gap.grade, Grade::NotRecorded { .. }) && gap.to <= window.from())
+}
+
+/// How a host's clock stands now.
+fn clock_status(clock: &HostClock) -> Option<ClockStatus> {
+    let (difference, measured) = (clock.at(clock::now())?, clock.measured()?);
+    Some(ClockStatus { offset_ns: difference.offset(), bound_ns: difference.bound(), measured })
 }
 
 /// Whether the agent's host goes by this name, uuid or address.
@@ -319,6 +350,7 @@ fn never_answered(question: &Question, address: String) -> HostAnswer {
     let evidence = Evidence {
         host: None,
         name: address,
+        clock: &HostClock::default(),
         connections: &Timeline::default(),
         known_until: None,
         names: None,
@@ -367,7 +399,8 @@ impl Analyst for Service {
         let scope = request.into_inner().scope;
         let hosts = self.blocking(move |service| {
             let agents = service.in_scope(scope, None)?;
-            Ok(agents.into_iter().map(|agent| service.status(agent).into()).collect())
+            let status = |agent| service.status(agent).map(Into::into).map_err(store_status);
+            agents.into_iter().map(status).collect()
         });
         Ok(Response::new(wire::HostsResponse { hosts: hosts.await? }))
     }
@@ -454,6 +487,7 @@ fn store_status(error: StoreError) -> Status {
 #[cfg(test)]
 mod tests {
     use alibi_proto::{
+        clock::{BootBegin, ClockReading, Difference},
         coverage::{CoverageChange, Gap},
         event::{Batch, Event, EventKind},
         host::HostDescription,
@@ -468,6 +502,18 @@ mod tests {
 
     fn second(second: u64) -> Timestamp {
         Timestamp::from_secs(second)
+    }
+
+    fn same_clock() -> ClockReading {
+        ClockReading {
+            boot_id: "boot".into(),
+            boot_ns: 1,
+            difference: Difference::ZERO,
+            measured: second(100),
+            shared: Some(90_000_000_000),
+            epoch: Epoch(1),
+            begins: Some(vec![BootBegin { boot_id: "boot".into(), first: Seq(1) }]),
+        }
     }
 
     /// Follows a host that recorded every process since second 10, but for `loss`, until second 100.
@@ -489,7 +535,7 @@ mod tests {
             next_seq: Seq(1),
         };
         store.add_agent(name).unwrap();
-        store.describe(name, &description, second(100)).unwrap();
+        store.describe(name, &description, Some(&same_clock()), second(100)).unwrap();
         let change = |grade, from, to: Option<u64>| {
             let (facet, from, to) = (Facet::Processes, second(from), to.map(second));
             EventKind::CoverageChanged(CoverageChange {
@@ -517,7 +563,8 @@ mod tests {
         }
         let recorded = Moment { wall: second(90), boot_ns: 1 };
         let events = (1..).zip(kinds).map(|(seq, kind)| Event { seq: Seq(seq), recorded, kind }).collect();
-        let batch = Batch { epoch: Epoch(1), hole: None, events, link: None, watermark: Some(second(100)) };
+        let watermark = Some(second(100));
+        let batch = Batch { epoch: Epoch(1), hole: None, events, link: None, watermark, clock: None };
         store.commit(host, &batch, second(100)).unwrap();
     }
 
@@ -575,6 +622,7 @@ mod tests {
             scopes: vec![],
             known_until: None,
             records_left_out: 0,
+            clock: None,
         };
         assert!(wire::HostAnswer::from(answer.clone()).encoded_len() > 6_000_000);
         shorten(&mut answer);

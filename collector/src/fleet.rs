@@ -11,6 +11,7 @@ use tokio::{sync::watch, task::AbortHandle};
 
 use crate::store::{Store, StoreError};
 
+mod clock;
 mod follower;
 
 /// What a follower knows of its agent just now.
@@ -20,7 +21,7 @@ pub struct Live {
     pub connected: bool,
     /// Why it is not, or why it cannot go on.
     pub trouble: Option<String>,
-    /// Everything up to here is stored.
+    /// Everything up to here is stored, by the collector's clock.
     pub known_until: Option<Timestamp>,
 }
 

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use alibi_proto::{
+    clock::{ClockHistory, ClockReading},
     coverage::{Facet, Timeline},
     event::Batch,
     flow::FlowRecord,
@@ -28,8 +29,10 @@ mod conformance;
 
 /// The collector's memory. Calls block; readers never wait for the writer.
 ///
-/// The batches of one host are committed one after another. A question reads [`Progress`] first, then the flows, and
-/// the coverage last: what is committed or forgotten between the calls can then only make the answer less certain.
+/// Times are the hosts' own, but where it is said that they are the collector's.
+///
+/// The batches of one host are committed one after another. A question reads [`Progress`] first, then the clock, then the
+/// flows, and the coverage last: what is committed or forgotten between the calls can then only make the answer less certain.
 pub trait Store: Send + Sync {
     /// The agents that are followed, in the order in which they were added.
     ///
@@ -49,7 +52,8 @@ pub trait Store: Send + Sync {
     /// When the store cannot be written.
     fn remove_agent(&self, address: &str) -> Result<bool, StoreError>;
 
-    /// Notes what the agent at `address` says of itself, and tells how far its host's stream is known.
+    /// Notes what the agent at `address` says of itself and what was read of its clock, and tells how far its host's stream
+    /// is known.
     ///
     /// # Errors
     /// When the host is followed at another address, or the store cannot be written.
@@ -57,8 +61,15 @@ pub trait Store: Send + Sync {
         &self,
         address: &str,
         description: &HostDescription,
+        reading: Option<&ClockReading>,
         heard: Timestamp,
     ) -> Result<Progress, StoreError>;
+
+    /// What is known of a host's clocks: all that was read of them, and every moment that its stream has told.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn clock(&self, host: HostId) -> Result<ClockHistory, StoreError>;
 
     /// Takes in a batch of a host that has been described, in one transaction: events that are stored already are
     /// passed over, a hole becomes a loss in the coverage of every facet, an event of unknown kind a loss at its time,
@@ -100,8 +111,8 @@ pub trait Store: Send + Sync {
     /// When the store cannot be read.
     fn oldest_unnamed(&self, host: HostId, question: &Question) -> Result<Option<Timestamp>, StoreError>;
 
-    /// The addresses that any host had resolved the name to before `before`, aliases included, sorted, at most `limit`;
-    /// if there are more, `left_out` is 1.
+    /// The addresses that any host had resolved the name to before `before`, which is the collector's time, or may have, for
+    /// all that is known of its clock; aliases included, sorted, at most `limit`; if there are more, `left_out` is 1.
     ///
     /// # Errors
     /// When the store cannot be read.

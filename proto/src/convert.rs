@@ -22,6 +22,7 @@ use crate::{
     wire,
 };
 
+mod clock;
 mod process;
 mod sighting;
 pub mod stream;
@@ -582,6 +583,7 @@ impl From<HostStatus> for wire::HostStatus {
             known_until_ns: status.known_until.map(Timestamp::as_nanos),
             trouble: status.trouble,
             events: status.events,
+            clock: status.clock.map(Into::into),
         }
     }
 }
@@ -598,6 +600,7 @@ impl TryFrom<wire::HostStatus> for HostStatus {
             known_until: optional_time(status.known_until_ns),
             trouble: status.trouble,
             events: status.events,
+            clock: status.clock.map(Into::into),
         })
     }
 }
@@ -676,7 +679,8 @@ impl TryFrom<wire::ProcessLife> for ProcessLife {
 
 impl From<ConnectionActivity> for wire::ConnectionActivity {
     fn from(activity: ConnectionActivity) -> Self {
-        Self { flow: Some(activity.flow.into()), in_window: activity.in_window.to_wire() }
+        let (in_window, in_margin) = (activity.in_window.to_wire(), activity.in_margin);
+        Self { flow: Some(activity.flow.into()), in_window, in_margin }
     }
 }
 
@@ -686,7 +690,8 @@ impl TryFrom<wire::ConnectionActivity> for ConnectionActivity {
     fn try_from(activity: wire::ConnectionActivity) -> Result<Self> {
         // A whole life, which may well be longer than a record.
         let flow = flow_fields(required("flow", activity.flow)?)?;
-        Ok(Self { flow, in_window: InWindow::from_wire(activity.in_window)? })
+        let in_window = InWindow::from_wire(activity.in_window)?;
+        Ok(Self { flow, in_window, in_margin: activity.in_margin })
     }
 }
 
@@ -723,6 +728,7 @@ impl From<HostAnswer> for wire::HostAnswer {
             scopes: wires(answer.scopes),
             known_until_ns: answer.known_until.map(Timestamp::as_nanos),
             records_left_out: answer.records_left_out,
+            clock: answer.clock.map(Into::into),
         }
     }
 }
@@ -740,6 +746,7 @@ impl TryFrom<wire::HostAnswer> for HostAnswer {
             scopes: answer.scopes.into_iter().map(Scope::from).collect(),
             known_until: optional_time(answer.known_until_ns),
             records_left_out: answer.records_left_out,
+            clock: answer.clock.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -777,6 +784,7 @@ mod tests {
         link::LinkRecord,
         name::{NameResolution, NameSource, RemoteName, ServerNameRecord},
         process::{ProcessExecution, ProcessImage, User},
+        question::AnswerClock,
     };
 
     fn address() -> impl Strategy<Value = SocketAddr> {
@@ -1028,11 +1036,20 @@ mod tests {
                             executions_left_out: 3,
                             ..ProcessLife::new(process, Some(exit))
                         }),
-                        connections: vec![ConnectionActivity { flow, in_window: InWindow::Bytes }],
+                        connections: vec![ConnectionActivity {
+                            flow,
+                            in_window: InWindow::Bytes,
+                            in_margin: true,
+                        }],
                     }],
                     scopes: vec![scope],
                     known_until: Some(last),
                     records_left_out: 4,
+                    clock: Some(AnswerClock {
+                        offset_ns: -5,
+                        bound_ns: 7,
+                        window: Window::new(first, last).unwrap(),
+                    }),
                 }],
             };
             prop_assert_eq!(Answer::try_from(wire::WhoResponse::from(answer.clone())), Ok(answer));

@@ -120,6 +120,8 @@ pub struct Batch {
     pub link: Option<Link>,
     /// Everything up to here has been sent.
     pub watermark: Option<Timestamp>,
+    /// The host's clocks, after the watermark was known and before it was sent.
+    pub clock: Option<Moment>,
 }
 
 /// Where the chain of hashes enters a batch of events, and where it leaves it.

@@ -84,4 +84,17 @@ pub struct HostStatus {
     pub trouble: Option<String>,
     /// How many of its events are stored.
     pub events: u64,
+    /// How its clock stands; none where it was not measured.
+    pub clock: Option<ClockStatus>,
+}
+
+/// How a host's clock stands to the collector's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockStatus {
+    /// The host's clock less the collector's, in nanoseconds; 0 where it cannot be told from 0.
+    pub offset_ns: i64,
+    /// The truth is no further from the offset. 0 where both have one clock.
+    pub bound_ns: u64,
+    /// When it was measured last, by the collector's clock.
+    pub measured: Timestamp,
 }

@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use crate::{
+    clock::shifted,
     coverage::{Gap, Scope},
     executable::Package,
     flow::FlowRecord,
@@ -36,6 +37,33 @@ struct HostJson {
     scopes: Vec<Scope>,
     known_until: Option<Timestamp>,
     records_left_out: u64,
+    clock: Option<AnswerClockJson>,
+}
+
+/// How the host's clock stood to the collector's; null where it was not measured, and where a host answers for itself. All
+/// times of the host are the collector's; where `offset_us` is not 0, connections and the start of processes have the
+/// host's own in `host_clock` beside them.
+#[derive(Debug, Serialize)]
+struct AnswerClockJson {
+    /// The host's less the collector's; 0 where it cannot be told from 0.
+    offset_us: i64,
+    /// The truth is no further from it.
+    bound_us: u64,
+    /// The window as the host was asked, by its own clock.
+    window: Window,
+}
+
+/// The same times by the host's own clock.
+#[derive(Debug, Serialize)]
+struct OwnTimesJson {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exited: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,6 +80,8 @@ struct GapJson {
 struct ProcessActivityJson {
     #[serde(flatten)]
     process: ProcessJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_clock: Option<OwnTimesJson>,
     flows: Vec<FlowJson>,
 }
 
@@ -129,6 +159,11 @@ pub struct FlowJson {
     in_window: Option<&'static str>,
     attribution: &'static str,
     already_open: bool,
+    /// It is so near an edge of the window that, by the bound of the host's clock, it may have been outside.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    in_margin: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_clock: Option<OwnTimesJson>,
 }
 
 impl From<&Answer> for WhoJson {
@@ -145,15 +180,21 @@ impl From<&Answer> for WhoJson {
 
 impl From<&HostAnswer> for HostJson {
     fn from(host: &HostAnswer) -> Self {
+        let offset_ns = host.clock.map_or(0, |clock| clock.offset_ns);
         Self {
             host: host.host,
             name: host.name.clone(),
             verdict: host.verdict.word(),
             gaps: host.gaps.iter().map(GapJson::from).collect(),
-            processes: host.processes.iter().map(ProcessActivityJson::from).collect(),
+            processes: host.processes.iter().map(|process| activity(process, offset_ns)).collect(),
             scopes: host.scopes.clone(),
             known_until: host.known_until,
             records_left_out: host.records_left_out,
+            clock: host.clock.map(|clock| AnswerClockJson {
+                offset_us: clock.offset_ns / 1_000,
+                bound_us: clock.bound_ns.div_ceil(1_000),
+                window: clock.window,
+            }),
         }
     }
 }
@@ -171,13 +212,24 @@ impl From<&Gap> for GapJson {
     }
 }
 
-impl From<&ProcessActivity> for ProcessActivityJson {
-    fn from(activity: &ProcessActivity) -> Self {
-        let process = match &activity.life {
-            Some(life) => ProcessJson::from(life),
-            None => ProcessJson { process: activity.uid, ..ProcessJson::default() },
-        };
-        Self { process, flows: activity.connections.iter().map(FlowJson::from).collect() }
+/// On a host whose clock is later by the offset.
+fn activity(activity: &ProcessActivity, offset_ns: i64) -> ProcessActivityJson {
+    let own = |time: Timestamp| Some(shifted(time, offset_ns)).filter(|_| offset_ns != 0);
+    let process = match &activity.life {
+        Some(life) => ProcessJson::from(life),
+        None => ProcessJson { process: activity.uid, ..ProcessJson::default() },
+    };
+    let flows = activity.connections.iter().map(|connection| {
+        let flow = FlowJson::from(connection);
+        let (first, last) = (own(flow.first), own(flow.last));
+        let host_clock = first.map(|_| OwnTimesJson { started: None, exited: None, first, last });
+        FlowJson { host_clock, ..flow }
+    });
+    let (started, exited) = (process.started.and_then(own), process.exited.and_then(own));
+    ProcessActivityJson {
+        host_clock: started.map(|_| OwnTimesJson { started, exited, first: None, last: None }),
+        flows: flows.collect(),
+        process,
     }
 }
 
@@ -232,7 +284,8 @@ impl From<&ProcessLife> for ProcessJson {
 
 impl From<&ConnectionActivity> for FlowJson {
     fn from(activity: &ConnectionActivity) -> Self {
-        Self { in_window: Some(activity.in_window.word()), ..Self::from(&activity.flow) }
+        let in_window = Some(activity.in_window.word());
+        Self { in_window, in_margin: activity.in_margin, ..Self::from(&activity.flow) }
     }
 }
 
@@ -259,6 +312,8 @@ impl From<&FlowRecord> for FlowJson {
             in_window: None,
             attribution: flow.attribution.word(),
             already_open: flow.already_open,
+            in_margin: false,
+            host_clock: None,
         }
     }
 }

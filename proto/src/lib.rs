@@ -1,12 +1,13 @@
 //! The words of Alibi, shared by agent, collector and lab.
 //!
-//! The vocabulary (`id`, `time`, `window`, `target`, `flow`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
+//! The vocabulary (`id`, `time`, `clock`, `window`, `target`, `flow`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
 //! `question`) is
 //! pure: no files, no sockets, no clocks, no operating system; `now` is an argument. [`convert`] is the only place
 //! where wire types become words and back. [`transport`] and [`data_directory`] are the two rooms with I/O, here
 //! because both programs need the same.
 
 pub mod chain;
+pub mod clock;
 pub mod command_line;
 pub mod convert;
 pub mod coverage;

@@ -29,6 +29,9 @@
 //!   and handed it on): so is the instant.
 //! - A is asked at the port of DNS, and no answer gave it: a resolver, whose address comes with the network. Who hides
 //!   behind that port is asked for by address.
+//!
+//! # Clocks
+//! The window is in the collector's time, all that a host recorded in its own: see [`Asked`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,6 +42,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
+    clock::HostClock,
     coverage::{Facet, Gap, Grade, NOT_BEGUN, Scope, Timeline},
     flow::{Direction, FlowRecord, FlowState, RECORD_SPAN_MAX, Traffic, words},
     id::{ConnectionUid, HostId, ProcessUid},
@@ -48,6 +52,10 @@ use crate::{
     time::Timestamp,
     window::Window,
 };
+
+mod asked;
+
+pub use asked::{AnswerClock, Asked};
 
 /// How old an address may be that a process is given when it starts: resolvers keep an answer for a day at most by default
 /// (unbound and BIND 9 cap the time to live at a day or a week, systemd-resolved at two hours), and programs that start
@@ -201,14 +209,16 @@ pub struct Evidence<'a> {
     pub host: Option<HostId>,
     /// Its name, or its address if it never answered.
     pub name: String,
+    /// How its clock stands to that of whoever asks. All times below are by the host's.
+    pub clock: &'a HostClock,
     /// Coverage of the connections facet.
     pub connections: &'a Timeline,
     /// Everything up to here is known; none if nothing is.
     pub known_until: Option<Timestamp>,
     /// What is known of the names; none if the target has none, or if nothing is known.
     pub names: Option<NameEvidence<'a>>,
-    /// Records whose remote end matches the target or may match it, that begin before the window ends and do not end
-    /// before [`Question::looks_back_to`]; in any order.
+    /// Records whose remote end matches the target or may match it, that begin before the window of [`Asked`] ends and do
+    /// not end before [`Question::looks_back_to`] of it; in any order.
     pub flows: Vec<FlowRecord>,
     /// How many such records were left out to keep within a bound.
     pub flows_left_out: u64,
@@ -233,6 +243,9 @@ pub struct HostAnswer {
     pub known_until: Option<Timestamp>,
     /// How many matching records were left out to keep within a bound.
     pub records_left_out: u64,
+    /// How its clock stood, if another asked and it was measured. All times are the asker's: by the host's clock they are
+    /// later by the offset.
+    pub clock: Option<AnswerClock>,
 }
 
 /// The matching connections of one owner.
@@ -254,6 +267,8 @@ pub struct ConnectionActivity {
     pub flow: FlowRecord,
     /// What it did inside the window.
     pub in_window: InWindow,
+    /// It is so near an edge of the window that, by the bound of the host's clock, it may have been outside.
+    pub in_margin: bool,
 }
 
 /// The whole answer.
@@ -287,7 +302,10 @@ pub fn judge(
     evidence: Evidence<'_>,
     mut life_of: impl FnMut(ProcessUid) -> Option<ProcessLife>,
 ) -> HostAnswer {
-    let matching = matching_connections(question, &evidence);
+    let asked = question.asked_of(evidence.clock);
+    let question = &asked.question;
+    let matching = matching_connections(&asked, &evidence);
+    let talked = matching.iter().any(|connection| !connection.in_margin);
     let mut gaps = evidence.connections.gaps(Facet::Connections, question.window, evidence.known_until);
     gaps.extend(name_gaps(question, &evidence));
     if evidence.flows_left_out > 0 && matching.is_empty() {
@@ -301,10 +319,13 @@ pub fn judge(
             to: question.window.to(),
         });
     }
-    let verdict = match (matching.is_empty(), gaps.is_empty()) {
-        (false, _) => Verdict::Talked,
-        (true, true) => Verdict::Clear,
-        (true, false) => Verdict::Unknown,
+    if !talked && !matching.is_empty() && asked.is_measured() {
+        gaps.push(asked.in_margin());
+    }
+    let verdict = match (talked, matching.is_empty() && gaps.is_empty() && asked.is_measured()) {
+        (true, _) => Verdict::Talked,
+        (false, true) => Verdict::Clear,
+        (false, false) => Verdict::Unknown,
     };
 
     let mut scopes = evidence.connections.scopes(question.window);
@@ -327,7 +348,7 @@ pub fn judge(
         .collect();
     processes.sort_by_key(|process| process.connections.first().map(|connection| connection.flow.opened));
 
-    HostAnswer {
+    let mut answer = HostAnswer {
         host: evidence.host,
         name: evidence.name,
         verdict,
@@ -336,7 +357,14 @@ pub fn judge(
         scopes,
         known_until: evidence.known_until,
         records_left_out: evidence.flows_left_out,
+        clock: None,
+    };
+    asked.translate(&mut answer, evidence.clock);
+    // Where nothing was received, that is reason enough.
+    if evidence.known_until.is_some() {
+        answer.gaps.extend(asked.unmeasured());
     }
+    answer
 }
 
 /// Why a host is not ruled out by a name of which no match was found; none if the target is no name.
@@ -389,7 +417,8 @@ fn name_gaps(question: &Question, evidence: &Evidence<'_>) -> Vec<Gap> {
 
 const GIVE_ADDRESSES: &str = "give the addresses with --address";
 
-fn matching_connections(question: &Question, evidence: &Evidence<'_>) -> Vec<ConnectionActivity> {
+fn matching_connections(asked: &Asked, evidence: &Evidence<'_>) -> Vec<ConnectionActivity> {
+    let question = &asked.question;
     let mut connections: BTreeMap<ConnectionUid, Vec<&FlowRecord>> = BTreeMap::new();
     for flow in &evidence.flows {
         connections.entry(flow.connection).or_default().push(flow);
@@ -403,25 +432,36 @@ fn matching_connections(question: &Question, evidence: &Evidence<'_>) -> Vec<Con
             records.sort_by_key(|record| (record.first, record.last, record.record));
             // A name is that of the connection, whichever of its records tells it.
             let meant = remotes.names_connection(question, &records);
-            meant.then(|| connection_activity(question.window, evidence, &records)).flatten()
+            meant.then(|| connection_activity(asked, evidence, &records)).flatten()
         })
         .collect()
 }
 
 /// Puts the records of one connection together, in order of time; none if its life does not overlap the window.
 fn connection_activity(
-    window: Window,
+    asked: &Asked,
     evidence: &Evidence<'_>,
     records: &[&FlowRecord],
 ) -> Option<ConnectionActivity> {
+    let window = asked.question.window;
     let mut found: Option<ConnectionActivity> = None;
+    // Since when it is proven to have lived, without a break.
+    let mut alive: Option<(Timestamp, Timestamp)> = None;
     for (index, record) in records.iter().enumerate() {
-        let next = records.get(index + 1).map(|next| next.first);
+        // The next one begins where this one ends. One that begins inside it was stamped before the clock was set back.
+        let next = records[index + 1..].iter().map(|next| next.first).find(|first| *first >= record.last);
         let life_ends = life_ends(record, next, evidence);
         if !window.overlaps(record.first, life_ends) {
             continue;
         }
-        let in_window = in_window(window, record);
+        alive = match alive {
+            Some((since, until)) if record.first <= until => Some((since, until.max(life_ends))),
+            _ => Some((record.first, life_ends)),
+        };
+        let certain =
+            alive.is_some_and(|(since, until)| asked.certainly_overlaps(evidence.clock, since, until));
+        let in_margin = !certain && found.as_ref().is_none_or(|before| before.in_margin);
+        let in_window = in_window(asked, record);
         let (traffic, in_window) = match &found {
             Some(before) => (sum(before.flow.traffic, record.traffic), in_window.min(before.in_window)),
             None => (record.traffic, in_window),
@@ -433,7 +473,7 @@ fn connection_activity(
             found.as_ref().map_or(record.traffic.map(|_| Traffic::default()), |before| before.flow.traffic)
         };
         let flow = FlowRecord { first: record.opened, last: life_ends, traffic, ..(*record).clone() };
-        found = Some(ConnectionActivity { flow, in_window });
+        found = Some(ConnectionActivity { flow, in_window, in_margin });
     }
     found
 }
@@ -456,13 +496,16 @@ fn life_ends(record: &FlowRecord, next: Option<Timestamp>, evidence: &Evidence<'
     .map_or(record.last, |end| end.max(record.last))
 }
 
-fn in_window(window: Window, record: &FlowRecord) -> InWindow {
+/// What it did inside, for certain.
+fn in_window(asked: &Asked, record: &FlowRecord) -> InWindow {
+    let (from, to) = asked.certain();
+    let contains = |instant| from <= instant && instant < to;
     let moved = record.traffic.is_some_and(|traffic| traffic.any());
-    let asked = !record.already_open && window.contains(record.opened);
-    let failed = matches!(record.state, FlowState::Failed(_)) && window.contains(record.last);
-    if moved && window.overlaps(record.first, record.last) {
+    let opened = !record.already_open && contains(record.opened);
+    let failed = matches!(record.state, FlowState::Failed(_)) && contains(record.last);
+    if moved && record.first < to && record.last >= from {
         InWindow::Bytes
-    } else if asked || failed {
+    } else if opened || failed {
         InWindow::Attempt
     } else {
         InWindow::Idle

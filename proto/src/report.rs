@@ -1,12 +1,13 @@
 //! The answer in words, for a person at a terminal. Pure.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use crate::{
+    clock::shifted,
     coverage::Gap,
     flow::{Direction, FlowRecord},
     process::{ProcessImage, ProcessLife},
-    question::{Answer, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Verdict},
+    question::{Answer, AnswerClock, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Verdict},
     time::Timestamp,
 };
 
@@ -47,8 +48,16 @@ pub fn answer(answer: &Answer) -> String {
 fn host_answer(text: &mut String, host: &HostAnswer) {
     let verdict = host.verdict.word().to_uppercase();
     line(text, 0, &format!("{verdict:<8} {}", host.name));
+    if let Some(AnswerClock { offset_ns, bound_ns, window }) = host.clock
+        && (offset_ns, bound_ns) != (0, 0)
+    {
+        let asked = format!("so it was asked from {} until {}", instant(window.from()), instant(window.to()));
+        let own = if offset_ns == 0 { "" } else { " by its own; times here are the collector's" };
+        line(text, 1, &format!("clock: {}, {asked}{own}", clock(offset_ns, bound_ns)));
+    }
+    let offset_ns = host.clock.map_or(0, |clock| clock.offset_ns);
     for process in &host.processes {
-        process_activity(text, process);
+        process_activity(text, process, offset_ns);
     }
     if host.records_left_out > 0 {
         line(text, 1, &format!("{} more records matched and are not shown", host.records_left_out));
@@ -62,13 +71,34 @@ fn host_answer(text: &mut String, host: &HostAnswer) {
     }
 }
 
-fn process_activity(text: &mut String, activity: &ProcessActivity) {
+/// How a host's clock stands to the collector's.
+pub fn clock(offset_ns: i64, bound_ns: u64) -> String {
+    let bound = short(Duration::from_nanos(bound_ns));
+    let offset = short(Duration::from_nanos(offset_ns.unsigned_abs()));
+    match (offset_ns, bound_ns) {
+        (0, 0) => "the collector's own".to_owned(),
+        (0, _) => format!("within {bound} of the collector's"),
+        (1.., _) => format!("{offset} ahead of the collector's (to {bound})"),
+        _ => format!("{offset} behind the collector's (to {bound})"),
+    }
+}
+
+/// A length of time, rounded up to a millisecond.
+pub fn short(length: Duration) -> String {
+    let milliseconds = length.as_nanos().div_ceil(1_000_000);
+    match milliseconds {
+        0..10_000 => format!("{milliseconds} ms"),
+        _ => format!("{}.{:03} s", milliseconds / 1_000, milliseconds % 1_000),
+    }
+}
+
+fn process_activity(text: &mut String, activity: &ProcessActivity, offset_ns: i64) {
     match (&activity.life, activity.uid) {
         (Some(life), _) => process(text, 1, life),
         (None, Some(uid)) => line(text, 1, &format!("a process that is not on record ({uid})")),
         (None, None) => line(text, 1, "owner unknown"),
     }
-    listed(text, 2, &activity.connections, "connections", connection);
+    listed(text, 2, &activity.connections, "connections", |activity| connection(activity, offset_ns));
 }
 
 /// A process in a few lines, indented.
@@ -127,14 +157,24 @@ fn executable(text: &mut String, indent: usize, life: &ProcessLife) {
     }
 }
 
-/// A connection that matched, in one line.
-fn connection(activity: &ConnectionActivity) -> String {
+/// A connection that matched, in one line; where the host's clock is another, with its own times.
+fn connection(activity: &ConnectionActivity, offset_ns: i64) -> String {
     let does = match activity.in_window {
+        _ if activity.in_margin => "may have been in the window, or just beside it",
         InWindow::Bytes => "moved bytes in the window",
         InWindow::Attempt => "began or failed in the window",
         InWindow::Idle => "was open in the window",
     };
-    format!("{}; {does}", connection_life(&activity.flow))
+    let by_its_own = |time| instant(shifted(time, offset_ns));
+    let own = match offset_ns {
+        0 => String::new(),
+        _ => format!(
+            " [by its own clock {} to {}]",
+            by_its_own(activity.flow.opened),
+            by_its_own(activity.flow.last)
+        ),
+    };
+    format!("{}{own}; {does}", connection_life(&activity.flow))
 }
 
 /// A connection in one line.

@@ -34,6 +34,8 @@ pub enum Requirement {
     OpenSsl,
     /// The `strace` command: system calls that fail.
     Strace,
+    /// The `faketime` command: a wall clock that is wrong.
+    FakeTime,
 }
 
 impl Requirement {
@@ -53,6 +55,7 @@ impl Requirement {
             Self::Mounts if !root => Some("root, to mount a small file system"),
             Self::Root if !root => Some("root, to become another user"),
             Self::OpenSsl if !runs("openssl", "version") => Some("the `openssl` command"),
+            Self::FakeTime if !runs("faketime", "--version") => Some("the `faketime` command"),
             Self::Strace if !runs("strace", "-V") => Some("the `strace` command"),
             _ => None,
         }

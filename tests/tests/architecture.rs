@@ -112,6 +112,7 @@ const RULES: &[Rule] = &[
             "proto/src/target.rs",
             "proto/src/window.rs",
             "proto/src/time.rs",
+            "proto/src/clock",
             "proto/src/id.rs",
             "proto/src/event.rs",
             "proto/src/host.rs",

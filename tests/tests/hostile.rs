@@ -73,10 +73,15 @@ async fn serve_falsely(socket: tokio::net::TcpStream, describe: Vec<u8>, tail: V
             // Neither ends, nor says more.
             open.push((body, request));
         } else {
-            let _ = body.send_data(describe.clone().into(), false);
+            // It does not tell its clock.
+            let is_clock = request.uri().path().ends_with("/Clock");
+            let status = if is_clock { tonic::Code::Unimplemented as u16 } else { 0 };
+            if !is_clock {
+                let _ = body.send_data(describe.clone().into(), false);
+            }
             let _ = body.send_trailers(HeaderMap::from_iter([(
                 "grpc-status".parse().unwrap(),
-                HeaderValue::from(0),
+                HeaderValue::from(status),
             )]));
         }
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use alibi_lab::reference::{NamedConnection, NamedTruth, Truth};
 use alibi_proto::{
+    clock::HostClock,
     coverage::{CoverageChange, Facet, Grade, Timeline},
     flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, Traffic},
     id::{ConnectionUid, ProcessUid},
@@ -151,6 +152,7 @@ proptest! {
         let evidence = Evidence {
             host: None,
             name: "host".into(),
+            clock: &HostClock::own(),
             connections: &timeline,
             known_until: Some(Timestamp::from_secs(SECONDS)),
             names: None,
@@ -403,6 +405,7 @@ proptest! {
         let evidence = Evidence {
             host: None,
             name: "host".into(),
+            clock: &HostClock::own(),
             connections: &timeline_of(Facet::Connections, begins, &[]),
             known_until: Some(Timestamp::from_secs(DAYS)),
             names: Some(NameEvidence { coverage: &names, remotes: &remotes, unnamed_since }),

@@ -14,6 +14,7 @@ use alibi_agent::{
 };
 use alibi_lab::reference::Truth;
 use alibi_proto::{
+    clock::HostClock,
     coverage::{CoverageChange, Facet, Grade, Scope, Timeline},
     event::{Event, EventKind},
     flow::{Attribution, Direction, FlowRecord, FlowState, Protocol, Traffic},
@@ -366,6 +367,7 @@ impl World {
         let evidence = Evidence {
             host: None,
             name: "host".into(),
+            clock: &HostClock::own(),
             connections: &self.collector.timeline,
             known_until: self.collector.known_until,
             names: None,

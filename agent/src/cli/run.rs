@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs};
 use crate::{
+    boots,
     capture::{self, CaptureError, Choice, Outlet, Source},
     enrich::executable::Identifier,
     identity,
@@ -63,7 +64,7 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
         Choice::Replay(_) => None,
         _ => identifier(&directory.path().join(EXECUTABLES)),
     };
-    let (recording, service) = start(host, source, identifier, ring, &recovery)?;
+    let (recording, service) = start(host, source, identifier, ring, &recovery, directory.path())?;
     let (stop_serving, stopped) = tokio::sync::oneshot::channel::<Infallible>();
     let router = transport::server().add_service(service.into_server());
     let mut server = tokio::spawn(listener.serve(router, async {
@@ -106,11 +107,14 @@ fn start(
     identifier: Option<Identifier>,
     mut ring: Ring,
     recovery: &Recovery,
+    directory: &Path,
 ) -> Result<(Recording, Service)> {
     let facts = sys::host_facts();
     let boot = HostBoot::new(host, &facts.boot_id);
-    // Only ever compared: 32 bits of it are enough to tell one boot from the next.
-    let this_boot = crc32c::crc32c(facts.boot_id.as_bytes()).into();
+    let this_boot = boots::number(&facts.boot_id);
+    // Before anything is recorded in it.
+    let epoch = ring.view().epoch();
+    let begins = boots::enter(directory, &facts.boot_id, epoch, ring.next_seq(), recovery.boot);
     ring.begin_boot(this_boot);
     let description = source.describe();
     let now = sys::now();
@@ -126,7 +130,7 @@ fn start(
     let acknowledged = Acknowledged::default();
     let first = Progress { next_seq: ring.next_seq(), ..Progress::default() };
     let (progress_sender, progress) = watch::channel(first);
-    let service = Service::new(host, facts, description, ring.view(), progress, acknowledged.clone());
+    let service = Service::new(host, facts, description, ring.view(), progress, acknowledged.clone(), begins);
     let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged, progress_sender);
 
     let (reports, queue) = mpsc::sync_channel(REPORTS_QUEUED_MAX);

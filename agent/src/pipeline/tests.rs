@@ -1,4 +1,5 @@
 use alibi_proto::{
+    clock::HostClock,
     coverage::{Scope, Timeline},
     flow::Protocol,
     host::FacetCoverage,
@@ -307,6 +308,7 @@ pub(super) fn verdict(events: &[Event], from: u64, to: u64, known_until: u64) ->
     let evidence = Evidence {
         host: None,
         name: "host".into(),
+        clock: &HostClock::own(),
         connections: &timeline,
         known_until: Some(at(known_until).wall),
         names: None,

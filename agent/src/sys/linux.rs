@@ -9,6 +9,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
+    time::SystemTime,
 };
 
 use alibi_proto::time::{Moment, Timestamp};
@@ -29,10 +30,22 @@ use super::{HostFacts, RunningProcess, boot_id_from};
 /// A clock tick (USER_HZ), in nanoseconds: a part of the kernel's interface, 100 in a second wherever Rust runs.
 pub(crate) const TICK_NS: u64 = 10_000_000;
 
+/// The two clocks are read no further apart than this, if they can be: a thread may be stopped between them.
+const APART_MAX_NS: u64 = 20_000;
+
 pub(super) fn now() -> Moment {
-    Moment {
-        wall: Timestamp::from_nanos(nanos(clock_gettime(ClockId::Realtime))),
-        boot_ns: nanos(clock_gettime(ClockId::Boottime)),
+    let boot = || nanos(clock_gettime(ClockId::Boottime));
+    let mut before = boot();
+    let mut tries_left = 3;
+    loop {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let after = boot();
+        tries_left -= 1;
+        if after.saturating_sub(before) <= APART_MAX_NS || tries_left == 0 {
+            let wall = Timestamp::from_nanos(u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX));
+            return Moment { wall, boot_ns: before.midpoint(after) };
+        }
+        before = after;
     }
 }
 

@@ -1,7 +1,7 @@
 //! `alibi hosts`.
 
 use alibi_proto::{
-    host::{HostDescription, HostStatus},
+    host::{ClockStatus, HostDescription, HostStatus},
     id::HostId,
     report,
     time::Timestamp,
@@ -35,7 +35,7 @@ pub(super) async fn hosts(arguments: HostsArgs, address: &Address) -> Result<u8>
 fn table(hosts: &[HostStatus], now: Timestamp) -> Table {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["HOST", "SYSTEM", "USERS", "STATE", "KNOWN UNTIL", "RECORDS", "ADDRESS"]);
+    table.set_header(["HOST", "SYSTEM", "USERS", "STATE", "KNOWN UNTIL", "CLOCK", "RECORDS", "ADDRESS"]);
     for host in hosts {
         let described = |print: fn(&HostDescription) -> String| {
             host.description.as_ref().map_or_else(|| "?".to_owned(), print)
@@ -46,6 +46,7 @@ fn table(hosts: &[HostStatus], now: Timestamp) -> Table {
             described(users),
             state(host, now),
             host.known_until.map_or_else(|| "never".to_owned(), |until| ago(until, now)),
+            host.clock.as_ref().map_or_else(|| "not measured".to_owned(), |status| clock(status, now)),
             described(records),
             host.address.clone(),
         ];
@@ -73,6 +74,12 @@ fn records(description: &HostDescription) -> String {
             .map(move |facet| format!("{} {} ({})", facet.facet, facet.grade.word(), source.name))
     });
     facets.collect::<Vec<_>>().join(", ")
+}
+
+/// How it stands, and since when that is known.
+fn clock(status: &ClockStatus, now: Timestamp) -> String {
+    let stands = report::clock(status.offset_ns, status.bound_ns);
+    format!("{stands}, measured {}", ago(status.measured, now))
 }
 
 fn state(host: &HostStatus, now: Timestamp) -> String {
@@ -115,6 +122,24 @@ struct HostJson<'a> {
     events: u64,
     users: Vec<UserJson<'a>>,
     sources: Vec<SourceJson<'a>>,
+    clock: Option<ClockJson>,
+}
+
+/// How a host's clock stands to the collector's; null where it was not measured.
+#[derive(Serialize)]
+pub(super) struct ClockJson {
+    /// The host's less the collector's; 0 where it cannot be told from 0.
+    offset_us: i64,
+    /// The truth is no further from it; 0 where both have one clock.
+    bound_us: u64,
+    measured: Timestamp,
+}
+
+impl From<ClockStatus> for ClockJson {
+    fn from(status: ClockStatus) -> Self {
+        let ClockStatus { offset_ns, bound_ns, measured } = status;
+        Self { offset_us: offset_ns / 1_000, bound_us: bound_ns.div_ceil(1_000), measured }
+    }
 }
 
 #[derive(Serialize)]
@@ -158,6 +183,7 @@ impl<'a> From<&'a HostStatus> for HostJson<'a> {
             heard: status.heard,
             known_until: status.known_until,
             events: status.events,
+            clock: status.clock.map(Into::into),
             users: users
                 .iter()
                 .map(|presence| UserJson {
@@ -201,6 +227,7 @@ mod tests {
             known_until: None,
             trouble: Some("it says \u{1b}[2Jall is well\n\nHOST".into()),
             events: 0,
+            clock: None,
         };
         let shown = table(&[host], Timestamp::ZERO).to_string();
         assert!(!shown.contains('\u{1b}'), "{shown:?}");

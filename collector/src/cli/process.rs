@@ -2,6 +2,7 @@
 
 use alibi_proto::{
     flow::FlowRecord,
+    host::ClockStatus,
     id::HostId,
     json::{FlowJson, ProcessJson},
     process::ProcessLife,
@@ -12,7 +13,7 @@ use alibi_proto::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{ProcessArgs, collector, in_words};
+use super::{ProcessArgs, collector, hosts::ClockJson, in_words};
 
 pub(super) async fn process(arguments: ProcessArgs, address: &Address) -> Result<u8> {
     let request = wire::ProcessRequest { process: arguments.uid };
@@ -34,6 +35,7 @@ struct Shown {
     children: Vec<ProcessLife>,
     connections: Vec<FlowRecord>,
     left_out: u64,
+    clock: Option<ClockStatus>,
 }
 
 impl TryFrom<wire::ProcessResponse> for Shown {
@@ -52,6 +54,7 @@ impl TryFrom<wire::ProcessResponse> for Shown {
             children: children?,
             connections: connections.collect::<Result<_, _>>()?,
             left_out: response.left_out,
+            clock: response.clock.map(Into::into),
         })
     }
 }
@@ -60,6 +63,13 @@ impl Shown {
     /// The tree from the oldest ancestor down to the children, then the connections.
     fn text(&self) -> String {
         let mut text = format!("on {} ({})\n", report::printable(&self.host_name), self.host);
+        if let Some(ClockStatus { offset_ns, bound_ns, .. }) = self.clock.filter(|clock| clock.offset_ns != 0)
+        {
+            text.push_str(&format!(
+                "times are its own: its clock is {} now\n",
+                report::clock(offset_ns, bound_ns)
+            ));
+        }
         let line = self.ancestors.iter().rev().chain([&self.process]);
         let mut indent = 0;
         for life in line {
@@ -92,6 +102,8 @@ struct ShownJson {
     children: Vec<ProcessJson>,
     flows: Vec<FlowJson>,
     left_out: u64,
+    /// All times are the host's own.
+    clock: Option<ClockJson>,
 }
 
 impl From<&Shown> for ShownJson {
@@ -104,6 +116,7 @@ impl From<&Shown> for ShownJson {
             children: shown.children.iter().map(Into::into).collect(),
             flows: shown.connections.iter().map(Into::into).collect(),
             left_out: shown.left_out,
+            clock: shown.clock.map(Into::into),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
+    clock::ClockReading,
     convert::ConvertError,
     event::Batch,
     host::HostDescription,
@@ -18,7 +19,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
-use super::Live;
+use super::{
+    Live,
+    clock::{OwnClock, SAMPLES_FIRST, SAMPLES_LATER, Standing, measure},
+};
 use crate::{
     clock,
     store::{Progress, Store, StoreError},
@@ -84,7 +88,14 @@ async fn follow_once(
     let channel = transport::channel(address)?;
     let mut client = RecorderClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let description = describe(&mut client).await?;
-    let progress = note(address, store, description.clone()).await?;
+    let mut own = OwnClock::new();
+    // Before anything that it sends can be believed to be of a time.
+    let mut standing = Standing::default();
+    let reading = measure(&mut client, SAMPLES_FIRST).await?;
+    let mut boot_id = reading.as_ref().map(|reading| reading.boot_id.clone());
+    reading.iter().for_each(|reading| standing.measured(reading));
+    let progress = note(address, store, description.clone(), reading).await?;
+    let known_until = known_until(store, description.host, progress).await?;
 
     let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
     let start = wire::Start { next: Some(progress.next.into()), anchors: Vec::new() };
@@ -94,7 +105,7 @@ async fn follow_once(
     live.send_modify(|live| {
         live.connected = true;
         live.trouble = None;
-        live.known_until = progress.known_until;
+        live.known_until = known_until;
     });
 
     // None until the first watermark: by then the agent has seen who uses the host, and is asked again.
@@ -103,13 +114,22 @@ async fn follow_once(
         let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
         let Some(message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
         let now = clock::now();
-        let batch = credible(Batch::try_from(message)?, now);
+        if own.was_set(now) {
+            // All that was measured was against another time.
+            own = OwnClock::new();
+            standing = Standing::default();
+            let reading = measure(&mut client, SAMPLES_LATER).await?;
+            reading.iter().for_each(|reading| standing.measured(reading));
+            note(address, store, description.clone(), reading).await?;
+        }
+        let batch = standing.credible(Batch::try_from(message)?, now);
         if batch.epoch != description.epoch {
             return Err(FollowError::RingChanged);
         }
         let (settled, caught_up) = (batch.settles(), batch.watermark.is_some());
         let progress = commit(store, description.host, batch, now).await?;
-        live.send_modify(|live| live.known_until = progress.known_until);
+        let known_until = progress.known_until.map(|until| standing.known_until(until));
+        live.send_modify(|live| live.known_until = known_until);
         if let Some(cursor) = settled {
             send(&requests, tail_request::Request::Acknowledge(cursor.into())).await?;
         }
@@ -119,7 +139,15 @@ async fn follow_once(
             if again.host != description.host {
                 return Err(FollowError::HostChanged { was: description.host, is: again.host });
             }
-            note(address, store, again).await?;
+            own = OwnClock::new();
+            let reading = measure(&mut client, SAMPLES_LATER).await?;
+            if let Some(reading) = &reading {
+                if *boot_id.get_or_insert_with(|| reading.boot_id.clone()) != reading.boot_id {
+                    return Err(FollowError::RingChanged);
+                }
+                standing.measured(reading);
+            }
+            note(address, store, again, reading).await?;
         }
     }
 }
@@ -134,9 +162,10 @@ async fn note(
     address: &Address,
     store: &Arc<dyn Store>,
     description: HostDescription,
+    reading: Option<ClockReading>,
 ) -> Result<Progress, FollowError> {
     let (store, address) = (Arc::clone(store), address.to_string());
-    blocking(move || store.describe(&address, &description, clock::now())).await
+    blocking(move || store.describe(&address, &description, reading.as_ref(), clock::now())).await
 }
 
 async fn commit(
@@ -149,10 +178,16 @@ async fn commit(
     blocking(move || store.commit(host, &batch, now)).await
 }
 
-/// Nobody knows what is yet to come: a watermark from a clock that is ahead, or was once, would stand for all the time
-/// until then, in which the host may be silent.
-fn credible(batch: Batch, now: Timestamp) -> Batch {
-    Batch { watermark: batch.watermark.map(|watermark| watermark.min(now)), ..batch }
+/// How far a host's stream is known, by the collector's clock.
+async fn known_until(
+    store: &Arc<dyn Store>,
+    host: HostId,
+    progress: Progress,
+) -> Result<Option<Timestamp>, FollowError> {
+    let Some(until) = progress.known_until else { return Ok(None) };
+    let store = Arc::clone(store);
+    blocking(move || store.clock(host).map(|history| Some(history.clock(clock::now()).known_until(until))))
+        .await
 }
 
 async fn blocking<T: Send + 'static>(
@@ -171,7 +206,7 @@ async fn send(
 
 /// Why an agent is not followed just now.
 #[derive(Debug, thiserror::Error)]
-enum FollowError {
+pub(super) enum FollowError {
     #[error("cannot be dialled: {0}")]
     Transport(#[from] tonic::transport::Error),
     #[error("{}", status_in_words(.0))]
@@ -215,21 +250,4 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use alibi_proto::id::Epoch;
-
-    use super::*;
-
-    #[test]
-    fn no_watermark_is_believed_beyond_now() {
-        let now = Timestamp::from_secs(1_000);
-        for (said, believed) in [(None, None), (Some(999), Some(999)), (Some(1_000_000_000), Some(1_000))] {
-            let watermark = said.map(Timestamp::from_secs);
-            let batch = Batch { epoch: Epoch(1), hole: None, events: vec![], link: None, watermark };
-            assert_eq!(credible(batch, now).watermark, believed.map(Timestamp::from_secs));
-        }
-    }
 }

@@ -3,6 +3,7 @@
 use super::Store;
 
 pub(super) mod agents;
+pub(super) mod clocks;
 pub(super) mod flows;
 pub(super) mod names;
 pub(super) mod processes;
@@ -23,6 +24,10 @@ macro_rules! suite {
         suite! { $home, agents:
             are_listed_in_the_order_in_which_they_were_added, are_refused_beyond_the_limit, keep_one_host_each,
             are_described_anew_each_time
+        }
+        suite! { $home, clocks:
+            are_kept_as_the_stream_and_the_readings_tell, tell_the_moments_of_what_is_new_alone,
+            are_written_before_what_a_clock_stamped_that_was_set, tell_whether_a_name_was_resolved_before
         }
         suite! { $home, stream:
             takes_each_event_once, refuses_what_does_not_continue_it_and_stores_nothing_of_it,

@@ -15,6 +15,7 @@ use std::{
 };
 
 use alibi_proto::{
+    clock::{ClockHistory, ClockReading, Difference},
     coverage::{Facet, Timeline},
     event::Batch,
     flow::FlowRecord,
@@ -32,6 +33,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 use super::{Bounded, FollowedAgent, Progress, Resolution, Store, StoreError};
 
 mod agents;
+mod clock;
 mod codec;
 mod coverage;
 mod executables;
@@ -64,6 +66,8 @@ struct Live {
     progress: Progress,
     /// [`Progress::heard`] when the file was last written.
     persisted: Option<Timestamp>,
+    /// The host's wall clock less its boot clock, as it is written; none where that may be another by now.
+    steady: Option<Difference>,
 }
 
 impl SqliteStore {
@@ -125,7 +129,10 @@ impl SqliteStore {
             .persisted
             .is_none_or(|persisted| heard.since(persisted).max(persisted.since(heard)) >= PERSIST_AFTER);
         let continues = live.progress.next.epoch == batch.epoch && batch.epoch != Epoch::default();
-        if due || !continues || batch.settles().is_some() {
+        // A clock that was set is written before anything is believed that it stamped.
+        let wall = batch.clock.map(Difference::of);
+        let steady = wall.is_none_or(|wall| live.steady.is_some_and(|steady| steady.or(wall) == steady));
+        if due || !continues || !steady || batch.settles().is_some() {
             return None;
         }
         live.progress.heard = Some(heard);
@@ -137,11 +144,11 @@ impl SqliteStore {
         lock(&self.live).get(&host).map(|live| live.progress)
     }
 
-    fn written(&self, host: HostId, progress: Progress) {
+    fn written(&self, host: HostId, progress: Progress, steady: Option<Difference>) {
         let mut live = lock(&self.live);
         let known_until = live.get(&host).and_then(|live| live.progress.known_until);
         let progress = Progress { known_until: progress.known_until.max(known_until), ..progress };
-        live.insert(host, Live { progress, persisted: progress.heard });
+        live.insert(host, Live { progress, persisted: progress.heard, steady });
     }
 }
 
@@ -198,16 +205,24 @@ impl Store for SqliteStore {
         &self,
         address: &str,
         description: &HostDescription,
+        reading: Option<&ClockReading>,
         heard: Timestamp,
     ) -> Result<Progress, StoreError> {
         let mut writer = lock(&self.writer);
-        let stored = self.write_with(&mut writer, |transaction| {
-            agents::describe(transaction, address, description, heard)
+        let (stored, steady) = self.write_with(&mut writer, |transaction| {
+            let stored = agents::describe(transaction, address, description, heard)?;
+            Ok((stored, clock::measured(transaction, description.host, reading)?))
         })?;
         let mut live = lock(&self.live);
-        let live = live.entry(description.host).or_insert(Live { progress: stored, persisted: stored.heard });
+        let first = Live { progress: stored, persisted: stored.heard, steady };
+        let live = live.entry(description.host).or_insert(first);
         live.progress.heard = Some(heard);
+        live.steady = steady;
         Ok(live.progress)
+    }
+
+    fn clock(&self, host: HostId) -> Result<ClockHistory, StoreError> {
+        self.read(|connection| clock::history(connection, host))
     }
 
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError> {
@@ -216,10 +231,10 @@ impl Store for SqliteStore {
         }
         let mut writer = lock(&self.writer);
         let known_until = self.live(host).and_then(|live| live.known_until);
-        let progress = self.write_with(&mut writer, |transaction| {
+        let (progress, steady) = self.write_with(&mut writer, |transaction| {
             ingest::commit(transaction, host, known_until, batch, heard)
         })?;
-        self.written(host, progress);
+        self.written(host, progress, steady);
         Ok(progress)
     }
 

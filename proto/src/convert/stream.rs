@@ -9,6 +9,7 @@ use crate::{
     event::{Batch, Event, Link},
     frame::{Frame, FrameError},
     id::{Epoch, Seq},
+    time::Moment,
     wire,
 };
 
@@ -71,7 +72,10 @@ impl TryFrom<wire::TailResponse> for Batch {
             (false, _, Some(head)) => Some(Link { previous, head }),
         };
         let watermark = optional_time(response.watermark_ns);
-        Ok(Self { epoch: Epoch(response.epoch), hole, events, link, watermark })
+        let clock = optional_time(response.clock_ns)
+            .zip(response.clock_boot_ns)
+            .map(|(wall, boot_ns)| Moment { wall, boot_ns });
+        Ok(Self { epoch: Epoch(response.epoch), hole, events, link, watermark, clock })
     }
 }
 

@@ -739,6 +739,24 @@ pub struct HostAnswer {
     /// Matching records were left out to keep the answer within its bound.
     #[prost(uint64, tag = "8")]
     pub records_left_out: u64,
+    /// How the host's clock stood to the collector's. Absent where a host answers for itself, and where it was not measured.
+    /// Times in the answer are the collector's: those of the host, less the offset.
+    #[prost(message, optional, tag = "9")]
+    pub clock: ::core::option::Option<AnswerClock>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AnswerClock {
+    /// The host's clock less the collector's, in nanoseconds; 0 where it cannot be told from 0.
+    #[prost(sfixed64, tag = "1")]
+    pub offset_ns: i64,
+    /// The truth is no further from the offset.
+    #[prost(fixed64, tag = "2")]
+    pub bound_ns: u64,
+    /// The window as it was asked of the host, by the host's clock: shifted by the offset, widened by the bound.
+    #[prost(fixed64, tag = "3")]
+    pub from_ns: u64,
+    #[prost(fixed64, tag = "4")]
+    pub to_ns: u64,
 }
 /// A stretch of the window in which a facet was not completely recorded.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -792,6 +810,9 @@ pub struct ConnectionActivity {
     pub flow: ::core::option::Option<Flow>,
     #[prost(enumeration = "InWindow", tag = "2")]
     pub in_window: i32,
+    /// It is so near an edge of the window that, by the bound of the host's clock, it may have been outside.
+    #[prost(bool, tag = "3")]
+    pub in_margin: bool,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -999,6 +1020,12 @@ pub struct TailResponse {
     /// In the first message, if the client remembers something of this ring.
     #[prost(message, optional, tag = "8")]
     pub resumption: ::core::option::Option<Resumption>,
+    /// The host's clocks, both or neither, after the watermark was known and before it was sent: whoever believes the
+    /// watermark knows from them whether the wall clock was set before it.
+    #[prost(fixed64, optional, tag = "9")]
+    pub clock_ns: ::core::option::Option<u64>,
+    #[prost(fixed64, optional, tag = "10")]
+    pub clock_boot_ns: ::core::option::Option<u64>,
 }
 /// Some events whose seqs follow on each other, packed together. The chain of hashes goes from frame to frame: BLAKE3 of
 /// the head before it (32 bytes), `first_seq` (8 bytes, little-endian), `count` (4 bytes) and `payload` is the head after it.
@@ -1042,6 +1069,42 @@ pub struct QueryResponse {
     /// The addresses that the target stood for.
     #[prost(string, repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClockRequest {
+    /// Whether the answer shall list the boots.
+    #[prost(bool, tag = "1")]
+    pub boots: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClockResponse {
+    /// The boot that the host is in.
+    #[prost(string, tag = "1")]
+    pub boot_id: ::prost::alloc::string::String,
+    /// The clocks as the request was received.
+    #[prost(fixed64, tag = "2")]
+    pub received_ns: u64,
+    #[prost(fixed64, tag = "3")]
+    pub received_boot_ns: u64,
+    /// The clocks as the response was sent.
+    #[prost(fixed64, tag = "4")]
+    pub sent_ns: u64,
+    #[prost(fixed64, tag = "5")]
+    pub sent_boot_ns: u64,
+    /// The ring.
+    #[prost(fixed64, tag = "6")]
+    pub epoch: u64,
+    /// Where in the ring each boot begins, in order; the newest 64 of them. What lies before the first is of no known boot.
+    #[prost(message, repeated, tag = "7")]
+    pub boots: ::prost::alloc::vec::Vec<BootBegin>,
+}
+/// From here on, and until the next of these, events were recorded in this boot.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BootBegin {
+    #[prost(string, tag = "1")]
+    pub boot_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub first_seq: u64,
 }
 /// How what a client remembers stands to the past of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1225,6 +1288,25 @@ pub mod recorder_client {
             req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Recorder", "Query"));
             self.inner.unary(req, path, codec).await
         }
+        /// The host's clocks, told with as little delay as can be.
+        pub async fn clock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ClockRequest>,
+        ) -> std::result::Result<tonic::Response<super::ClockResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Recorder/Clock");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Recorder", "Clock"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1264,6 +1346,11 @@ pub mod recorder_server {
             &self,
             request: tonic::Request<super::QueryRequest>,
         ) -> std::result::Result<tonic::Response<super::QueryResponse>, tonic::Status>;
+        /// The host's clocks, told with as little delay as can be.
+        async fn clock(
+            &self,
+            request: tonic::Request<super::ClockRequest>,
+        ) -> std::result::Result<tonic::Response<super::ClockResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct RecorderServer<T> {
@@ -1471,6 +1558,49 @@ pub mod recorder_server {
                     };
                     Box::pin(fut)
                 }
+                "/alibi.v1.Recorder/Clock" => {
+                    #[allow(non_camel_case_types)]
+                    struct ClockSvc<T: Recorder>(pub Arc<T>);
+                    impl<T: Recorder> tonic::server::UnaryService<super::ClockRequest>
+                    for ClockSvc<T> {
+                        type Response = super::ClockResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ClockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Recorder>::clock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ClockSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1553,6 +1683,22 @@ pub struct HostStatus {
     /// Events stored of this host.
     #[prost(uint64, tag = "7")]
     pub events: u64,
+    /// Absent where it was not measured.
+    #[prost(message, optional, tag = "8")]
+    pub clock: ::core::option::Option<ClockStatus>,
+}
+/// How a host's clock stands to the collector's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClockStatus {
+    /// The host's clock less the collector's, in nanoseconds; 0 where it cannot be told from 0.
+    #[prost(sfixed64, tag = "1")]
+    pub offset_ns: i64,
+    /// The truth is no further from the offset. 0: the host is the collector's own machine, and both have one clock.
+    #[prost(fixed64, tag = "2")]
+    pub bound_ns: u64,
+    /// When it was measured last, by the collector's clock.
+    #[prost(fixed64, tag = "3")]
+    pub measured_ns: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhoRequest {
@@ -1596,6 +1742,9 @@ pub struct ProcessResponse {
     /// Children or connections were left out to keep the answer within its bound.
     #[prost(uint64, tag = "7")]
     pub left_out: u64,
+    /// Of the host; absent where it was not measured. All times here are the host's own.
+    #[prost(message, optional, tag = "8")]
+    pub clock: ::core::option::Option<ClockStatus>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddAgentRequest {
@@ -2179,4 +2328,65 @@ pub mod analyst_server {
     impl<T> tonic::server::NamedService for AnalystServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClockHistory {
+    /// The ring that the boots stand in, and where each begins, as the host last told.
+    #[prost(fixed64, tag = "1")]
+    pub epoch: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub begins: ::prost::alloc::vec::Vec<BootBegin>,
+    #[prost(message, repeated, tag = "3")]
+    pub boots: ::prost::alloc::vec::Vec<ClockBoot>,
+    /// In the order of the stream.
+    #[prost(message, repeated, tag = "4")]
+    pub pieces: ::prost::alloc::vec::Vec<ClockPiece>,
+}
+/// A boot whose clock was measured.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClockBoot {
+    #[prost(string, tag = "1")]
+    pub boot_id: ::prost::alloc::string::String,
+    /// The boot is the collector's own, and where the host's wall clock less its boot clock was about this, both had one clock.
+    #[prost(sfixed64, repeated, tag = "2")]
+    pub shared_ns: ::prost::alloc::vec::Vec<i64>,
+    /// In order of time.
+    #[prost(message, repeated, tag = "3")]
+    pub readings: ::prost::alloc::vec::Vec<ClockReading>,
+}
+/// From `from_boot_ns` until `to_boot_ns`, both included, the collector's clock less the host's boot clock was in
+/// \[least, most\].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClockReading {
+    #[prost(fixed64, tag = "1")]
+    pub from_boot_ns: u64,
+    #[prost(fixed64, tag = "2")]
+    pub to_boot_ns: u64,
+    #[prost(sfixed64, tag = "3")]
+    pub least_ns: i64,
+    #[prost(sfixed64, tag = "4")]
+    pub most_ns: i64,
+    /// When it was measured last, by the collector's clock.
+    #[prost(fixed64, tag = "5")]
+    pub measured_ns: u64,
+}
+/// A stretch of the stream in which the host's wall clock less its boot clock was in \[least, most\].
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClockPiece {
+    /// Absent: no known boot.
+    #[prost(string, optional, tag = "1")]
+    pub boot_id: ::core::option::Option<::prost::alloc::string::String>,
+    /// The first and the last reading of the host's clocks in it.
+    #[prost(fixed64, tag = "2")]
+    pub first_ns: u64,
+    #[prost(fixed64, tag = "3")]
+    pub first_boot_ns: u64,
+    #[prost(fixed64, tag = "4")]
+    pub last_ns: u64,
+    #[prost(fixed64, tag = "5")]
+    pub last_boot_ns: u64,
+    #[prost(sfixed64, tag = "6")]
+    pub least_ns: i64,
+    #[prost(sfixed64, tag = "7")]
+    pub most_ns: i64,
 }

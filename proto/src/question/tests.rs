@@ -59,6 +59,7 @@ fn ask(timeline: &Timeline, flows: Vec<FlowRecord>, known_until: u64) -> HostAns
     let evidence = Evidence {
         host: None,
         name: "h".into(),
+        clock: &HostClock::own(),
         connections: timeline,
         known_until: Some(minute(known_until)),
         names: None,
@@ -134,6 +135,7 @@ fn a_cut_listing_is_never_clear() {
     let evidence = Evidence {
         host: None,
         name: "h".into(),
+        clock: &HostClock::own(),
         connections: &timeline,
         known_until: Some(minute(200)),
         names: None,
@@ -180,6 +182,7 @@ fn ask_name(
     let evidence = Evidence {
         host: None,
         name: "h".into(),
+        clock: &HostClock::own(),
         connections: &complete(),
         known_until: Some(minute(DAY + 200)),
         names: Some(NameEvidence { coverage: &names, remotes: &remotes, unnamed_since }),

@@ -40,36 +40,40 @@ pub(in crate::store) fn are_refused_beyond_the_limit<H: Home>() {
 pub(in crate::store) fn keep_one_host_each<H: Home>() {
     let home = H::new();
     let store = home.open();
-    let unknown = store.describe("one:1", &description(HOST), at(1));
+    let unknown = store.describe("one:1", &description(HOST), None, at(1));
     assert!(matches!(unknown, Err(StoreError::UnknownAgent(address)) if address == "one:1"));
 
     follow(&store);
     store.commit(HOST, &batch(EPOCH, 1, some_flows(2)), at(2)).unwrap();
     assert!(store.add_agent("two:1").unwrap());
-    let taken = store.describe("two:1", &description(HOST), at(2));
+    let taken = store.describe("two:1", &description(HOST), None, at(2));
     assert!(matches!(taken, Err(StoreError::HostTaken { host: HOST, address }) if address == "one:1"));
 
     assert!(store.remove_agent("one:1").unwrap());
-    let progress = store.describe("two:1", &description(HOST), at(3)).unwrap();
+    let progress = store.describe("two:1", &description(HOST), None, at(3)).unwrap();
     assert_eq!((progress.next.seq.0, progress.events), (3, 2), "what it sent is kept, and goes on");
 
     let other = HostId::from_bytes([8; 16]);
-    assert_eq!(store.describe("two:1", &description(other), at(4)).unwrap().events, 0, "installed anew");
+    assert_eq!(
+        store.describe("two:1", &description(other), None, at(4)).unwrap().events,
+        0,
+        "installed anew"
+    );
     assert!(store.add_agent("one:1").unwrap());
-    assert!(store.describe("one:1", &description(HOST), at(5)).is_ok(), "free again");
+    assert!(store.describe("one:1", &description(HOST), None, at(5)).is_ok(), "free again");
 }
 
 pub(in crate::store) fn are_described_anew_each_time<H: Home>() {
     let home = H::new();
     let store = home.open();
     assert!(store.add_agent("one:1").unwrap());
-    let first = store.describe("one:1", &description(HOST), at(1)).unwrap();
+    let first = store.describe("one:1", &description(HOST), None, at(1)).unwrap();
     assert_eq!(first, Progress { heard: Some(at(1)), ..Progress::default() });
 
     let mut renamed = description(HOST);
     renamed.name = "other".into();
     renamed.agent_version = "0.2.0".into();
-    let second = store.describe("one:1", &renamed, at(9)).unwrap();
+    let second = store.describe("one:1", &renamed, None, at(9)).unwrap();
     assert_eq!(second.heard, Some(at(9)));
     assert_eq!(store.agents().unwrap()[0].host, Some((renamed.clone(), second)));
     drop(store);

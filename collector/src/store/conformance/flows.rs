@@ -74,7 +74,7 @@ pub(in crate::store) fn are_found_as_a_plain_search_finds_them<H: Home>() {
     follow(&store);
     assert!(store.add_agent("two:1").unwrap());
     let other = HostId::from_bytes([8; 16]);
-    store.describe("two:1", &description(other), at(1)).unwrap();
+    store.describe("two:1", &description(other), None, at(1)).unwrap();
     let mut random = fastrand::Rng::with_seed(7);
     let stored: Vec<_> = std::iter::repeat_with(|| random_flow(&mut random)).take(1_500).collect();
     store.commit(HOST, &batch(EPOCH, 1, flows(&stored)), at(2)).unwrap();

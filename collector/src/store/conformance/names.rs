@@ -74,7 +74,7 @@ pub(in crate::store) fn stand_for_what_any_host_resolved<H: Home>() {
     );
     let other = HostId::from_bytes([8; 16]);
     assert!(store.add_agent("two:1").unwrap());
-    store.describe("two:1", &description(other), at(1)).unwrap();
+    store.describe("two:1", &description(other), Some(&same_clock()), at(1)).unwrap();
     let elsewhere = vec![resolved("cloud.example.com", &[], &["198.51.100.9", "198.51.100.7"], 50)];
     store.commit(other, &batch(EPOCH, 1, elsewhere), at(2)).unwrap();
 

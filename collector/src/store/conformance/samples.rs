@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use alibi_proto::{
+    clock::{BootBegin, ClockReading, Difference},
     coverage::{CoverageChange, Facet, Grade, Hole},
     event::{Batch, Event, EventKind},
     flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, Traffic},
@@ -42,10 +43,22 @@ pub(super) fn description(host: HostId) -> HostDescription {
     }
 }
 
-/// Follows an agent and lets it describe [`HOST`].
+/// Follows an agent and lets it describe [`HOST`], whose clock is the collector's.
 pub(super) fn follow(store: &impl Store) {
     assert!(store.add_agent("one:1").unwrap());
-    store.describe("one:1", &description(HOST), at(1)).unwrap();
+    store.describe("one:1", &description(HOST), Some(&same_clock()), at(1)).unwrap();
+}
+
+pub(super) fn same_clock() -> ClockReading {
+    ClockReading {
+        boot_id: "boot".into(),
+        boot_ns: 5,
+        difference: Difference::ZERO,
+        measured: at(1),
+        shared: Some(1_000_000_000_000),
+        epoch: Epoch(EPOCH),
+        begins: Some(vec![BootBegin { boot_id: "boot".into(), first: Seq(1) }]),
+    }
 }
 
 /// A batch that begins at `first_seq`; each event is recorded at second 1,000.
@@ -53,7 +66,7 @@ pub(super) fn batch(epoch: u64, first_seq: u64, kinds: Vec<EventKind>) -> Batch 
     let recorded = Moment { wall: at(1_000), boot_ns: 5 };
     let events =
         (first_seq..).zip(kinds).map(|(seq, kind)| Event { seq: Seq(seq), recorded, kind }).collect();
-    Batch { epoch: Epoch(epoch), hole: None, events, link: None, watermark: None }
+    Batch { epoch: Epoch(epoch), hole: None, events, link: None, watermark: None, clock: None }
 }
 
 pub(super) fn watermark(epoch: u64, secs: u64) -> Batch {

@@ -177,7 +177,7 @@ pub(in crate::store) fn outlives_the_program<H: Home>() {
     let store = home.open();
     assert_eq!(progress(&store), after);
     assert_eq!((stored_flows(&store), gaps(&store, Facet::Connections)), (2, vec![]));
-    assert_eq!(store.describe("one:1", &description(HOST), at(4)).unwrap().next, after.next);
+    assert_eq!(store.describe("one:1", &description(HOST), None, at(4)).unwrap().next, after.next);
     assert_eq!(
         store.commit(HOST, &first, at(5)).unwrap().events,
         5,

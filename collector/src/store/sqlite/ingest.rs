@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use alibi_proto::{
+    clock::Difference,
     coverage::{CoverageChange, Grade, Hole},
     event::{Batch, Event, EventKind},
     flow::RECORD_SPAN_MAX,
@@ -13,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{
     agents::{self, StoredHost},
+    clock,
     codec::{signed, unsigned},
     coverage, executables,
     flows::{self, Place},
@@ -20,19 +22,21 @@ use super::{
 };
 use crate::store::{Progress, StoreError};
 
-/// `known_until` is how far the stream is known besides what is written.
+/// `known_until` is how far the stream is known besides what is written. Also tells how the host's wall clock stands to its
+/// boot clock now.
 pub(super) fn commit(
     transaction: &Transaction<'_>,
     host: HostId,
     known_until: Option<Timestamp>,
     batch: &Batch,
     heard: Timestamp,
-) -> Result<Progress, StoreError> {
+) -> Result<(Progress, Option<Difference>), StoreError> {
     let mut stored = agents::load(transaction, host)?.ok_or(StoreError::UnknownHost(host))?;
     let known_until = stored.progress.known_until.max(known_until);
     stored.progress.known_until = known_until;
 
     let ring = enter_ring(transaction, &stored, batch)?;
+    let steady = clock::saw(transaction, stored.row, batch, ring.wanted)?;
     let mut stream =
         Stream { connection: transaction, host: stored.row, ring: ring.row, wanted: ring.wanted, stored: 0 };
     if let Some(hole) = &batch.hole {
@@ -53,7 +57,7 @@ pub(super) fn commit(
     }
     transaction.prepare_cached("UPDATE ring SET next_seq = ? WHERE id = ?")?.execute([wanted, ring.row])?;
     agents::persist(transaction, host, &progress)?;
-    Ok(progress)
+    Ok((progress, steady))
 }
 
 struct Ring {

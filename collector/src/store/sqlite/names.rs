@@ -1,6 +1,10 @@
 //! Names: which addresses they were resolved to, and which connections asked for them by TLS.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    time::Duration,
+};
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
@@ -14,6 +18,7 @@ use prost::Message;
 use rusqlite::{Connection, params};
 
 use super::{
+    clock,
     codec::{address, address_key, damaged, decode, host_row, time},
     coverage,
     flows::{Place, nothing},
@@ -120,10 +125,23 @@ pub(super) fn addresses(
 ) -> Result<Bounded<IpAddr>, StoreError> {
     let (lowest, beyond) = key_range(pattern);
     let mut statement = connection
-        .prepare_cached("SELECT address FROM resolution WHERE name >= ? AND name < ? AND first < ?")?;
-    let mut rows = statement.query(params![lowest, beyond, before.as_nanos_i64()])?;
+        .prepare_cached("SELECT address, host, first FROM resolution WHERE name >= ? AND name < ?")?;
+    let mut rows = statement.query(params![lowest, beyond])?;
     let mut found: BTreeSet<IpAddr> = BTreeSet::new();
+    // By the clock of each host.
+    let mut until: HashMap<i64, Timestamp> = HashMap::new();
     while let Some(row) = rows.next()? {
+        let (host, first): (i64, i64) = (row.get(1)?, row.get(2)?);
+        let until = match until.get(&host) {
+            Some(until) => *until,
+            None => {
+                let latest = clock::of_row(connection, host)?.clock(before).latest(before);
+                *until.entry(host).or_insert(latest)
+            }
+        };
+        if time("resolution", first)? >= until {
+            continue;
+        }
         let address = address(row.get_ref(0)?.as_blob().map_err(|error| damaged("resolution", error))?)?;
         if found.len() == limit && !found.contains(&address) {
             return Ok(Bounded { rows: found.into_iter().collect(), left_out: 1 });

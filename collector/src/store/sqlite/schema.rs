@@ -17,7 +17,7 @@ pub(super) const APPLICATION_ID: i32 = 0x416c_6962;
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Step n brings version n to version n + 1. A step that was released is never changed.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
 
 /// Times are nanoseconds since 1970 (UTC), uids and host ids their 16 bytes, records the messages of the schema.
 ///
@@ -205,6 +205,22 @@ const VERSION_3: &str = "
 /// The index finds all else, which is little, however much was lost.
 const VERSION_4: &str = "
     CREATE INDEX coverage_standing ON coverage (host, facet) WHERE kind <> 2;
+";
+
+/// What is known of each host's clocks: a message of the schema. What was recorded before is of no known boot: the messages
+/// that begin with say so of all the time until the latest that the host spoke of (the fixed64 `ClockPiece.last_ns`).
+const VERSION_5: &str = "
+    CREATE TABLE clock (
+        host INTEGER PRIMARY KEY REFERENCES host (id),
+        record BLOB NOT NULL
+    ) STRICT;
+    INSERT INTO clock (host, record)
+        SELECT id, unhex('220921' || printf('%02X%02X%02X%02X%02X%02X%02X%02X', until & 255, until >> 8 & 255,
+            until >> 16 & 255, until >> 24 & 255, until >> 32 & 255, until >> 40 & 255, until >> 48 & 255,
+            until >> 56 & 255))
+        FROM (SELECT id, max(coalesce(known_until, 0), coalesce(heard, 0),
+            coalesce((SELECT max(last) FROM flow WHERE flow.host = host.id), 0)) AS until
+            FROM host WHERE ring IS NOT NULL);
 ";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,13 +1,15 @@
 //! What only the SQLite store has: a file. And the suite that every store passes.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use alibi_proto::{
+    clock::{BootBegin, ClockReading, Difference},
     coverage::Facet,
-    id::{HostId, ProcessUid},
+    event::Batch,
+    id::{Epoch, HostId, ProcessUid, Seq},
     name::NamePattern,
     target::Target,
-    time::Timestamp,
+    time::{Moment, Timestamp},
     window::Window,
 };
 use rusqlite::Connection;
@@ -171,13 +173,12 @@ fn damage_is_named() {
 /// A watermark that comes alone each second costs no write, and is seen all the same.
 #[test]
 fn a_watermark_that_comes_alone_is_written_later() {
-    use alibi_proto::{event::Batch, id::Epoch};
     let directory = Directory::new();
     let store = directory.open();
     directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
     let commit = |secs| {
         let watermark = Some(Timestamp::from_secs(secs));
-        let batch = Batch { epoch: Epoch(5), hole: None, events: vec![], link: None, watermark };
+        let batch = Batch { epoch: Epoch(5), hole: None, events: vec![], link: None, watermark, clock: None };
         store.commit(HOST, &batch, Timestamp::from_secs(secs)).unwrap().known_until
     };
     let written = || {
@@ -212,4 +213,43 @@ fn questions_use_the_right_index() {
         let plan: String = connection.query_row(&explain, [0; 8], |row| row.get(3)).unwrap();
         assert!(plan.ends_with(want), "{target}: {plan}");
     }
+}
+
+#[test]
+fn what_was_recorded_before_clocks_were_measured_is_of_no_known_time() {
+    let directory = Directory::new();
+    let store = directory.open();
+    let until = Timestamp::from_nanos(1_764_000_000_123_456_789);
+    directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
+    let batch = Batch {
+        epoch: Epoch(5),
+        hole: None,
+        events: vec![],
+        link: None,
+        watermark: Some(until),
+        clock: None,
+    };
+    store.commit(HOST, &batch, Timestamp::from_secs(100)).unwrap();
+    drop(store);
+    directory.edit("DROP TABLE clock; PRAGMA user_version = 4");
+    let store = directory.open();
+    let mut history = store.clock(HOST).unwrap();
+    let [piece] = &history.pieces[..] else { panic!("{history:?}") };
+    assert_eq!((&piece.boot_id, piece.first.wall, piece.last.wall), (&None, Timestamp::ZERO, until));
+
+    history.measured(&ClockReading {
+        boot_id: "boot".into(),
+        boot_ns: 5,
+        difference: Difference::ZERO,
+        measured: until,
+        shared: Some(0),
+        epoch: Epoch(5),
+        begins: Some(vec![BootBegin { boot_id: "boot".into(), first: Seq(1) }]),
+    });
+    let now = until.saturating_add(Duration::from_secs(1_000));
+    history.saw(Epoch(5), None, Moment { wall: now, boot_ns: now.as_nanos() });
+    let clock = history.clock(now.saturating_add(Duration::from_secs(100)));
+    let window = |from: Timestamp| Window::new(from, from.saturating_add(Duration::from_secs(9))).unwrap();
+    assert_eq!(clock.over(window(Timestamp::from_secs(1_763_000_000))).unmeasured.len(), 1);
+    assert_eq!(clock.over(window(now.saturating_add(Duration::from_secs(6)))).unmeasured, []);
 }

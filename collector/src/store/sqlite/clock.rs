@@ -1,0 +1,74 @@
+//! The hosts' clocks: one record of each, read and written whole.
+
+use alibi_proto::{
+    clock::{ClockHistory, ClockReading, Difference},
+    event::Batch,
+    id::HostId,
+    wire,
+};
+use prost::Message;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::codec::{decode, host_row};
+use crate::store::StoreError;
+
+pub(super) fn history(connection: &Connection, host: HostId) -> Result<ClockHistory, StoreError> {
+    match host_row(connection, host)? {
+        Some(row) => of_row(connection, row),
+        None => Ok(ClockHistory::default()),
+    }
+}
+
+pub(super) fn of_row(connection: &Connection, host: i64) -> Result<ClockHistory, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT record FROM clock WHERE host = ?")?;
+    let record: Option<Vec<u8>> = statement.query_row([host], |row| row.get(0)).optional()?;
+    record.map_or_else(
+        || Ok(ClockHistory::default()),
+        |record| decode::<wire::ClockHistory, _>("clock history", &record),
+    )
+}
+
+fn store(connection: &Connection, host: i64, history: &ClockHistory) -> Result<(), StoreError> {
+    let record = wire::ClockHistory::from(history.clone()).encode_to_vec();
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO clock (host, record) VALUES (?, ?) ON CONFLICT (host) DO UPDATE SET record = excluded.record",
+    )?;
+    statement.execute(params![host, record])?;
+    Ok(())
+}
+
+/// Takes in what was read, if anything was. How the wall clock stands to the boot clock, if that is known.
+pub(super) fn measured(
+    connection: &Connection,
+    host: HostId,
+    reading: Option<&ClockReading>,
+) -> Result<Option<Difference>, StoreError> {
+    let Some(row) = host_row(connection, host)? else { return Err(StoreError::UnknownHost(host)) };
+    let mut history = of_row(connection, row)?;
+    if let Some(reading) = reading {
+        history.measured(reading);
+        store(connection, row, &history)?;
+    }
+    Ok(history.steady())
+}
+
+/// Takes in the moments of what is new in a batch: its events from `wanted` on, and the one that it was sent at.
+pub(super) fn saw(
+    connection: &Connection,
+    host: i64,
+    batch: &Batch,
+    wanted: u64,
+) -> Result<Option<Difference>, StoreError> {
+    let mut history = of_row(connection, host)?;
+    let mut changed = false;
+    for event in batch.events.iter().filter(|event| event.seq.0 >= wanted) {
+        changed |= history.saw(batch.epoch, Some(event.seq), event.recorded);
+    }
+    if let Some(moment) = batch.clock {
+        changed |= history.saw(batch.epoch, None, moment);
+    }
+    if changed {
+        store(connection, host, &history)?;
+    }
+    Ok(history.steady())
+}
