@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
+    chain::Anchor,
     clock::BootBegin,
-    convert::stream::FRAMES_MAX,
+    convert::stream::{ANCHORS_MAX, FRAMES_MAX},
     coverage::Hole,
     host::{HostDescription, SourceDescription},
     id::{Cursor, Epoch, HostId, Seq},
@@ -22,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     query,
     recorder::{Acknowledged, Progress},
-    ring::{ChainedFrame, Item, Reader, RingError, View},
+    ring::{ChainedFrame, Item, Reader, RingError, Standing, View},
     sys::{self, HostFacts},
 };
 
@@ -143,20 +144,15 @@ impl Recorder for Service {
         let mut requests = request.into_inner();
         let first = tokio::time::timeout(START_TIMEOUT, requests.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("`start` did not come in time"))??;
-        let cursor = match first.and_then(|first| first.request) {
-            Some(wire::tail_request::Request::Start(start)) => Cursor::from(start.next.unwrap_or_default()),
+        let start = match first.and_then(|first| first.request) {
+            Some(wire::tail_request::Request::Start(start)) => start,
             _ => return Err(Status::invalid_argument("the first message of Tail must be `start`")),
         };
         let epoch = self.view.epoch();
-        let from = start(cursor, epoch);
-        let recorded = self.progress.borrow().next_seq;
-        if from > recorded {
-            // Whoever has more of this ring than there is has seen a past that is not this one.
-            return Err(Status::failed_precondition(format!(
-                "event {} is asked for, and the next of this ring is {}",
-                from.0, recorded.0
-            )));
-        }
+        let (view, recorded) = (self.view.clone(), self.progress.borrow().next_seq);
+        let (from, resumption) = tokio::task::spawn_blocking(move || resume(&view, start, recorded))
+            .await
+            .map_err(|_| Status::internal("a read was interrupted"))??;
         let reader = Reader::new(self.view.clone(), from);
 
         let (batches, receiver) = mpsc::channel(BATCHES_QUEUED_MAX);
@@ -164,6 +160,7 @@ impl Recorder for Service {
             epoch,
             next: from,
             reading: Some(Reading { reader, hole: None }),
+            resumption,
             progress: self.progress.clone(),
             batches,
             _permit: permit,
@@ -217,9 +214,53 @@ async fn known_until(
     progress.borrow().watermark
 }
 
-/// Where in this ring a follower goes on. One that comes from another ring, or from none, gets everything.
-fn start(cursor: Cursor, epoch: Epoch) -> Seq {
-    if cursor.epoch == epoch && cursor.seq >= Seq::FIRST { cursor.seq } else { Seq::FIRST }
+/// Where in this ring a follower goes on, and what it is told of its past. One that comes from another ring, or from none,
+/// gets everything; one whose past is not that of this ring, what comes after what they have in common.
+fn resume(view: &View, start: wire::Start, recorded: Seq) -> Result<(Seq, Option<wire::Resumption>), Status> {
+    let next = Cursor::from(start.next.unwrap_or_default());
+    if next.epoch != view.epoch() || next.seq < Seq::FIRST {
+        return Ok((Seq::FIRST, None));
+    }
+    if start.anchors.len() > ANCHORS_MAX {
+        return Err(Status::invalid_argument(format!("more than {ANCHORS_MAX} anchors")));
+    }
+    let mut is_other = false;
+    for anchor in start.anchors {
+        let anchor = Anchor::try_from(anchor).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let standing = view.compare(&anchor).map_err(|error| Status::internal(error.to_string()))?;
+        // What is safe on disk was told, and nothing beyond it.
+        let is_ahead = anchor.seq >= recorded;
+        match standing {
+            Standing::Same if !is_ahead && is_other => {
+                return Ok(told(wire::Standing::Other, anchor.seq.next()));
+            }
+            Standing::Same if !is_ahead => return Ok(told(wire::Standing::Same, next.seq.min(recorded))),
+            Standing::Gone if !is_ahead && !is_other => return Ok(told(wire::Standing::Gone, next.seq)),
+            Standing::Gone if !is_ahead => return Ok(told(wire::Standing::Other, anchor.seq.next())),
+            Standing::Same | Standing::Other | Standing::Ahead | Standing::Gone => is_other = true,
+        }
+    }
+    if is_other {
+        return Ok(told(wire::Standing::Other, Seq::FIRST));
+    }
+    if next.seq > recorded {
+        // Whoever has more of this ring than there is has seen a past that is not this one.
+        return Err(Status::failed_precondition(format!(
+            "event {} is asked for, and the next of this ring is {}",
+            next.seq.0, recorded.0
+        )));
+    }
+    Ok((next.seq, None))
+}
+
+fn told(standing: wire::Standing, from: Seq) -> (Seq, Option<wire::Resumption>) {
+    if standing == wire::Standing::Other {
+        tracing::error!(
+            from = from.0,
+            "a follower knows another past of this ring: it is an older copy, or was changed"
+        );
+    }
+    (from, Some(wire::Resumption { standing: standing.into(), from_seq: from.0 }))
 }
 
 /// Hears what a follower has stored, until it is gone.
@@ -250,6 +291,8 @@ struct Tail {
     next: Seq,
     /// None only while a read is under way on another thread.
     reading: Option<Reading>,
+    /// What the follower is told first.
+    resumption: Option<wire::Resumption>,
     progress: watch::Receiver<Progress>,
     batches: mpsc::Sender<Result<wire::TailResponse, Status>>,
     _permit: OwnedSemaphorePermit,
@@ -257,6 +300,10 @@ struct Tail {
 
 impl Tail {
     async fn run(mut self) -> Result<(), Status> {
+        if let Some(resumption) = self.resumption.take() {
+            let resumption = Some(resumption);
+            self.send(wire::TailResponse { epoch: self.epoch.0, resumption, ..Default::default() }).await?;
+        }
         loop {
             // What this vouches for is in the ring already, so once it is read, so is everything up to the watermark.
             let progress = self.progress.borrow_and_update().clone();

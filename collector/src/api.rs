@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use alibi_proto::{
+    chain::{Anchor, ChainStatus},
     clock::{HostClock, shifted},
     convert::ConvertError,
     coverage::{self, Facet, Grade, Timeline},
@@ -27,7 +28,10 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     clock,
-    fleet::Fleet,
+    fleet::{
+        Fleet,
+        verify::{Verified, verify},
+    },
     store::{FollowedAgent, Store, StoreError},
 };
 
@@ -41,6 +45,8 @@ const ANSWER_BYTES_FULL: usize = MESSAGE_BYTES_MAX;
 const GAPS_IN_SHORT_MAX: usize = 4;
 /// How long an answer waits for hosts to report up to the window's end.
 const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
+/// How long it may take to read a host's whole record again.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Ancestors, children and connections that a process is shown with.
 const ANCESTORS_MAX: usize = 64;
 const CHILDREN_MAX: usize = 256;
@@ -149,11 +155,14 @@ impl Service {
         let live = self.fleet.live(&agent.address);
         let (description, progress) = agent.host.unzip();
         let progress = progress.unwrap_or_default();
-        let clock = match &description {
-            Some(description) => self.store.clock(description.host)?.clock(clock::now()),
-            None => HostClock::default(),
+        let (clock, chain) = match &description {
+            Some(description) => {
+                (self.store.clock(description.host)?.clock(clock::now()), self.store.chain(description.host)?)
+            }
+            None => (HostClock::default(), ChainStatus::default()),
         };
         Ok(HostStatus {
+            chain,
             address: agent.address,
             description,
             connected: live.connected,
@@ -272,6 +281,23 @@ impl Service {
             left_out: children.left_out + flows.left_out,
             clock: clock_status(&clock).map(Into::into),
         })
+    }
+
+    /// The one host that goes by this name, and all that it takes to verify it.
+    fn to_verify(&self, word: &str) -> Result<(String, String, HostId, Vec<Anchor>, ChainStatus), Status> {
+        let scope = wire::HostScope { hosts: vec![word.to_owned()], user: None };
+        let mut found = self.in_scope(Some(scope), None)?;
+        let (Some(agent), true) = (found.pop(), found.is_empty()) else {
+            return Err(Status::invalid_argument(format!(
+                "`{word}` names more than one host: write its uuid"
+            )));
+        };
+        let Some((description, _)) = agent.host else {
+            return Err(Status::failed_precondition(format!("`{word}` has never answered")));
+        };
+        let anchors = self.store.anchors(description.host).map_err(store_status)?;
+        let chain = self.store.chain(description.host).map_err(store_status)?;
+        Ok((agent.address, description.name, description.host, anchors, chain))
     }
 
     fn find_process(&self, word: &str) -> Result<(HostId, ProcessUid), Status> {
@@ -429,6 +455,37 @@ impl Analyst for Service {
     ) -> Result<Response<wire::ProcessResponse>, Status> {
         let word = request.into_inner().process;
         self.blocking(move |service| service.process(&word)).await.map(Response::new)
+    }
+
+    async fn verify_host(
+        &self,
+        request: Request<wire::VerifyHostRequest>,
+    ) -> Result<Response<wire::VerifyHostResponse>, Status> {
+        let word = request.into_inner().host;
+        let (address, name, host, anchors, chain) =
+            self.blocking(move |service| service.to_verify(&word)).await?;
+        let epoch = chain.anchored.map(|anchored| anchored.epoch);
+        let epoch = epoch.ok_or_else(|| {
+            Status::failed_precondition(format!(
+                "nothing of {name} was anchored yet: there is nothing to verify"
+            ))
+        })?;
+        let address = parse_address(&address)?;
+        let verified = tokio::time::timeout(VERIFY_TIMEOUT, verify(&address, epoch, &anchors));
+        let Verified { from, to, events, anchors, anchors_gone, problems, problems_left_out } =
+            verified.await.map_err(|_| Status::deadline_exceeded(format!("{name} took too long")))??;
+        Ok(Response::new(wire::VerifyHostResponse {
+            host: host.as_bytes().to_vec(),
+            host_name: name,
+            from_seq: from.0,
+            to_seq: to.0,
+            events,
+            anchors,
+            anchors_gone,
+            problems,
+            problems_left_out,
+            chain: Some(chain.into()),
+        }))
     }
 
     async fn add_agent(

@@ -120,6 +120,14 @@ enum HostCommand {
         /// As it was added
         address: Address,
     },
+    /// Read a host's record again and hold it against what was anchored; exit status 0 it holds, 1 it does not, 2 error
+    Verify {
+        /// Its name, uuid or address
+        host: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the command; the exit status.

@@ -13,6 +13,7 @@ use crate::store::{Store, StoreError};
 
 mod clock;
 mod follower;
+pub(crate) mod verify;
 
 /// What a follower knows of its agent just now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

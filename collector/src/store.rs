@@ -6,12 +6,13 @@
 use std::net::IpAddr;
 
 use alibi_proto::{
+    chain::{Anchor, ChainStatus},
     clock::{ClockHistory, ClockReading},
     coverage::{Facet, Timeline},
     event::Batch,
     flow::FlowRecord,
     host::HostDescription,
-    id::{Cursor, HostId, ProcessUid},
+    id::{Cursor, HostId, ProcessUid, Seq},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
@@ -77,9 +78,39 @@ pub trait Store: Send + Sync {
     /// becomes the batch's watermark, and never goes back. What was committed survives a power cut, except that a
     /// watermark that came alone may be lost, which is safe.
     ///
+    /// The head of the chain after it becomes an anchor.
+    ///
     /// # Errors
-    /// When the batch does not continue the stream (nothing of it is stored then), or the store cannot be written.
+    /// When the batch does not continue the stream, or the chain (nothing of it is stored then), or the store cannot be
+    /// written.
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError>;
+
+    /// Heads of the chain over the events of the ring in which the host is followed, up to which each is stored: the
+    /// newest first, at most [`ANCHORS_MAX`].
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn anchors(&self, host: HostId) -> Result<Vec<Anchor>, StoreError>;
+
+    /// What is known of the chain of a host.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn chain(&self, host: HostId) -> Result<ChainStatus, StoreError>;
+
+    /// What the host tells from `from` on contradicts what it told before, or does not go on from it, for this `reason`.
+    /// What it told stays; the time since the last anchor before `from` becomes a gap; and the stream goes on at `from`
+    /// as that of another ring.
+    ///
+    /// # Errors
+    /// When the host was never described, or the store cannot be written.
+    fn diverge(
+        &self,
+        host: HostId,
+        from: Seq,
+        reason: &str,
+        heard: Timestamp,
+    ) -> Result<Progress, StoreError>;
 
     /// The coverage of one facet of a host, over all that is kept.
     ///
@@ -210,6 +241,12 @@ pub trait Store: Send + Sync {
 /// The most agents that one collector follows. Few under test, so that the limit is met.
 pub const AGENTS_MAX: usize = if cfg!(test) { 16 } else { 10_000 };
 
+/// Anchors that are kept of one ring.
+pub const ANCHORS_MAX: usize = alibi_proto::convert::stream::ANCHORS_MAX;
+
+/// Breaks of the chain that are kept of one host, the newest. Few under test, so that the limit is met.
+pub const BREAKS_MAX: usize = if cfg!(test) { 4 } else { 256 };
+
 /// Executions that are kept of one process, those before them being counted. Few under test, so that the limit is met.
 pub const EXECUTIONS_MAX: usize = if cfg!(test) { 4 } else { 64 };
 
@@ -290,6 +327,12 @@ pub enum StoreError {
         got: u64,
         /// The next that is wanted.
         wanted: u64,
+    },
+    /// The batch does not go on where the chain ended.
+    #[error("what comes from seq {seq} on does not continue what was told before it")]
+    Broken {
+        /// The first event of the batch.
+        seq: u64,
     },
     /// A number from an agent that no honest agent sends.
     #[error("the {what} {value} cannot be stored: it is 0, or too large")]

@@ -8,6 +8,7 @@ use std::fmt;
 use crate::{
     frame::Frame,
     id::{Epoch, HostId, Seq},
+    time::Timestamp,
 };
 
 /// What stands for everything that was recorded in a ring up to some event.
@@ -67,6 +68,39 @@ pub struct Anchor {
     pub seq: Seq,
     /// The head after that.
     pub head: Head,
+}
+
+/// What a collector knows of the chain over a host's events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChainStatus {
+    /// The newest anchor; none before the first.
+    pub anchored: Option<Anchored>,
+    /// Where the past became another one, the newest first; a bounded number of them.
+    pub breaks: Vec<ChainBreak>,
+}
+
+/// An anchor that was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anchored {
+    /// The ring.
+    pub epoch: Epoch,
+    /// The head.
+    pub anchor: Anchor,
+    /// When, by the collector's clock.
+    pub at: Timestamp,
+}
+
+/// A place where what a host told does not go on from what it told before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainBreak {
+    /// When it was noticed, by the collector's clock.
+    pub at: Timestamp,
+    /// The ring.
+    pub epoch: Epoch,
+    /// From which event on.
+    pub seq: Seq,
+    /// What was noticed.
+    pub reason: String,
 }
 
 #[cfg(test)]

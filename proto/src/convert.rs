@@ -584,6 +584,7 @@ impl From<HostStatus> for wire::HostStatus {
             trouble: status.trouble,
             events: status.events,
             clock: status.clock.map(Into::into),
+            chain: Some(status.chain.into()),
         }
     }
 }
@@ -601,6 +602,7 @@ impl TryFrom<wire::HostStatus> for HostStatus {
             trouble: status.trouble,
             events: status.events,
             clock: status.clock.map(Into::into),
+            chain: status.chain.unwrap_or_default().try_into()?,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Hosts: what an agent says of itself, and what a collector knows of it.
 
 use crate::{
+    chain::ChainStatus,
     coverage::{Facet, Grade, Scope},
     id::{Epoch, HostId, Seq},
     process::User,
@@ -86,6 +87,8 @@ pub struct HostStatus {
     pub events: u64,
     /// How its clock stands; none where it was not measured.
     pub clock: Option<ClockStatus>,
+    /// How the chain over its events stands.
+    pub chain: ChainStatus,
 }
 
 /// How a host's clock stands to the collector's.

@@ -4,7 +4,7 @@ use std::{io, ops::RangeInclusive};
 
 use alibi_proto::{
     chain::Head,
-    coverage::Hole,
+    coverage::{CHANGED_ON_DISK, Hole},
     frame::{Columns, Frame},
     id::Seq,
     time::Timestamp,
@@ -84,6 +84,8 @@ struct Open {
     frames: Frames,
     /// Whether something unreadable was met since the last good frame.
     damaged: bool,
+    /// Of it, a frame that does not continue the chain.
+    changed: bool,
 }
 
 impl Reader {
@@ -186,7 +188,7 @@ impl Reader {
         let mut open = match self.open.take().filter(|open| open.first_seq == segment.first_seq) {
             Some(open) => open,
             None => match Frames::open(&segment.path, self.view.epoch()) {
-                Ok(frames) => Open { first_seq: segment.first_seq, frames, damaged: false },
+                Ok(frames) => Open { first_seq: segment.first_seq, frames, damaged: false, changed: false },
                 Err(source) if source.kind() == io::ErrorKind::NotFound => {
                     if self.view.first_seq() > segment.first_seq {
                         return Ok(None);
@@ -207,6 +209,13 @@ impl Reader {
         };
         let found = loop {
             match open.frames.next(segment.bytes, is_wanted).map_err(error)? {
+                // Its checksum holds, so that it was no accident.
+                Found::Frame(header, frame)
+                    if header.first_seq == expected
+                        && self.head.is_some_and(|head| head.then(&frame) != header.head) =>
+                {
+                    (open.damaged, open.changed, self.head) = (true, true, None);
+                }
                 Found::Frame(header, frame) => break Some((header, Some(frame))),
                 Found::End => break None,
                 Found::Damage => open.damaged = true,
@@ -219,6 +228,7 @@ impl Reader {
         if next > self.expected {
             let recorded = found.as_ref().map(|(header, _)| header.times.recorded_from);
             let reason = match open.damaged {
+                true if open.changed => format!("{CHANGED_ON_DISK}, in {}", name(segment)),
                 true => format!("damaged on disk, in {}", name(segment)),
                 false => format!("lost before they were safe on disk, after {}", name(segment)),
             };
@@ -231,7 +241,7 @@ impl Reader {
             let previous = self.head.replace(header.head);
             self.next =
                 frame.map(|frame| (header.times, ChainedFrame { frame, previous, head: header.head }));
-            open.damaged = false;
+            (open.damaged, open.changed) = (false, false);
         }
         self.open = Some(open);
         Ok(hole)

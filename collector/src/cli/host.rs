@@ -1,9 +1,12 @@
 //! `alibi host`.
 
-use alibi_proto::{transport::Address, wire};
-use anyhow::Result;
+use std::fmt;
 
-use super::{HostCommand, collector, in_words};
+use alibi_proto::{chain::ChainStatus, report, transport::Address, wire};
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::{HostCommand, collector, hosts::ChainJson, in_words};
 
 pub(super) async fn host(command: HostCommand, address: &Address) -> Result<u8> {
     let mut collector = collector(address)?;
@@ -18,6 +21,80 @@ pub(super) async fn host(command: HostCommand, address: &Address) -> Result<u8> 
             collector.remove_agent(request).await.map_err(in_words(address))?;
             println!("{agent} is followed no longer");
         }
+        HostCommand::Verify { host, json } => {
+            let request = wire::VerifyHostRequest { host };
+            let verified = collector.verify_host(request).await.map_err(in_words(address))?.into_inner();
+            let verified = VerifiedJson::try_from(verified)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&verified)?);
+            } else {
+                print!("{verified}");
+            }
+            return Ok(u8::from(!verified.holds));
+        }
     }
     Ok(0)
+}
+
+/// What a host has on its disk, held against what was anchored.
+#[derive(Serialize)]
+struct VerifiedJson {
+    name: String,
+    /// Nothing that the host still has contradicts what was anchored.
+    holds: bool,
+    from_seq: u64,
+    to_seq: u64,
+    events: u64,
+    /// Anchors that hold, and those that speak of what was overwritten since.
+    anchors: u64,
+    anchors_gone: u64,
+    problems: Vec<String>,
+    problems_left_out: u64,
+    chain: ChainJson,
+}
+
+impl TryFrom<wire::VerifyHostResponse> for VerifiedJson {
+    type Error = anyhow::Error;
+
+    fn try_from(verified: wire::VerifyHostResponse) -> Result<Self> {
+        let chain = ChainStatus::try_from(verified.chain.unwrap_or_default());
+        Ok(Self {
+            name: verified.host_name,
+            holds: verified.problems.is_empty(),
+            from_seq: verified.from_seq,
+            to_seq: verified.to_seq,
+            events: verified.events,
+            anchors: verified.anchors,
+            anchors_gone: verified.anchors_gone,
+            problems: verified.problems,
+            problems_left_out: verified.problems_left_out,
+            chain: ChainJson::from(&chain.context("the collector's answer cannot be read")?),
+        })
+    }
+}
+
+impl fmt::Display for VerifiedJson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from_seq, to_seq, events, anchors, anchors_gone, .. } = self;
+        let name = report::printable(&self.name);
+        writeln!(f, "{name}: read {events} events, {from_seq} to {to_seq}")?;
+        writeln!(f, "{anchors} anchors hold, {anchors_gone} speak of what the host has no more")?;
+        for problem in &self.problems {
+            writeln!(f, "does not hold: {}", report::printable(problem))?;
+        }
+        if self.problems_left_out > 0 {
+            writeln!(f, "and {} more", self.problems_left_out)?;
+        }
+        for broken in &self.chain.breaks {
+            writeln!(
+                f,
+                "broken at event {} at {}: {}",
+                broken.seq,
+                broken.at,
+                report::printable(&broken.reason)
+            )?;
+        }
+        let holds = if self.holds { "holds" } else { "DOES NOT HOLD" };
+        writeln!(f, "what {name} has on its disk {holds} against what was anchored")
+    }
 }

@@ -1,6 +1,7 @@
 //! `alibi hosts`.
 
 use alibi_proto::{
+    chain::{ChainBreak, ChainStatus},
     host::{ClockStatus, HostDescription, HostStatus},
     id::HostId,
     report,
@@ -83,6 +84,16 @@ fn clock(status: &ClockStatus, now: Timestamp) -> String {
 }
 
 fn state(host: &HostStatus, now: Timestamp) -> String {
+    let state = connection(host, now);
+    match host.chain.breaks.first() {
+        Some(last) => {
+            format!("{state}; its record was rewritten, seen last {}: {}", ago(last.at, now), last.reason)
+        }
+        None => state,
+    }
+}
+
+fn connection(host: &HostStatus, now: Timestamp) -> String {
     match (&host.trouble, host.connected) {
         (_, true) => "connected".to_owned(),
         (trouble, false) => {
@@ -123,6 +134,55 @@ struct HostJson<'a> {
     users: Vec<UserJson<'a>>,
     sources: Vec<SourceJson<'a>>,
     clock: Option<ClockJson>,
+    chain: ChainJson,
+}
+
+/// How the chain of hashes over a host's events stands.
+#[derive(Serialize)]
+pub(super) struct ChainJson {
+    /// whole, broken, or none before anything was anchored.
+    state: &'static str,
+    epoch: Option<u64>,
+    seq: Option<u64>,
+    head: Option<String>,
+    anchored: Option<Timestamp>,
+    pub(super) breaks: Vec<BreakJson>,
+}
+
+/// From this event on, what a host told does not go on from what it told before.
+#[derive(Serialize)]
+pub(super) struct BreakJson {
+    pub(super) at: Timestamp,
+    epoch: u64,
+    pub(super) seq: u64,
+    pub(super) reason: String,
+}
+
+impl From<&ChainStatus> for ChainJson {
+    fn from(status: &ChainStatus) -> Self {
+        let anchored = status.anchored;
+        Self {
+            state: match (status.breaks.is_empty(), anchored) {
+                (false, _) => "broken",
+                (true, Some(_)) => "whole",
+                (true, None) => "none",
+            },
+            epoch: anchored.map(|anchored| anchored.epoch.0),
+            seq: anchored.map(|anchored| anchored.anchor.seq.0),
+            head: anchored.map(|anchored| anchored.anchor.head.to_string()),
+            anchored: anchored.map(|anchored| anchored.at),
+            breaks: status
+                .breaks
+                .iter()
+                .map(|ChainBreak { at, epoch, seq, reason }| BreakJson {
+                    at: *at,
+                    epoch: epoch.0,
+                    seq: seq.0,
+                    reason: reason.clone(),
+                })
+                .collect(),
+        }
+    }
 }
 
 /// How a host's clock stands to the collector's; null where it was not measured.
@@ -184,6 +244,7 @@ impl<'a> From<&'a HostStatus> for HostJson<'a> {
             known_until: status.known_until,
             events: status.events,
             clock: status.clock.map(Into::into),
+            chain: ChainJson::from(&status.chain),
             users: users
                 .iter()
                 .map(|presence| UserJson {
@@ -228,6 +289,7 @@ mod tests {
             trouble: Some("it says \u{1b}[2Jall is well\n\nHOST".into()),
             events: 0,
             clock: None,
+            chain: ChainStatus::default(),
         };
         let shown = table(&[host], Timestamp::ZERO).to_string();
         assert!(!shown.contains('\u{1b}'), "{shown:?}");

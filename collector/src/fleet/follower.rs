@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
+    chain::Anchor,
     clock::ClockReading,
     convert::ConvertError,
     event::Batch,
     host::HostDescription,
-    id::HostId,
+    id::{HostId, Seq},
     time::Timestamp,
     transport::{self, Address, MESSAGE_BYTES_MAX},
     wire::{self, recorder_client::RecorderClient, tail_request},
@@ -42,6 +43,12 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 const DESCRIBE_INTERVAL: Duration = Duration::from_secs(30);
 /// Acknowledgements that wait for a slow agent.
 const ACKNOWLEDGEMENTS_QUEUED_MAX: usize = 16;
+
+/// Reasons of a chain that is broken.
+const REWOUND: &str = "the host's record is not the one that was followed: it was rewound, restored from a copy, or \
+    written anew";
+const CONTRADICTED: &str =
+    "what the host told does not continue what it had told before: its record was changed";
 
 /// Follows the agent at `address` until it is aborted.
 pub(super) async fn follow(address: Address, store: Arc<dyn Store>, live: watch::Sender<Live>) {
@@ -98,7 +105,8 @@ async fn follow_once(
     let known_until = known_until(store, description.host, progress).await?;
 
     let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
-    let start = wire::Start { next: Some(progress.next.into()), anchors: Vec::new() };
+    let anchors = anchors(store, description.host).await?.into_iter().map(Into::into).collect();
+    let start = wire::Start { next: Some(progress.next.into()), anchors };
     send(&requests, tail_request::Request::Start(start)).await?;
     let mut batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
     tracing::info!(%address, host = %description.host, "following");
@@ -112,8 +120,13 @@ async fn follow_once(
     let mut described: Option<Instant> = None;
     loop {
         let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
-        let Some(message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
+        let Some(mut message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
         let now = clock::now();
+        if let Some(resumption) = message.resumption.take()
+            && resumption.standing() == wire::Standing::Other
+        {
+            diverge(store, description.host, Seq(resumption.from_seq), REWOUND, now).await?;
+        }
         if own.was_set(now) {
             // All that was measured was against another time.
             own = OwnClock::new();
@@ -127,7 +140,14 @@ async fn follow_once(
             return Err(FollowError::RingChanged);
         }
         let (settled, caught_up) = (batch.settles(), batch.watermark.is_some());
-        let progress = commit(store, description.host, batch, now).await?;
+        let progress = match commit(store, description.host, batch, now).await {
+            Err(FollowError::Store(StoreError::Broken { seq })) => {
+                // It is taken for what it is from there on, the next time.
+                diverge(store, description.host, Seq(seq), CONTRADICTED, now).await?;
+                return Err(FollowError::Store(StoreError::Broken { seq }));
+            }
+            committed => committed?,
+        };
         let known_until = progress.known_until.map(|until| standing.known_until(until));
         live.send_modify(|live| live.known_until = known_until);
         if let Some(cursor) = settled {
@@ -176,6 +196,24 @@ async fn commit(
 ) -> Result<Progress, FollowError> {
     let store = Arc::clone(store);
     blocking(move || store.commit(host, &batch, now)).await
+}
+
+async fn anchors(store: &Arc<dyn Store>, host: HostId) -> Result<Vec<Anchor>, FollowError> {
+    let store = Arc::clone(store);
+    blocking(move || store.anchors(host)).await
+}
+
+/// The host tells another past than it did.
+async fn diverge(
+    store: &Arc<dyn Store>,
+    host: HostId,
+    from: Seq,
+    reason: &'static str,
+    now: Timestamp,
+) -> Result<(), FollowError> {
+    tracing::error!(%host, from = from.0, reason, "the chain of a host is broken");
+    let store = Arc::clone(store);
+    blocking(move || store.diverge(host, from, reason, now)).await.map(drop)
 }
 
 /// How far a host's stream is known, by the collector's clock.

@@ -3,6 +3,7 @@
 use super::Store;
 
 pub(super) mod agents;
+pub(super) mod chain;
 pub(super) mod clocks;
 pub(super) mod flows;
 pub(super) mod names;
@@ -24,6 +25,11 @@ macro_rules! suite {
         suite! { $home, agents:
             are_listed_in_the_order_in_which_they_were_added, are_refused_beyond_the_limit, keep_one_host_each,
             are_described_anew_each_time
+        }
+        suite! { $home, chain:
+            is_anchored_with_what_is_stored, refuses_what_does_not_continue_it,
+            becomes_another_where_the_past_is_contradicted, is_broken_by_what_was_changed_on_the_host,
+            keeps_few_anchors_of_what_is_long_past
         }
         suite! { $home, clocks:
             are_kept_as_the_stream_and_the_readings_tell, tell_the_moments_of_what_is_new_alone,

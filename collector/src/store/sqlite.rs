@@ -15,12 +15,13 @@ use std::{
 };
 
 use alibi_proto::{
+    chain::{Anchor, ChainStatus},
     clock::{ClockHistory, ClockReading, Difference},
     coverage::{Facet, Timeline},
     event::Batch,
     flow::FlowRecord,
     host::HostDescription,
-    id::{Epoch, HostId, ProcessUid},
+    id::{Epoch, HostId, ProcessUid, Seq},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
@@ -33,6 +34,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 use super::{Bounded, FollowedAgent, Progress, Resolution, Store, StoreError};
 
 mod agents;
+mod chain;
 mod clock;
 mod codec;
 mod coverage;
@@ -235,6 +237,30 @@ impl Store for SqliteStore {
             ingest::commit(transaction, host, known_until, batch, heard)
         })?;
         self.written(host, progress, steady);
+        Ok(progress)
+    }
+
+    fn anchors(&self, host: HostId) -> Result<Vec<Anchor>, StoreError> {
+        self.read(|connection| chain::anchors(connection, host))
+    }
+
+    fn chain(&self, host: HostId) -> Result<ChainStatus, StoreError> {
+        self.read(|connection| chain::status(connection, host))
+    }
+
+    fn diverge(
+        &self,
+        host: HostId,
+        from: Seq,
+        reason: &str,
+        heard: Timestamp,
+    ) -> Result<Progress, StoreError> {
+        let mut writer = lock(&self.writer);
+        let known_until = self.live(host).and_then(|live| live.known_until);
+        let progress = self.write_with(&mut writer, |transaction| {
+            chain::diverge(transaction, host, from, known_until, reason, heard)
+        })?;
+        self.written(host, progress, None);
         Ok(progress)
     }
 

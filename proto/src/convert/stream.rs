@@ -4,15 +4,17 @@ use prost::Message as _;
 
 use super::{Result, bad, optional_time};
 use crate::{
-    chain::Head,
+    chain::{Anchor, Anchored, ChainBreak, ChainStatus, Head},
     coverage::Hole,
     event::{Batch, Event, Link},
     frame::{Frame, FrameError},
     id::{Epoch, Seq},
-    time::Moment,
+    time::{Moment, Timestamp},
     wire,
 };
 
+/// Anchors that a client tells at most.
+pub const ANCHORS_MAX: usize = 1024;
 /// Frames that one message has at most.
 pub const FRAMES_MAX: usize = 4096;
 /// What the events of one message take together at most, unpacked.
@@ -27,6 +29,57 @@ impl From<Frame> for wire::Frame {
 impl From<wire::Frame> for Frame {
     fn from(frame: wire::Frame) -> Self {
         Self { first_seq: Seq(frame.first_seq), count: frame.count, payload: frame.payload }
+    }
+}
+
+impl From<Anchor> for wire::Anchor {
+    fn from(anchor: Anchor) -> Self {
+        Self { seq: anchor.seq.0, head: anchor.head.as_bytes().to_vec() }
+    }
+}
+
+impl TryFrom<wire::Anchor> for Anchor {
+    type Error = super::ConvertError;
+
+    fn try_from(anchor: wire::Anchor) -> Result<Self> {
+        Ok(Self { seq: Seq(anchor.seq), head: head("anchor.head", &anchor.head)? })
+    }
+}
+
+impl From<ChainStatus> for wire::ChainStatus {
+    fn from(status: ChainStatus) -> Self {
+        let anchored = status.anchored;
+        Self {
+            anchor: anchored.map(|anchored| anchored.anchor.into()),
+            epoch: anchored.map_or(0, |anchored| anchored.epoch.0),
+            anchored_ns: anchored.map_or(0, |anchored| anchored.at.as_nanos()),
+            breaks: status
+                .breaks
+                .into_iter()
+                .map(|ChainBreak { at, epoch, seq, reason }| wire::ChainBreak {
+                    at_ns: at.as_nanos(),
+                    epoch: epoch.0,
+                    seq: seq.0,
+                    reason,
+                })
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::ChainStatus> for ChainStatus {
+    type Error = super::ConvertError;
+
+    fn try_from(status: wire::ChainStatus) -> Result<Self> {
+        let (epoch, at) = (Epoch(status.epoch), Timestamp::from_nanos(status.anchored_ns));
+        let anchor = status.anchor.map(Anchor::try_from).transpose()?;
+        let breaks = status.breaks.into_iter().map(|one| ChainBreak {
+            at: Timestamp::from_nanos(one.at_ns),
+            epoch: Epoch(one.epoch),
+            seq: Seq(one.seq),
+            reason: one.reason,
+        });
+        Ok(Self { anchored: anchor.map(|anchor| Anchored { epoch, anchor, at }), breaks: breaks.collect() })
     }
 }
 

@@ -958,8 +958,8 @@ pub struct Start {
     /// The next event wanted. Epoch 0 asks for everything that there is.
     #[prost(message, optional, tag = "1")]
     pub next: ::core::option::Option<Cursor>,
-    /// Heads of the chain that it was given, the newest first, at most 64: those that it has stored everything up to, so that
-    /// the agent can tell whether its past is still the same.
+    /// Heads of the chain that it was given, the newest first, at most 1,024: it has stored everything up to each, so
+    /// that the agent can tell whether its past is still the same.
     #[prost(message, repeated, tag = "2")]
     pub anchors: ::prost::alloc::vec::Vec<Anchor>,
 }
@@ -1686,6 +1686,68 @@ pub struct HostStatus {
     /// Absent where it was not measured.
     #[prost(message, optional, tag = "8")]
     pub clock: ::core::option::Option<ClockStatus>,
+    #[prost(message, optional, tag = "9")]
+    pub chain: ::core::option::Option<ChainStatus>,
+}
+/// How the chain of hashes over a host's events stands.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChainStatus {
+    /// The newest head that was stored, with the ring and when. Absent before the first.
+    #[prost(message, optional, tag = "1")]
+    pub anchor: ::core::option::Option<Anchor>,
+    #[prost(fixed64, tag = "2")]
+    pub epoch: u64,
+    #[prost(fixed64, tag = "3")]
+    pub anchored_ns: u64,
+    /// Where the past became another one, the newest first, at most 256.
+    #[prost(message, repeated, tag = "4")]
+    pub breaks: ::prost::alloc::vec::Vec<ChainBreak>,
+}
+/// From `seq` on, what a host told does not go on from what it told before.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChainBreak {
+    /// When it was noticed, by the collector's clock.
+    #[prost(fixed64, tag = "1")]
+    pub at_ns: u64,
+    #[prost(fixed64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyHostRequest {
+    /// A name, uuid or address.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+}
+/// What a host has on its disk, held against what was anchored.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VerifyHostResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub host_name: ::prost::alloc::string::String,
+    /// The events that were read.
+    #[prost(uint64, tag = "3")]
+    pub from_seq: u64,
+    #[prost(uint64, tag = "4")]
+    pub to_seq: u64,
+    #[prost(uint64, tag = "5")]
+    pub events: u64,
+    /// Anchors that hold, and those that speak of what the host has overwritten.
+    #[prost(uint64, tag = "6")]
+    pub anchors: u64,
+    #[prost(uint64, tag = "7")]
+    pub anchors_gone: u64,
+    /// What does not hold, at most 64, and how many more.
+    #[prost(string, repeated, tag = "8")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "9")]
+    pub problems_left_out: u64,
+    #[prost(message, optional, tag = "10")]
+    pub chain: ::core::option::Option<ChainStatus>,
 }
 /// How a host's clock stands to the collector's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1900,6 +1962,31 @@ pub mod analyst_client {
             req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "Process"));
             self.inner.unary(req, path, codec).await
         }
+        /// Reads a host's record again, and holds it against the heads of the chain that were stored.
+        pub async fn verify_host(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VerifyHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyHostResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/VerifyHost",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "VerifyHost"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Follow an agent from now on, across restarts of the collector.
         pub async fn add_agent(
             &mut self,
@@ -1979,6 +2066,14 @@ pub mod analyst_server {
             &self,
             request: tonic::Request<super::ProcessRequest>,
         ) -> std::result::Result<tonic::Response<super::ProcessResponse>, tonic::Status>;
+        /// Reads a host's record again, and holds it against the heads of the chain that were stored.
+        async fn verify_host(
+            &self,
+            request: tonic::Request<super::VerifyHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyHostResponse>,
+            tonic::Status,
+        >;
         /// Follow an agent from now on, across restarts of the collector.
         async fn add_agent(
             &self,
@@ -2186,6 +2281,51 @@ pub mod analyst_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ProcessSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/VerifyHost" => {
+                    #[allow(non_camel_case_types)]
+                    struct VerifyHostSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::VerifyHostRequest>
+                    for VerifyHostSvc<T> {
+                        type Response = super::VerifyHostResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VerifyHostRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::verify_host(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VerifyHostSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{
     agents::{self, StoredHost},
-    clock,
+    chain, clock,
     codec::{signed, unsigned},
     coverage, executables,
     flows::{self, Place},
@@ -39,9 +39,15 @@ pub(super) fn commit(
     let steady = clock::saw(transaction, stored.row, batch, ring.wanted)?;
     let mut stream =
         Stream { connection: transaction, host: stored.row, ring: ring.row, wanted: ring.wanted, stored: 0 };
+    let before = stream.wanted;
     if let Some(hole) = &batch.hole {
         stream.take_hole(hole)?;
     }
+    let after_hole = stream.wanted > before;
+    if let Some(hole) = batch.hole.as_ref().filter(|_| after_hole) {
+        chain::note_hole(transaction, stored.row, batch.epoch, hole, heard)?;
+    }
+    chain::check(transaction, host, ring.row, batch, stream.wanted, after_hole)?;
     batch.events.iter().try_for_each(|event| stream.take(event))?;
 
     let progress = Progress {
@@ -50,6 +56,9 @@ pub(super) fn commit(
         heard: Some(heard),
         events: stored.progress.events.saturating_add(stream.stored),
     };
+    if stream.wanted > before {
+        chain::note(transaction, ring.row, batch, stream.wanted, progress.known_until, heard)?;
+    }
     let wanted = signed("seq", stream.wanted)?;
     if stored.ring != Some(ring.row) {
         let mut statement = transaction.prepare_cached("UPDATE host SET ring = ? WHERE id = ?")?;

@@ -17,7 +17,7 @@ pub(super) const APPLICATION_ID: i32 = 0x416c_6962;
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Step n brings version n to version n + 1. A step that was released is never changed.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
 
 /// Times are nanoseconds since 1970 (UTC), uids and host ids their 16 bytes, records the messages of the schema.
 ///
@@ -221,6 +221,31 @@ const VERSION_5: &str = "
         FROM (SELECT id, max(coalesce(known_until, 0), coalesce(heard, 0),
             coalesce((SELECT max(last) FROM flow WHERE flow.host = host.id), 0)) AS until
             FROM host WHERE ring IS NOT NULL);
+";
+
+/// The chain of hashes: `ring.head` is that before `next_seq`, missing where it is not known. A ring whose past became
+/// another one has its negative id for an epoch, and the one that it became has its epoch.
+const VERSION_6: &str = "
+    ALTER TABLE ring ADD COLUMN head BLOB;
+
+    CREATE TABLE anchor (
+        ring INTEGER NOT NULL REFERENCES ring (id),
+        seq INTEGER NOT NULL,
+        head BLOB NOT NULL,
+        at INTEGER NOT NULL,
+        known_until INTEGER,
+        PRIMARY KEY (ring, seq)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE chain_break (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        host INTEGER NOT NULL REFERENCES host (id),
+        at INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX chain_break_by_host ON chain_break (host);
 ";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

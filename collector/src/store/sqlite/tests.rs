@@ -231,7 +231,10 @@ fn what_was_recorded_before_clocks_were_measured_is_of_no_known_time() {
     };
     store.commit(HOST, &batch, Timestamp::from_secs(100)).unwrap();
     drop(store);
-    directory.edit("DROP TABLE clock; PRAGMA user_version = 4");
+    directory.edit(
+        "DROP TABLE clock; DROP TABLE anchor; DROP TABLE chain_break; ALTER TABLE ring DROP COLUMN head;
+         PRAGMA user_version = 4",
+    );
     let store = directory.open();
     let mut history = store.clock(HOST).unwrap();
     let [piece] = &history.pieces[..] else { panic!("{history:?}") };
