@@ -51,6 +51,9 @@ struct RunArgs {
     /// Record connections of the agent's own network namespace only, for several agents on one kernel
     #[arg(long, env = "ALIBI_OWN_NETWORK_NAMESPACE", hide = true)]
     own_network_namespace: bool,
+    /// What a power cut may cost: events are safe on disk, and told, at the latest after this; 0s to 60s
+    #[arg(long, env = "ALIBI_SYNC_INTERVAL", default_value = "1s", value_parser = parse_sync_interval)]
+    sync_interval: Duration,
     /// Bytes that the ring may take on disk
     #[arg(long, env = "ALIBI_RING_BYTES", default_value_t = crate::ring::Options::default().bytes_max)]
     ring_bytes: u64,
@@ -84,6 +87,24 @@ struct QueryArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// The longest that events may be unsafe: who asks waits as long for an answer.
+const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+fn parse_sync_interval(text: &str) -> Result<Duration, String> {
+    let interval = if matches!(text, "0" | "0s" | "0ms") {
+        Duration::ZERO
+    } else {
+        parse_duration(text).map_err(|error| error.to_string())?
+    };
+    if interval > SYNC_INTERVAL_MAX {
+        return Err(format!(
+            "`{text}` is too long to be without: write at most {} s",
+            SYNC_INTERVAL_MAX.as_secs()
+        ));
+    }
+    Ok(interval)
 }
 
 fn parse_buffer_bytes(text: &str) -> Result<u32, String> {

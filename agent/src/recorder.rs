@@ -33,12 +33,14 @@ use crate::{
 pub const REPORTS_QUEUED_MAX: usize = 64;
 /// Events that may wait for a disk that takes none. Few under test, so that the bound is met.
 const PENDING_EVENTS_MAX: usize = if cfg!(test) { 16 } else { 100_000 };
-/// What a power cut may cost: events are safe on disk at the latest after this. A kill costs none. (That nothing happened
-/// is known a little less well, see [`Ring::sync`].)
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-/// While something happens all the time, events wait so long for others to be made safe with them. One that comes alone does
-/// not.
-const SYNC_GATHER: Duration = Duration::from_millis(100);
+/// What a power cut may cost, unless something else is asked for: events are safe on disk at the latest after this. A kill
+/// costs none. (That nothing happened is known a little less well, see [`Ring::sync`].)
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// While something happens all the time, events wait for a part of that time for others to be made safe with them. One that
+/// comes alone does not.
+const SYNC_GATHER_PART: u32 = 10;
+/// How long the recorder waits for a report before it says that there was none.
+const TURN: Duration = Duration::from_secs(1);
 /// Between two warnings of the same thing.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two tries to set room aside on a disk that has none.
@@ -99,6 +101,8 @@ pub struct Recorder {
     recorded_until: Timestamp,
     /// When something was last done.
     now: Moment,
+    /// Events are safe on disk at the latest after this.
+    sync_interval: Duration,
     /// A reader can begin at a new segment, and must find everything there that it needs.
     segment_started: bool,
     /// How many events it took to say that last time, and how many came since. As many again must come before it is said
@@ -131,12 +135,20 @@ impl Recorder {
             users_changed: true,
             recorded_until: recorded_until.unwrap_or_default(),
             now: Moment::default(),
+            sync_interval: SYNC_INTERVAL,
             segment_started: false,
             restated: 0,
             since_restated: 0,
             overwritten: 0,
             warned: None,
         }
+    }
+
+    /// The same, but a power cut may cost what was recorded in this time; zero makes each report safe before the next one
+    /// is taken. What is not safe is told to nobody, so that what is told comes as much later.
+    #[must_use]
+    pub fn with_sync_interval(self, sync_interval: Duration) -> Self {
+        Self { sync_interval, ..self }
     }
 
     /// Records until the source's end of `reports` is dropped; `why` tells why that was.
@@ -154,14 +166,14 @@ impl Recorder {
         self.sync();
         let mut synced = Instant::now();
         loop {
-            match reports.recv_timeout(SYNC_INTERVAL) {
+            match reports.recv_timeout(TURN) {
                 Ok(report) => self.take(report, now()),
                 Err(RecvTimeoutError::Timeout) => self.write(now()),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             // Reports that come soon share one sync, of which each costs more than what it makes safe.
-            let soon = synced + SYNC_GATHER;
-            let at_last = Instant::now() + SYNC_INTERVAL;
+            let soon = synced + self.sync_interval / SYNC_GATHER_PART;
+            let at_last = Instant::now() + self.sync_interval;
             while Instant::now() < at_last
                 && let Ok(report) = reports.recv_timeout(soon.saturating_duration_since(Instant::now()))
             {

@@ -200,6 +200,8 @@ fn an_option_that_makes_no_sense_is_refused() {
         (&["--ring-bytes", "1"][..], &["ring", "1 bytes", "--ring-bytes"][..]),
         (&["--ring-bytes", "many"], &["--ring-bytes", "many"]),
         (&["--period", "0s"], &["--period", "`0s`", "10m"]),
+        (&["--sync-interval", "61s"], &["--sync-interval", "`61s`", "at most 60 s"]),
+        (&["--sync-interval", "soon"], &["--sync-interval", "`soon`", "10m"]),
         (&["--source", "magic"], &["`magic`", "poll or replay:FILE"]),
         (&["--source", "replay:/nonexistent/file"], &["/nonexistent/file"]),
     ] {

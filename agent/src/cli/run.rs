@@ -64,7 +64,8 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
         Choice::Replay(_) => None,
         _ => identifier(&directory.path().join(EXECUTABLES)),
     };
-    let (recording, service) = start(host, source, identifier, ring, &recovery, directory.path())?;
+    let (recording, service) =
+        start(host, source, identifier, ring, &recovery, directory.path(), arguments.sync_interval)?;
     let (stop_serving, stopped) = tokio::sync::oneshot::channel::<Infallible>();
     let router = transport::server().add_service(service.into_server());
     let mut server = tokio::spawn(listener.serve(router, async {
@@ -108,6 +109,7 @@ fn start(
     mut ring: Ring,
     recovery: &Recovery,
     directory: &Path,
+    sync_interval: Duration,
 ) -> Result<(Recording, Service)> {
     let facts = sys::host_facts();
     let boot = HostBoot::new(host, &facts.boot_id);
@@ -131,7 +133,8 @@ fn start(
     let first = Progress { next_seq: ring.next_seq(), ..Progress::default() };
     let (progress_sender, progress) = watch::channel(first);
     let service = Service::new(host, facts, description, ring.view(), progress, acknowledged.clone(), begins);
-    let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged, progress_sender);
+    let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged, progress_sender)
+        .with_sync_interval(sync_interval);
 
     let (reports, queue) = mpsc::sync_channel(REPORTS_QUEUED_MAX);
     let (stop_source, stop) = mpsc::channel();
