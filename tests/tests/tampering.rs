@@ -109,7 +109,7 @@ fn what_was_changed_on_the_hosts_disk_does_not_hold() {
     let segment = segment.filter(|path| path.extension().is_some_and(|is| is == "segment")).min().unwrap();
     let mut bytes = fs::read(&segment).unwrap();
     // Within the payload of the first frame, which stands after two headers.
-    bytes[88 + 80 + 40] ^= 1;
+    bytes[88 + 84 + 40] ^= 1;
     fs::write(&segment, bytes).unwrap();
     let (status, verified) = verify();
     assert_eq!((status, verified["holds"].as_bool()), (1, Some(false)), "{verified:#}");

@@ -10,7 +10,7 @@ use alibi_proto::{
 use super::{Record, Times};
 
 /// Bytes of a frame's header.
-pub(super) const HEADER_BYTES: usize = 80;
+pub(super) const HEADER_BYTES: usize = 84;
 /// A frame of several records has at most so many bytes of them, so that a reader holds little in memory.
 const RECORD_BYTES_GOAL: usize = 256 << 10;
 
@@ -26,13 +26,13 @@ const FAR_MS: u32 = u32::MAX;
 ///  8   8  seq of the first record
 /// 16   4  count of the records, at least 1
 /// 20   4  kinds of the records, bit by bit as the writer names them: what any of them has
-/// 24   8  when the last of them was recorded
-/// 32   4  by how much the first was recorded before that, in ms, rounded up; ffffffff: more
-/// 36   4  by how much the earliest instant that they speak of lies before that, in ms, rounded up; ffffffff: more
-/// 40  32  head of the chain after this frame (`Head::then`)
-/// 72   4  CRC32C of the epoch (8 bytes) and the payload
-/// 76   4  CRC32C of the epoch (8 bytes) and bytes 0..76
-/// 80      payload (`Frame::payload`)
+/// 24   8  when the first of them was recorded
+/// 32   8  when the last was
+/// 40   4  by how much the earliest instant that they speak of lies before the first, in ms, rounded up; ffffffff: more
+/// 44  32  head of the chain after this frame (`Head::then`)
+/// 76   4  CRC32C of the epoch (8 bytes) and the payload
+/// 80   4  CRC32C of the epoch (8 bytes) and bytes 0..80
+/// 84      payload (`Frame::payload`)
 /// ```
 ///
 /// The header has a checksum of its own: its length is believed before the payload is read, damage to a payload costs
@@ -69,35 +69,35 @@ impl FrameHeader {
         bytes[8..16].copy_from_slice(&self.first_seq.0.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.count.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.kinds.to_le_bytes());
-        bytes[24..32].copy_from_slice(&recorded_to.as_nanos().to_le_bytes());
-        bytes[32..36].copy_from_slice(&ms_before(recorded_to, recorded_from).to_le_bytes());
-        bytes[36..40].copy_from_slice(&ms_before(recorded_to, speaks_from).to_le_bytes());
-        bytes[40..72].copy_from_slice(self.head.as_bytes());
-        bytes[72..76].copy_from_slice(&self.payload_crc.to_le_bytes());
-        let crc = checksum(epoch, &bytes[..76]);
-        bytes[76..].copy_from_slice(&crc.to_le_bytes());
+        bytes[24..32].copy_from_slice(&recorded_from.as_nanos().to_le_bytes());
+        bytes[32..40].copy_from_slice(&recorded_to.as_nanos().to_le_bytes());
+        bytes[40..44].copy_from_slice(&ms_before(recorded_from, speaks_from).to_le_bytes());
+        bytes[44..76].copy_from_slice(self.head.as_bytes());
+        bytes[76..80].copy_from_slice(&self.payload_crc.to_le_bytes());
+        let crc = checksum(epoch, &bytes[..80]);
+        bytes[80..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     /// The header that `bytes` begin with, if they do and it holds.
     pub(super) fn decode(epoch: Epoch, bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.first_chunk::<HEADER_BYTES>()?;
-        if bytes[..4] != MARKER || u32_at(bytes, 76) != checksum(epoch, &bytes[..76]) {
+        if bytes[..4] != MARKER || u32_at(bytes, 80) != checksum(epoch, &bytes[..80]) {
             return None;
         }
-        let recorded_to = Timestamp::from_nanos(u64_at(bytes, 24));
+        let recorded_from = Timestamp::from_nanos(u64_at(bytes, 24));
         let header = Self {
             payload_bytes: u32_at(bytes, 4),
             first_seq: Seq(u64_at(bytes, 8)),
             count: u32_at(bytes, 16),
             kinds: u32_at(bytes, 20),
             times: Times {
-                speaks_from: before(recorded_to, u32_at(bytes, 36)),
-                recorded_from: before(recorded_to, u32_at(bytes, 32)),
-                recorded_to,
+                speaks_from: before(recorded_from, u32_at(bytes, 40)),
+                recorded_from,
+                recorded_to: Timestamp::from_nanos(u64_at(bytes, 32)),
             },
-            head: head_at(bytes, 40),
-            payload_crc: u32_at(bytes, 72),
+            head: head_at(bytes, 44),
+            payload_crc: u32_at(bytes, 76),
         };
         let plausible = header.count > 0 && header.first_seq.0.checked_add(u64::from(header.count)).is_some();
         plausible.then_some(header)

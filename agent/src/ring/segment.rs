@@ -337,7 +337,7 @@ mod tests {
         let path = temporary.path().join("x");
         let chunk = CHUNK_BYTES as usize;
         // Debris before it: markers, starts of markers, nothing; its header across the end of what is read at once.
-        for debris in [&frame[..4], &frame[..79], &[0_u8][..]] {
+        for debris in [&frame[..4], &frame[..83], &[0_u8][..]] {
             for length in (1..200).chain(chunk - 90..chunk + 90) {
                 let mut bytes = vec![0; HEADER_BYTES];
                 bytes.extend(debris.iter().cycle().take(length));
