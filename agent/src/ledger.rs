@@ -1,97 +1,36 @@
 //! What the agent says of its own coverage. Pure.
 //!
 //! The ledger knows the grade in force of each facet and decides what goes into the stream: every change once, every
-//! loss, every start and stop, and the standing grades again wherever a reader may begin.
+//! loss, every start and stop, and the standing grades again wherever a reader may begin. It also knows what all of that
+//! comes to, as a reader does who missed none of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use alibi_proto::{
-    coverage::{CoverageChange, Facet, Grade, Scope},
+    coverage::{CoverageChange, Facet, Grade, Hole, Scope, Summary},
+    event::Event,
+    id::Seq,
     time::Timestamp,
 };
 
-use crate::ring::Recovery;
+mod past;
 
-/// How the run before this one ended, as the ring tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PreviousRun {
-    /// There was none.
-    None,
-    /// It said that it stopped.
-    Stopped {
-        /// Up to here its recording was whole.
-        recorded_until: Timestamp,
-    },
-    /// It said nothing, and the host runs on: crash or kill.
-    Killed {
-        /// Up to here its recording was whole, and no more was told.
-        recorded_until: Timestamp,
-    },
-    /// It said nothing: crash, kill or power loss.
-    Ended {
-        /// Up to here its recording was whole.
-        recorded_until: Timestamp,
-        /// It may have told that it was whole up to here, without this being known any more.
-        told_until: Timestamp,
-    },
-}
+pub(crate) use past::CLOCK_STEP_MIN;
+pub use past::{Past, PreviousRun, Restart};
 
-impl PreviousRun {
-    /// As the recovered ring tells it, in this boot of the host.
-    pub fn of(recovery: &Recovery, boot: u64) -> Self {
-        match recovery.recorded_until {
-            _ if recovery.is_new => Self::None,
-            Some(recorded_until) if recovery.was_closed_cleanly => Self::Stopped { recorded_until },
-            // The system itself did not end: what was written is there.
-            Some(recorded_until) if recovery.boot == Some(boot) => Self::Killed { recorded_until },
-            Some(recorded_until) => Self::Ended {
-                recorded_until,
-                told_until: recorded_until.saturating_add(Recovery::UNSAFE_MAX),
-            },
-            // The checkpoint is gone: nothing vouches for any of it.
-            None => Self::Ended { recorded_until: Timestamp::ZERO, told_until: Timestamp::ZERO },
-        }
-    }
-}
-
-/// The standing grades.
+/// The standing grades, and all that was said.
 #[derive(Debug, Default)]
 pub struct Ledger {
     standing: BTreeMap<Facet, CoverageChange>,
+    /// A run in this boot of the host may have told since when the host was on.
+    boot_was_told: bool,
+    /// What all that is in the ring comes to.
+    told: Summary,
+    /// Said, and not known to be in the ring: as many as wait for the disk.
+    waiting: VecDeque<(Seq, CoverageChange)>,
 }
 
 impl Ledger {
-    /// What a new run has to say of the one before it. Run before anything else is recorded.
-    pub fn begin(&mut self, previous: PreviousRun, now: Timestamp) -> Vec<CoverageChange> {
-        let mut changes = Vec::new();
-        if let PreviousRun::Ended { recorded_until, .. } | PreviousRun::Killed { recorded_until } = previous {
-            let reason = "the agent ended without saying so (crash, kill or power loss)";
-            changes.extend(self.all(|facet| not_recorded(facet, reason, recorded_until, None)));
-        }
-        if let PreviousRun::Stopped { recorded_until: until } | PreviousRun::Ended { told_until: until, .. } =
-            previous
-            && until > now
-        {
-            let reason = "the clock was set back: this time happened twice, and was not recorded both times";
-            changes.extend(self.unrecorded(reason, now, until));
-        }
-        if let PreviousRun::Killed { recorded_until } = previous {
-            changes.extend(self.after_kill(recorded_until, now));
-        }
-        changes
-    }
-
-    /// What happened between the last word and a kill went unrecorded. That lies before `now`, unless the clock was set
-    /// back since; then it may come once more, and be recorded the second time only. That the clock was set back by less than
-    /// the agent was away is not seen here.
-    fn after_kill(&self, recorded_until: Timestamp, now: Timestamp) -> Vec<CoverageChange> {
-        if now >= recorded_until {
-            return Vec::new();
-        }
-        let reason = "the clock was set back: this time happened twice, and was not recorded both times";
-        self.unrecorded(reason, now, recorded_until.saturating_add(Recovery::UNSAFE_MAX))
-    }
-
     /// A source says how well it records, or that it lost something. None if that is in force already.
     pub fn state(&mut self, change: CoverageChange) -> Option<CoverageChange> {
         if change.to.is_none() {
@@ -150,6 +89,44 @@ impl Ledger {
         changes.into_iter().filter_map(|change| self.state(change)).collect()
     }
 
+    /// The event at `seq` says so.
+    pub fn said(&mut self, seq: Seq, change: &CoverageChange) {
+        self.waiting.push_back((seq, change.clone()));
+    }
+
+    /// The events before `next` are in the ring.
+    pub fn written(&mut self, next: Seq) {
+        while let Some((_, change)) = self.waiting.pop_front_if(|(seq, _)| *seq < next) {
+            self.told.change(&change);
+        }
+        self.told.next = self.told.next.max(next);
+    }
+
+    /// The events from `next` on will never be in the ring: others get their numbers.
+    pub fn forget(&mut self, next: Seq) {
+        self.waiting.retain(|(seq, _)| *seq < next);
+    }
+
+    /// What all that is in the ring comes to.
+    pub fn summary(&self) -> Summary {
+        self.told.clone()
+    }
+
+    /// Goes on from a summary of what runs before this one have said.
+    pub fn restore(&mut self, summary: Summary) {
+        self.told = summary;
+    }
+
+    /// Takes in an event that the ring has, and the summary has not.
+    pub fn replay(&mut self, event: &Event) {
+        self.told.apply(event);
+    }
+
+    /// Takes in that events which the summary has not are not in the ring any more.
+    pub fn replay_hole(&mut self, hole: &Hole) {
+        self.told.apply_hole(hole);
+    }
+
     fn all(&self, change: impl FnMut(Facet) -> CoverageChange) -> Vec<CoverageChange> {
         Facet::ALL.into_iter().map(change).collect()
     }
@@ -167,94 +144,4 @@ fn not_recorded(facet: Facet, reason: &str, from: Timestamp, to: Option<Timestam
 }
 
 #[cfg(test)]
-mod tests {
-    use alibi_proto::{coverage::Timeline, window::Window};
-
-    use super::*;
-
-    fn at(nanos: u64) -> Timestamp {
-        Timestamp::from_nanos(nanos)
-    }
-
-    fn complete(from: u64) -> CoverageChange {
-        let facet = Facet::Connections;
-        CoverageChange {
-            facet,
-            grade: Grade::Complete,
-            from: at(from),
-            to: None,
-            scope: None,
-            announced_from: None,
-        }
-    }
-
-    /// The gaps of `[0, 100)` in a ring in which one run recorded from 0 until 40, and another begins at `restart`.
-    #[track_caller]
-    fn check(stopped: bool, unsafe_ns: u64, restart: u64, want: &[(u64, u64)]) {
-        let mut said = Vec::new();
-        let mut first = Ledger::default();
-        said.extend(first.begin(PreviousRun::None, at(0)));
-        said.extend(first.state(complete(0)));
-        assert_eq!(first.state(complete(10)), None, "in force already");
-        if stopped {
-            said.extend(first.stop("stopped", at(40)));
-        }
-        let previous = if stopped {
-            PreviousRun::Stopped { recorded_until: at(40) }
-        } else {
-            PreviousRun::Ended { recorded_until: at(40), told_until: at(40 + unsafe_ns) }
-        };
-        let mut second = Ledger::default();
-        said.extend(second.begin(previous, at(restart)));
-        said.extend(second.state(complete(restart)));
-
-        let mut timeline = Timeline::default();
-        said.iter()
-            .filter(|change| change.facet == Facet::Connections)
-            .for_each(|change| timeline.apply(change));
-        let window = Window::new(at(0), at(100)).unwrap();
-        let gaps = timeline.gaps(Facet::Connections, window, Some(at(100)));
-        let gaps: Vec<_> = gaps.iter().map(|gap| (gap.from.as_nanos(), gap.to.as_nanos())).collect();
-        assert_eq!(gaps, want);
-    }
-
-    #[test]
-    fn every_time_between_two_runs_is_a_gap() {
-        check(true, 0, 60, &[(40, 60)]);
-        check(false, 0, 60, &[(40, 60)]);
-        check(false, 10, 60, &[(40, 60)]);
-    }
-
-    #[test]
-    fn time_that_happened_twice_is_a_gap() {
-        check(true, 0, 25, &[(25, 40)]);
-        check(false, 0, 25, &[(25, 40)]);
-        check(false, 10, 25, &[(25, 50)]);
-        // Told until 48, of which a power cut left no word; then the clock says 45.
-        check(false, 10, 45, &[(40, 45), (45, 50)]);
-    }
-
-    #[test]
-    fn the_moment_before_a_kill_is_a_gap_even_if_the_clock_is_set_back_after_it() {
-        let gaps = |restart: u64| {
-            let second = |seconds: u64| at(seconds * 1_000_000_000);
-            let mut timeline = Timeline::default();
-            let mut first = Ledger::default();
-            let mut said = first.begin(PreviousRun::None, second(0));
-            said.extend(first.state(complete(0)));
-            let mut killed = Ledger::default();
-            said.extend(killed.begin(PreviousRun::Killed { recorded_until: second(40) }, second(restart)));
-            said.extend(killed.state(complete(restart * 1_000_000_000)));
-            let of_connections = said.iter().filter(|change| change.facet == Facet::Connections);
-            of_connections.for_each(|change| timeline.apply(change));
-            let window = Window::new(second(0), second(100)).unwrap();
-            let gaps = timeline.gaps(Facet::Connections, window, Some(second(100)));
-            let seconds = |time: Timestamp| time.as_nanos() / 1_000_000_000;
-            gaps.iter().map(|gap| (seconds(gap.from), seconds(gap.to))).collect::<Vec<_>>()
-        };
-        assert_eq!(gaps(60), [(40, 60)]);
-        assert_eq!(gaps(25), [(25, 50)], "killed up to ten seconds after its last word");
-        assert_eq!(gaps(40), []);
-        assert_eq!(gaps(41), [(40, 41)], "the gap is where it was");
-    }
-}
+mod tests;

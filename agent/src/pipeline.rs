@@ -31,9 +31,10 @@ use crate::{
         SocketKey,
     },
     enrich::redaction::redact,
-    ledger::{Ledger, PreviousRun},
+    ledger::{Ledger, Past},
 };
 
+mod clocks;
 mod encrypted;
 mod interruptions;
 mod names;
@@ -46,8 +47,6 @@ use names::Names;
 
 /// A connection that lives longer is reported while it lives.
 const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
-/// A wall clock that moved so much more or less than the boot clock was set; less is its being steered.
-const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
 
 /// Timeouts and bounds.
 #[derive(Clone, Copy, Debug)]
@@ -130,13 +129,13 @@ struct OpenFlow {
 }
 
 impl Pipeline {
-    /// A pipeline whose first event is `next_seq`. The events that it begins with say how the run before it ended.
+    /// A pipeline whose first event is `next_seq`. The events that it begins with say what became of the time before it.
     pub fn new(
         boot: HostBoot,
         limits: Limits,
         source: SourceDescription,
         next_seq: Seq,
-        previous: PreviousRun,
+        past: impl Into<Past>,
         now: Moment,
     ) -> Self {
         let mut pipeline = Self {
@@ -160,10 +159,7 @@ impl Pipeline {
             watermark: None,
             events: Vec::new(),
         };
-        let changes = pipeline.ledger.begin(previous, now.wall);
-        // Time that happens twice is told, as a gap; and a run that starts in it must know how far it reaches.
-        pipeline.watermark = changes.iter().filter_map(|change| change.to).max();
-        pipeline.push_all(now, changes);
+        pipeline.begin(past.into(), now);
         pipeline
     }
 
@@ -186,29 +182,6 @@ impl Pipeline {
         self.leap = None;
     }
 
-    /// A wall clock that was set leaves a gap: a time that was skipped, or one that happens twice.
-    fn compare_clocks(&mut self, before: Moment, after: Moment, now: Moment) {
-        let passed = Duration::from_nanos(after.boot_ns.saturating_sub(before.boot_ns));
-        let expected = before.wall.saturating_add(passed);
-        let step = after.wall.since(expected).max(expected.since(after.wall));
-        if step < CLOCK_STEP_MIN && after.wall >= before.wall {
-            return;
-        }
-        // When it was set in the time that passed is not known: the gap is as wide as it can have been.
-        let set_to = after.wall.saturating_sub(passed);
-        let (reason, from, to) = if after.wall > expected {
-            self.leap = Some((before.wall, set_to));
-            ("the clock was set forward: there was no such time", before.wall, after.wall)
-        } else {
-            // All of it is told, as a gap; and one that starts in it must know how far it reaches.
-            self.watermark = self.watermark.max(Some(expected));
-            ("the clock was set back: this time happens twice", set_to, expected)
-        };
-        let changes = self.ledger.unrecorded(reason, from, to);
-        self.push_all(now, changes);
-        self.clock_was_set = true;
-    }
-
     /// The events made since the last call, in order.
     pub fn events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
@@ -227,7 +200,12 @@ impl Pipeline {
     /// Says everything anew that a reader who begins here must know: what is open, and then the grades, which are not for
     /// a reader that begins in between.
     pub fn restate(&mut self, now: Moment) {
-        let announced_from = Some(self.next_seq);
+        self.restate_since(self.next_seq, now);
+    }
+
+    /// The same for readers that begin no later than at `since`; whoever begins after it does not believe the grades.
+    pub fn restate_since(&mut self, since: Seq, now: Moment) {
+        let announced_from = Some(since);
         if let Some(seen_until) = self.seen_until {
             self.report_all_open(seen_until, now);
         }
@@ -242,6 +220,7 @@ impl Pipeline {
     pub fn lose(&mut self, count: u64, from: Timestamp, next_seq: Seq, reason: &str, now: Moment) {
         self.next_seq = next_seq;
         self.events.clear();
+        self.ledger.forget(next_seq);
         let losses = self.ledger.lose(count, reason, from, now.wall);
         self.push_all(now, losses);
         self.restate(now);
@@ -263,8 +242,13 @@ impl Pipeline {
     }
 
     /// No event handed out so far speaks of a later instant, but for a loss that says so. None before the first report.
-    pub fn seen_until(&self) -> Option<Timestamp> {
-        self.seen_until.map(|seen_until| seen_until.wall)
+    pub fn seen_until(&self) -> Option<Moment> {
+        self.seen_until
+    }
+
+    /// What is said of coverage, and what that comes to.
+    pub fn ledger(&mut self) -> &mut Ledger {
+        &mut self.ledger
     }
 
     /// Users with at least one running process, most processes first, at most `max` of them.
@@ -537,7 +521,11 @@ impl Pipeline {
         let moved = flow.moved().is_some_and(|moved| moved.any());
         let idle = last.since(flow.first) >= self.limits.idle_timeout && !moved;
         let end_reason = if idle { FlowEndReason::IdleTimeout } else { FlowEndReason::ActiveTimeout };
-        let flow = self.push_record(flow, &socket, last, end_reason, now);
+        let mut flow = self.push_record(flow, &socket, last, end_reason, now);
+        if let Some((_, to)) = self.leap.filter(|_| last < at) {
+            // Nobody saw how far it lived, but it was not in a time that the clock skipped.
+            flow.first = flow.first.max(to);
+        }
         let due = flow.first.max(at).saturating_add(self.limits.idle_timeout);
         self.flows.insert(socket, flow);
         self.reschedule(socket, due);
@@ -574,21 +562,27 @@ impl Pipeline {
         }
         if let Some((from, to)) = self.leap.filter(|(_, to)| at >= *to) {
             if flow.first <= from {
+                self.push_whole_spans(&mut flow, socket, from, now);
                 self.push_idle(&mut flow, socket, from, now);
             }
             // After a clock that was set back, the record before may have ended in the time that is skipped.
             flow.first = flow.first.max(to);
         }
-        while at.since(flow.first) > RECORD_SPAN_MAX {
-            let last = flow.first.saturating_add(RECORD_SPAN_MAX);
-            self.push_idle(&mut flow, socket, last, now);
-        }
+        self.push_whole_spans(&mut flow, socket, at, now);
         let record = flow.record(socket, at, flow.state, flow.moved(), end_reason);
         self.push(now, EventKind::Flow(Box::new(record)));
         flow.first = at;
         flow.record += 1;
         flow.traffic_recorded = flow.traffic.unwrap_or_default();
         flow
+    }
+
+    /// Writes as many records of the longest span as it takes until one can reach up to `last`.
+    fn push_whole_spans(&mut self, flow: &mut OpenFlow, socket: &SocketKey, last: Timestamp, now: Moment) {
+        while last.since(flow.first) > RECORD_SPAN_MAX {
+            let last = flow.first.saturating_add(RECORD_SPAN_MAX);
+            self.push_idle(flow, socket, last, now);
+        }
     }
 
     /// Writes a record up to `last` after which the connection was still open, with nothing moved in it.
@@ -611,11 +605,11 @@ impl Pipeline {
     }
 
     fn push(&mut self, now: Moment, kind: EventKind) {
-        if let EventKind::CoverageChanged(change) = &kind
-            && change.facet == Facet::Connections
-            && change.to.is_some()
-        {
-            self.interruptions.note(interruptions::ends(change));
+        if let EventKind::CoverageChanged(change) = &kind {
+            self.ledger.said(self.next_seq, change);
+            if change.facet == Facet::Connections && change.to.is_some() {
+                self.interruptions.note(interruptions::ends(change));
+            }
         }
         self.interruptions.events_since += 1;
         self.events.push(Event { seq: self.next_seq, recorded: now, kind });

@@ -13,6 +13,7 @@ use std::{
 };
 
 use alibi_proto::{
+    coverage::{CoverageChange, Summary},
     event::{Event, EventKind},
     host::UserPresence,
     id::Seq,
@@ -45,6 +46,7 @@ const TURN: Duration = Duration::from_secs(1);
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two tries to set room aside on a disk that has none.
 const PREPARE_INTERVAL: Duration = Duration::from_secs(1);
+const INSTANT: Duration = Duration::from_nanos(1);
 /// Users that a description lists.
 const USERS_MAX: usize = 256;
 
@@ -99,16 +101,20 @@ pub struct Recorder {
     users_changed: bool,
     /// Up to here everything is recorded, as the next run must know if this one ends without a word.
     recorded_until: Timestamp,
-    /// When something was last done.
+    /// When something was last done; no source has looked before that.
     now: Moment,
     /// Events are safe on disk at the latest after this.
     sync_interval: Duration,
+    /// No record so far speaks of this instant or a later one.
+    recorded: Timestamp,
     /// A reader can begin at a new segment, and must find everything there that it needs.
     segment_started: bool,
     /// How many events it took to say that last time, and how many came since. As many again must come before it is said
     /// again, so that saying it, which may itself begin segments, never makes up more than half of what is written.
     restated: usize,
     since_restated: usize,
+    /// A later report than this must come, too.
+    restated_after: Timestamp,
     /// Events overwritten that nobody has been warned of, and the last warning.
     overwritten: u64,
     warned: Option<Instant>,
@@ -124,9 +130,11 @@ impl Recorder {
         acknowledged: Acknowledged,
         progress: watch::Sender<Progress>,
     ) -> Self {
+        let recorded = ring.view().latest();
         Self {
             pipeline,
             ring,
+            recorded,
             pending: Vec::new(),
             acknowledged,
             progress,
@@ -139,6 +147,7 @@ impl Recorder {
             segment_started: false,
             restated: 0,
             since_restated: 0,
+            restated_after: Timestamp::ZERO,
             overwritten: 0,
             warned: None,
         }
@@ -192,6 +201,11 @@ impl Recorder {
         self.write(now);
     }
 
+    /// What all that was said of coverage comes to, as far as it is safe.
+    pub fn summary(&mut self) -> Summary {
+        self.pipeline.ledger().summary()
+    }
+
     /// Makes sure that a power cut costs nothing of what was recorded so far, and lets it be read.
     pub fn sync(&mut self) {
         // As long as events wait, not everything up to the watermark is in the ring.
@@ -201,8 +215,9 @@ impl Recorder {
             self.recorded_until = self.recorded_until.max(watermark);
         }
         self.warn_of_overwriting();
-        match self.ring.sync(self.recorded_until_moment()) {
+        match self.ring.sync(self.recorded_until, self.looked()) {
             Ok(()) => {
+                self.pipeline.ledger().written(self.ring.next_seq());
                 if self.pending.is_empty() {
                     self.recovered();
                 }
@@ -241,33 +256,51 @@ impl Recorder {
         self.collect();
         self.append()?;
         self.recorded_until = self.recorded_until.max(self.pipeline.watermark().unwrap_or_default());
-        self.ring.mark_closed(self.recorded_until_moment())?;
+        self.ring.mark_closed(self.recorded_until, self.looked())?;
         self.publish();
         Ok(())
     }
 
-    /// By both clocks, as they stand to each other now.
-    fn recorded_until_moment(&self) -> Moment {
-        let Moment { wall, boot_ns } = self.now;
-        let boot_ns = boot_ns
-            .saturating_add(nanos(self.recorded_until.since(wall)))
-            .saturating_sub(nanos(wall.since(self.recorded_until)));
-        Moment { wall: self.recorded_until, boot_ns }
+    /// When the source last looked.
+    fn looked(&self) -> Moment {
+        self.pipeline.seen_until().unwrap_or(self.now)
     }
 
     fn write(&mut self, now: Moment) {
         self.now = now;
         self.collect();
-        if self.segment_started && self.since_restated >= self.restated {
+        let mut appended = self.append();
+        // Only now is it known whether a segment begins with what came just now.
+        if appended.is_ok() && self.is_to_be_restated() {
             self.segment_started = false;
-            self.pipeline.restate(now);
+            self.pipeline.restate_since(self.readers_begin(), now);
             self.restated = self.collect();
             self.since_restated = 0;
+            appended = self.append();
         }
-        if let Err(error) = self.append() {
+        if let Err(error) = appended {
             self.failed(&error);
             self.keep_within_bound(&error, now);
         }
+    }
+
+    /// Whether everything is said anew now. A reader believes no life that is told of a time which may be missing, so it must
+    /// be told of a later one than all that may be missing: all until a segment began. And again, where the clock was behind.
+    fn is_to_be_restated(&mut self) -> bool {
+        let Some(Moment { wall: seen_until, .. }) = self.pipeline.seen_until() else { return false };
+        if seen_until.saturating_add(INSTANT) < self.recorded {
+            self.segment_started = true;
+            self.restated_after = self.recorded;
+        }
+        self.segment_started && self.since_restated >= self.restated && seen_until >= self.restated_after
+    }
+
+    /// Where a reader begins at the latest that believes what is said anew now. One that begins just with it misses what came
+    /// last, and if that was at the same instant, what is said of that instant is in doubt.
+    fn readers_begin(&self) -> Seq {
+        let next = self.ring.next_seq();
+        let is_later = self.pipeline.seen_until().is_some_and(|seen_until| seen_until.wall >= self.recorded);
+        if is_later { next } else { Seq(next.0 - 1) }
     }
 
     /// Takes over what the pipeline has made; how many events.
@@ -275,8 +308,13 @@ impl Recorder {
         let events = self.pipeline.events();
         let count = events.len();
         self.since_restated += count;
-        let seen_until = self.pipeline.seen_until().unwrap_or_default();
-        self.pending.extend(events.into_iter().map(|event| encode(event, seen_until)));
+        let seen_until = self.pipeline.seen_until().unwrap_or_default().wall;
+        for event in events {
+            // Whoever misses records is told of the time before what comes after them was recorded. Nothing that they spoke
+            // of may be at or after that, even where the clock was set back.
+            self.recorded = self.recorded.max(seen_until).max(told_before(&event));
+            self.pending.push(encode(event, self.recorded));
+        }
         count
     }
 
@@ -304,7 +342,10 @@ impl Recorder {
             self.ring.acknowledge(self.acknowledged.seq().min(recorded))?;
             let appended = self.ring.append(piece)?;
             *written += piece.len();
-            self.segment_started |= appended.started_segment;
+            if appended.started_segment {
+                self.segment_started = true;
+                self.restated_after = self.recorded;
+            }
             self.overwritten = self.overwritten.saturating_add(appended.evicted_unacknowledged);
         }
         Ok(())
@@ -359,22 +400,29 @@ impl Recorder {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// What a recorded event can be found by, from its bytes.
 pub fn labels_of(record: &[u8]) -> Option<Labels> {
     let event = Event::try_from(wire::Event::decode(record).ok()?).ok()?;
     (event.kind != EventKind::Unrecognised).then(|| labels::of(&event))
 }
 
-/// `event` as the ring keeps it; what was seen when it was made reached until `seen_until`.
-fn encode(event: Event, seen_until: Timestamp) -> Record {
+/// The first instant that the event says nothing of. What is left open at the end of a stretch is told of again from that
+/// instant on.
+fn told_before(event: &Event) -> Timestamp {
+    let after = |instant: Timestamp| instant.saturating_add(INSTANT);
+    match &event.kind {
+        EventKind::Flow(flow) if flow.leaves_open() => flow.last.max(after(flow.first)),
+        EventKind::CoverageChanged(CoverageChange { from, to, .. }) => to.unwrap_or(*from).max(after(*from)),
+        _ => after(event.speaks_until()),
+    }
+}
+
+/// `event` as the ring keeps it.
+fn encode(event: Event, recorded: Timestamp) -> Record {
     Record {
         seq: event.seq,
         speaks_from: event.speaks_from(),
-        recorded: event.speaks_until().max(seen_until),
+        recorded,
         labels: labels::of(&event),
         bytes: wire::Event::from(event).encode_to_vec(),
     }

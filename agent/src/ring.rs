@@ -25,7 +25,10 @@ use std::{
     time::Duration,
 };
 
-use alibi_proto::{id::Seq, time::Timestamp};
+use alibi_proto::{
+    id::Seq,
+    time::{Moment, Timestamp},
+};
 
 mod checkpoint;
 mod eviction;
@@ -55,8 +58,8 @@ pub struct Record {
     pub seq: Seq,
     /// The earliest instant that it speaks of.
     pub speaks_from: Timestamp,
-    /// Up to when the recorder had seen as it recorded this; no later instant is spoken of. Never less than that of the
-    /// record before, unless the clock is set back.
+    /// Up to when the recorder had seen as it recorded this; nothing is spoken of at or after that. Never less than that of
+    /// the record before: where the clock was set back, what was seen before that counts.
     pub recorded: Timestamp,
     /// What it says.
     pub bytes: Vec<u8>,
@@ -100,8 +103,8 @@ pub struct Recovery {
     /// Up to when everything was recorded, as the last checkpoint says. What was recorded after it may be there, too.
     /// After a power cut, up to [`Recovery::UNSAFE_MAX`] more may have been recorded and told.
     pub recorded_until: Option<Timestamp>,
-    /// The same instant by the clock of the boot in which it was written, if that was told.
-    pub recorded_until_boot_ns: Option<u64>,
+    /// Both clocks at one instant up to which was recorded, in the boot that is named below. None if that is not known.
+    pub recorded_at: Option<Moment>,
     /// The boot of the host in which it was written last, if it was named then.
     pub boot: Option<u64>,
     /// Bytes after the last good frame, which were cut off: an append that was never finished, or damage.

@@ -8,6 +8,8 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use alibi_proto::time::{Moment, Timestamp};
 use netstat2::{ProtocolSocketInfo, SocketInfo, TcpState};
 
+use crate::ledger::Restart;
+
 #[cfg(target_os = "linux")]
 pub(crate) mod linux;
 #[cfg(target_os = "macos")]
@@ -59,6 +61,11 @@ pub(crate) fn set_room_aside(file: &std::fs::File, bytes: u64) -> io::Result<()>
 /// Who and what this machine is.
 pub fn host_facts() -> HostFacts {
     os::host_facts()
+}
+
+/// How this boot came about, by the system's own records, if they prove that nothing ran in between. `now` is this instant.
+pub fn last_restart(now: Moment) -> Option<Restart> {
+    os::last_restart(now)
 }
 
 /// When process `pid` started, in the unit of [`crate::capture::ProcessKey`]; none when there is no such process.

@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod clock;
+mod ledger;
 mod process;
 mod sighting;
 pub mod stream;

@@ -6,6 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{flow::words, id::Seq, time::Timestamp, window::Window};
 
+mod compaction;
+mod summary;
+
+pub use compaction::{INTERVALS_MAX, WORDS_BYTES_MAX};
+pub use summary::{Summary, another_past, another_ring, unrecognised};
+
 words! {
     /// What is recorded, well or badly, on its own.
     Facet {
@@ -170,7 +176,7 @@ pub struct Hole {
     pub last: Seq,
     /// The earliest instant they spoke of.
     pub from: Timestamp,
-    /// The latest.
+    /// The first instant after the latest.
     pub to: Timestamp,
     /// What became of them.
     pub reason: String,
@@ -186,36 +192,37 @@ impl Hole {
 /// At most this many gaps are listed one by one; the rest of the window becomes one more.
 pub const GAPS_MAX: usize = 256;
 
-/// One facet of one host over time. Fed in the order of the host's stream, by agent and collector alike.
+/// One facet of one host over time. Fed in the order of the host's stream, by agent and collector alike. It never has more
+/// than [`INTERVALS_MAX`] intervals, and is the same for all who were told the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timeline {
     /// In order of time; each holds until the next.
-    steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
     /// Bounded stretches that are worse than the steps below them, or in which the host was suspended.
-    losses: Vec<Loss>,
+    pub(crate) losses: Vec<Loss>,
     /// Events up to this one were missed, and no grade was heard since that can be believed in spite of it.
-    missed_up_to: Option<Seq>,
+    pub(crate) missed_up_to: Option<Seq>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Step {
-    from: Timestamp,
-    grade: Grade,
-    scope: Option<Scope>,
+pub(crate) struct Step {
+    pub(crate) from: Timestamp,
+    pub(crate) grade: Grade,
+    pub(crate) scope: Option<Scope>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Loss {
-    from: Timestamp,
-    to: Timestamp,
-    grade: Grade,
+pub(crate) struct Loss {
+    pub(crate) from: Timestamp,
+    pub(crate) to: Timestamp,
+    pub(crate) grade: Grade,
 }
 
 impl Timeline {
     /// Takes in a change of this timeline's facet.
     pub fn apply(&mut self, change: &CoverageChange) {
         if let Some(to) = change.to {
-            self.lose(change.from, to, change.grade.clone());
+            self.lose(change.from, to, &change.grade);
             return;
         }
         if let Some(missed) = self.missed_up_to {
@@ -233,20 +240,23 @@ impl Timeline {
     /// grade; which it does wherever a reader can begin.
     pub fn apply_hole(&mut self, hole: &Hole) {
         let grade = Grade::Lost { count: hole.count(), reason: hole.reason.clone() };
-        self.lose(hole.from, hole.to, grade);
+        self.lose(hole.from, hole.to, &grade);
         let until_stated = "events were lost, and the grade was not stated again since".to_owned();
         self.stand(hole.to, &Grade::Lost { count: 0, reason: until_stated }, None);
         self.missed_up_to = Some(hole.last);
     }
 
     /// A bounded stretch of something worse, or of a host that was suspended. A loss at an instant still takes that instant.
-    fn lose(&mut self, from: Timestamp, to: Timestamp, grade: Grade) {
+    fn lose(&mut self, from: Timestamp, to: Timestamp, grade: &Grade) {
         let to = to.max(from.saturating_add(Duration::from_nanos(1)));
-        self.losses.push(Loss { from, to, grade });
+        self.losses.push(Loss { from, to, grade: grade.bounded() });
+        self.compact(INTERVALS_MAX);
     }
 
     /// From `from` on the grade holds. What was already said of the time after `from` can only become worse by it.
     fn stand(&mut self, from: Timestamp, grade: &Grade, scope: Option<&Scope>) {
+        let (grade, scope) = (&grade.bounded(), scope.map(Scope::bounded));
+        let scope = scope.as_ref();
         let step = |from, grade: &Grade| Step { from, grade: grade.clone(), scope: scope.cloned() };
         let Some(newest) = self.steps.last() else {
             self.steps.push(step(from, grade));
@@ -269,6 +279,7 @@ impl Timeline {
             self.steps.insert(after, merged);
         }
         self.steps.push(step(from.max(newest_from), grade));
+        self.compact(INTERVALS_MAX);
     }
 
     /// Every stretch of the window that is not proven complete. `known_until` is how far the stream is known; none

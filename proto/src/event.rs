@@ -139,4 +139,13 @@ impl Batch {
         let last = self.events.last().map(|event| event.seq).or(self.hole.as_ref().map(|hole| hole.last))?;
         Some(Cursor { epoch: self.epoch, seq: last })
     }
+
+    /// The earliest time at which what is in a ring's first batch can have been recorded.
+    pub fn begins(&self) -> Option<Timestamp> {
+        let events = self.events.iter().map(|event| match &event.kind {
+            EventKind::CoverageChanged(change) => event.recorded.wall.min(change.from),
+            _ => event.recorded.wall,
+        });
+        events.chain(self.hole.iter().map(|hole| hole.from)).chain(self.watermark).min()
+    }
 }

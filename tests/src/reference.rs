@@ -27,6 +27,57 @@ impl Truth {
     }
 }
 
+/// What truly happened on one host in each second that its wall clock showed, however often it showed it.
+#[derive(Clone, Debug)]
+pub struct Seconds {
+    /// The first that is told of. Nothing was recorded of those before.
+    begins: u64,
+    seconds: Vec<Second>,
+}
+
+/// One second.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Second {
+    /// A connection to the target lived in it.
+    pub talked: bool,
+    /// What connections did in it was not, or not wholly, recorded; nor is it proven that nothing ran.
+    pub connections_unrecorded: bool,
+    /// The same of names.
+    pub names_unrecorded: bool,
+}
+
+impl Seconds {
+    /// Nothing has happened yet.
+    pub const fn new(begins: u64) -> Self {
+        Self { begins, seconds: Vec::new() }
+    }
+
+    /// Something is true of these seconds.
+    pub fn mark(&mut self, seconds: Range<u64>, mark: impl Fn(&mut Second)) {
+        let index = |second: u64| usize::try_from(second.saturating_sub(self.begins)).unwrap_or(usize::MAX);
+        let (from, to) = (index(seconds.start), index(seconds.end));
+        if from >= to {
+            return;
+        }
+        if self.seconds.len() < to {
+            self.seconds.resize(to, Second::default());
+        }
+        self.seconds[from..to].iter_mut().for_each(mark);
+    }
+
+    /// Whether something is true of some second of the window.
+    pub fn any(&self, mut window: Range<u64>, is: impl Fn(&Second) -> bool) -> bool {
+        let before = Second { talked: false, connections_unrecorded: true, names_unrecorded: true };
+        window.any(|second| match second.checked_sub(self.begins) {
+            Some(index) => is(usize::try_from(index)
+                .ok()
+                .and_then(|at| self.seconds.get(at))
+                .unwrap_or(&Second::default())),
+            None => is(&before),
+        })
+    }
+}
+
 /// What truly happened on one host when it is asked about by a name, in whole seconds.
 ///
 /// A process that connects by the name uses one of its addresses, which it got from a DNS answer that came while it ran, or

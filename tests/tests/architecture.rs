@@ -101,7 +101,7 @@ const RULES: &[Rule] = &[
             "agent/src/enrich/package/rpm/header",
             "agent/src/capture/poll/differ",
             "proto/src/question.rs",
-            "proto/src/coverage.rs",
+            "proto/src/coverage",
             "proto/src/flow.rs",
             "proto/src/frame.rs",
             "proto/src/chain.rs",

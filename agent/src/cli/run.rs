@@ -23,7 +23,7 @@ use crate::{
     capture::{self, CaptureError, Choice, Outlet, Source},
     enrich::executable::Identifier,
     identity,
-    ledger::PreviousRun,
+    ledger::Past,
     pipeline::{Limits, Pipeline},
     recorder::{self, Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
     ring::{Options, Recovery, Ring},
@@ -125,7 +125,7 @@ fn start(
         Limits::default(),
         description.clone(),
         ring.next_seq(),
-        PreviousRun::of(recovery, this_boot),
+        Past::of(recovery, this_boot, sys::last_restart(now)),
         now,
     );
 

@@ -11,6 +11,7 @@ use alibi_proto::{
 };
 
 use super::*;
+use crate::ledger::PreviousRun;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -423,6 +424,48 @@ fn a_source_that_sees_nothing_is_no_witness_of_what_is_open() {
     pipeline.take(Report { observations: vec![seeing], seen_until: at(3001) }, at(3001));
     events.extend(pipeline.events());
     assert_eq!(verdict(&events, 500, 600, 3001), Verdict::Talked, "it was open all along");
+}
+
+/// Blind from 20 on. The clock is set forward by 1,000 s at 1,500, before or after the source sees again.
+fn blind_while_the_clock_is_set(sees_before: bool) -> Vec<Event> {
+    let change = |grade, from| {
+        let facet = Facet::Connections;
+        let (to, scope, announced_from) = (None, None, None);
+        Fact::Coverage(CoverageChange { facet, grade, from, to, scope, announced_from })
+    };
+    let blind = change(Grade::NotRecorded { reason: "the table cannot be read".into() }, at(20).wall);
+    let mut pipeline = pipeline(Limits::default());
+    let mut events = feed(&mut pipeline, vec![(2, opened(1)), (20, blind)], 1_499);
+    let mut report = |fact: Option<Fact>, wall: u64, boot: u64| {
+        let seen_until = Moment { wall: at(wall).wall, boot_ns: boot * SECOND };
+        let observations = fact.map(|fact| Observation { at: seen_until, fact }).into_iter().collect();
+        pipeline.take(Report { observations, seen_until }, seen_until);
+        events.extend(pipeline.events());
+    };
+    let sees = |wall| change(Grade::Complete, at(wall).wall);
+    report(sees_before.then(|| sees(1_499)), 1_499, 1_499);
+    report(None, 2_500, 1_500);
+    report((!sees_before).then(|| sees(2_501)), 2_501, 1_501);
+    report(Some(closed(1)), 2_502, 1_502);
+    events
+}
+
+#[test]
+fn nobody_talked_in_a_time_that_the_clock_skipped_while_the_source_saw_nothing() {
+    let events = blind_while_the_clock_is_set(false);
+    assert_eq!(verdict(&events, 1_600, 2_400, 2_502), Verdict::Unknown, "there was no such time");
+    assert_eq!(verdict(&events, 2_502, 2_503, 2_503), Verdict::Talked);
+}
+
+#[test]
+fn no_record_spans_more_than_a_reader_takes_however_long_the_source_saw_nothing() {
+    for sees_before in [false, true] {
+        for event in blind_while_the_clock_is_set(sees_before) {
+            if let EventKind::Flow(flow) = event.kind {
+                assert!(flow.last.since(flow.first) <= RECORD_SPAN_MAX, "{flow:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -294,3 +294,23 @@ fn what_was_overwritten_is_counted_and_warned_of_once_in_a_while() {
     assert_eq!(recording.recorder.overwritten, second, "not again so soon");
     assert!(overwrite(&mut recording, 3) > second, "and still counted");
 }
+
+#[test]
+fn what_ended_at_the_last_instant_that_was_overwritten_is_not_ruled_out() {
+    for position in (0..400).step_by(10) {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut recording = Recording::begin(&temporary.path().join("ring"));
+        recording.take(1, 0, vec![]);
+        // All at one instant, and more than the ring holds.
+        for port in 0..400 {
+            let remote = if port == position { TARGET } else { OTHER };
+            recording.take(5, 0, vec![over(port, remote)]);
+        }
+        for second in 6..9 {
+            recording.take(second, 0, vec![]);
+            recording.recorder.sync();
+        }
+        assert_ne!(recording.verdict(5, 6), Verdict::Clear, "{position}");
+        assert_eq!(recording.verdict(7, 8), Verdict::Clear);
+    }
+}

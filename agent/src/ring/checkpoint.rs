@@ -10,7 +10,7 @@ use std::{
 use alibi_proto::{
     chain::Head,
     id::{Epoch, Seq},
-    time::Timestamp,
+    time::{Moment, Timestamp},
 };
 
 use super::{
@@ -27,12 +27,15 @@ const FORMAT: u16 = 1;
 /// Each slot has pages of its own, so that a write that fails in one leaves the other.
 const SLOT_BYTES: usize = 4096;
 /// Bytes of a slot that mean something.
-const CONTENT_BYTES: usize = 136;
+const CONTENT_BYTES: usize = 144;
 
 const CLOSED_CLEANLY: u16 = 1;
 const HAS_RECORDED_UNTIL: u16 = 2;
 const HAS_BOOT: u16 = 4;
-const HAS_BOOT_TIME: u16 = 8;
+const HAS_RECORDED_AT: u16 = 8;
+
+/// Clocks that came apart by less were not set. What is not waited for may be known as it was so much before.
+const STEADY_NS: u128 = 10_000_000;
 
 /// So far beyond the safe checkpoint may another one say that everything is recorded, without being safe itself. After a
 /// power cut, this is the most that was said and is not known any more.
@@ -49,8 +52,8 @@ pub(super) const UNSAFE_MAX: Duration = Duration::from_secs(10);
 /// ```text
 ///  0   8  magic "ALIBICHK"
 ///  8   2  format version, 1
-/// 10   2  flags: 1 closed cleanly, 2 `recorded_until` is known, 4 the boot is known, 8 `recorded_until_boot_ns` is known
-/// 12   4  CRC32C of bytes 0..12 and 16..136
+/// 10   2  flags: 1 closed cleanly, 2 `recorded_until` is known, 4 the boot is known, 8 `recorded_at` is known
+/// 12   4  CRC32C of bytes 0..12 and 16..144
 /// 16   8  generation, from 1
 /// 24   8  epoch
 /// 32   8  next seq: all before it were safe on disk
@@ -61,9 +64,10 @@ pub(super) const UNSAFE_MAX: Duration = Duration::from_secs(10);
 /// 72   8  the earliest instant that they spoke of
 /// 80   8  the latest
 /// 88   8  the boot in which it was written, as the writer names it
-/// 96   8  recorded until, in nanoseconds since that boot
-/// 104 32  head of the chain before the next seq
-/// 136     zeros
+/// 96   8  an instant up to which was recorded, as the wall clock showed it
+/// 104  8  the same, in nanoseconds since that boot
+/// 112 32  head of the chain before the next seq
+/// 144     zeros
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checkpoint {
@@ -71,8 +75,8 @@ pub(super) struct Checkpoint {
     pub(super) next_seq: Seq,
     pub(super) acknowledged: Seq,
     pub(super) recorded_until: Option<Timestamp>,
-    /// The same instant by the clock of the boot.
-    pub(super) recorded_until_boot_ns: Option<u64>,
+    /// Both clocks at one instant up to which was recorded, in the boot that is named.
+    pub(super) recorded_at: Option<Moment>,
     pub(super) closed_cleanly: bool,
     pub(super) evicted: Option<Span>,
     pub(super) boot: Option<u64>,
@@ -85,9 +89,10 @@ impl Checkpoint {
         let flags = if self.closed_cleanly { CLOSED_CLEANLY } else { 0 }
             | if self.recorded_until.is_some() { HAS_RECORDED_UNTIL } else { 0 }
             | if self.boot.is_some() { HAS_BOOT } else { 0 }
-            | if self.recorded_until_boot_ns.is_some() { HAS_BOOT_TIME } else { 0 };
+            | if self.recorded_at.is_some() { HAS_RECORDED_AT } else { 0 };
         let none = Span { first: Seq(0), last: Seq(0), from: Timestamp::ZERO, to: Timestamp::ZERO };
         let evicted = self.evicted.unwrap_or(none);
+        let recorded_at = self.recorded_at.unwrap_or_default();
         let words = [
             generation,
             self.epoch.0,
@@ -99,16 +104,17 @@ impl Checkpoint {
             evicted.from.as_nanos(),
             evicted.to.as_nanos(),
             self.boot.unwrap_or_default(),
-            self.recorded_until_boot_ns.unwrap_or_default(),
+            recorded_at.wall.as_nanos(),
+            recorded_at.boot_ns,
         ];
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&FORMAT.to_le_bytes());
         bytes[10..12].copy_from_slice(&flags.to_le_bytes());
-        for (place, word) in bytes[16..104].chunks_exact_mut(8).zip(words) {
+        for (place, word) in bytes[16..112].chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
-        bytes[104..CONTENT_BYTES].copy_from_slice(self.head.as_bytes());
+        bytes[112..CONTENT_BYTES].copy_from_slice(self.head.as_bytes());
         let crc = checksum(&bytes[..CONTENT_BYTES]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -120,9 +126,14 @@ impl Checkpoint {
             (Some(before), Some(until)) => before <= until && until.since(before) < UNSAFE_MAX,
             (before, until) => before == until,
         };
-        let &Self { recorded_until, recorded_until_boot_ns, .. } = self;
-        let tells_the_same = recorded_until_boot_ns.is_some() == safe.recorded_until_boot_ns.is_some();
-        is_later && tells_the_same && *self == Self { recorded_until, recorded_until_boot_ns, ..*safe }
+        let &Self { recorded_until, recorded_at, .. } = self;
+        // How the clocks stand to each other is the same as long as none of them was set.
+        let stand = |at: Option<Moment>| at.map(|at| i128::from(at.wall.as_nanos()) - i128::from(at.boot_ns));
+        let steady = match (stand(recorded_at), stand(safe.recorded_at)) {
+            (Some(now), Some(before)) => now.abs_diff(before) < STEADY_NS,
+            (now, before) => now == before,
+        };
+        is_later && steady && *self == Self { recorded_until, recorded_at, ..*safe }
     }
 
     /// Its generation and content, if the slot holds one.
@@ -146,8 +157,9 @@ impl Checkpoint {
             closed_cleanly: flags & CLOSED_CLEANLY != 0,
             evicted: (evicted.first > Seq(0)).then_some(evicted),
             boot: (flags & HAS_BOOT != 0).then(|| word(88)),
-            recorded_until_boot_ns: (flags & HAS_BOOT_TIME != 0).then(|| word(96)),
-            head: head_at(slot, 104),
+            recorded_at: (flags & HAS_RECORDED_AT != 0)
+                .then(|| Moment { wall: time(96), boot_ns: word(104) }),
+            head: head_at(slot, 112),
         };
         Some((word(16), checkpoint))
     }
@@ -292,7 +304,7 @@ mod tests {
             closed_cleanly: true,
             evicted: Some(Span { first: Seq(6), last: Seq(7), from, to }),
             boot: Some(8),
-            recorded_until_boot_ns: Some(9),
+            recorded_at: Some(Moment { wall: Timestamp::from_secs(5), boot_ns: 9 }),
             head: Head::from_bytes([10; 32]),
         }
     }
@@ -310,7 +322,7 @@ mod tests {
         }
         let bare = Checkpoint {
             recorded_until: None,
-            recorded_until_boot_ns: None,
+            recorded_at: None,
             evicted: None,
             boot: None,
             ..checkpoint(1)
@@ -346,7 +358,10 @@ mod tests {
     fn until(seconds: u64) -> Checkpoint {
         Checkpoint {
             recorded_until: Some(Timestamp::from_secs(seconds)),
-            recorded_until_boot_ns: Some(seconds * 3),
+            recorded_at: Some(Moment {
+                wall: Timestamp::from_secs(seconds),
+                boot_ns: (seconds + 7) * 1_000_000_000,
+            }),
             closed_cleanly: false,
             ..checkpoint(10)
         }
@@ -382,7 +397,8 @@ mod tests {
             (Checkpoint { boot: None, ..until(120) }, (1, 1)),
             (Checkpoint { evicted: None, ..until(120) }, (1, 1)),
             (Checkpoint { head: Head::from_bytes([11; 32]), ..until(120) }, (1, 1)),
-            (Checkpoint { recorded_until_boot_ns: None, ..until(120) }, (1, 1)),
+            (Checkpoint { recorded_at: None, ..until(120) }, (1, 1)),
+            (Checkpoint { recorded_at: checkpoint(1).recorded_at, ..until(120) }, (1, 1)),
             (Checkpoint { recorded_until: None, ..until(120) }, (1, 1)),
             (until(1), (1, 1)),
             (until(0), (1, 1)),

@@ -95,7 +95,7 @@ pub(super) fn survey(dir: &Path, writer: Option<(&Options, Labeller)>) -> Result
         acknowledged: remembered.map_or(Seq(0), |checkpoint| checkpoint.acknowledged),
         evicted: None,
         recorded_until: remembered.and_then(|checkpoint| checkpoint.recorded_until),
-        recorded_until_boot_ns: remembered.and_then(|checkpoint| checkpoint.recorded_until_boot_ns),
+        recorded_at: remembered.and_then(|checkpoint| checkpoint.recorded_at),
         recorded_max: tail.recorded_max,
         closed_cleanly: remembered.is_some_and(|checkpoint| checkpoint.closed_cleanly),
         boot: remembered.and_then(|checkpoint| checkpoint.boot),

@@ -52,7 +52,8 @@ pub(super) fn first_seq_of(name: &str) -> Option<Seq> {
 /// 16  16  host
 /// 32   8  epoch
 /// 40   8  seq of the first record
-/// 48   8  when the first record was recorded, in nanoseconds since the Unix epoch
+/// 48   8  when the last record before it was recorded (in the first segment: the first record), in nanoseconds since the
+///         Unix epoch
 /// 56  32  head of the chain before the first record
 /// 88      frames, and once nothing more comes into it, the seal
 /// ```

@@ -61,7 +61,7 @@ fn open(dir: &Path, options: Options) -> (Ring, Recovery) {
 }
 
 fn moment(seconds: u64) -> Moment {
-    Moment { wall: Timestamp::from_secs(seconds), boot_ns: seconds }
+    Moment { wall: Timestamp::from_secs(seconds), boot_ns: seconds * 1_000_000_000 }
 }
 
 /// What was read of a record.
@@ -231,7 +231,7 @@ proptest! {
                     }
                 }
                 Step::Sync => {
-                    ring.sync(moment(2_000_000)).unwrap();
+                    ring.sync(moment(2_000_000).wall, moment(2_000_000)).unwrap();
                     prop_assert_eq!(ring.view().durable_next_seq(), ring.next_seq());
                     acknowledged_on_disk = ring.acknowledged();
                 }
@@ -244,7 +244,7 @@ proptest! {
                 }
                 Step::Reopen { clean, torn_bytes } => {
                     if clean {
-                        ring.mark_closed(moment(3_000_000)).unwrap();
+                        ring.mark_closed(moment(3_000_000).wall, moment(3_000_000)).unwrap();
                         acknowledged_on_disk = ring.acknowledged();
                     }
                     let first_seq = ring.first_seq();
@@ -324,7 +324,7 @@ fn small_ring(dir: &Path, unsynced: u64) -> Vec<Record> {
         next += fresh.len() as u64;
         if next <= 18 - unsynced {
             ring.append(&fresh).unwrap();
-            ring.sync(moment(1_000_000 + next)).unwrap();
+            ring.sync(moment(1_000_000 + next).wall, moment(1_000_000 + next)).unwrap();
         } else {
             ring.append(&fresh).unwrap();
         }
@@ -503,7 +503,7 @@ fn only_the_last_thing_done_can_be_a_clean_close() {
     let (mut ring, _) = open(dir, TINY);
     ring.append(&records(1, 2, 0)).unwrap();
     ring.acknowledge(Seq(2)).unwrap();
-    ring.mark_closed(until).unwrap();
+    ring.mark_closed(until.wall, until).unwrap();
     let view = View::open_read_only(dir).unwrap();
     assert!(view.is_closed_cleanly());
     assert_eq!(
@@ -515,7 +515,7 @@ fn only_the_last_thing_done_can_be_a_clean_close() {
     drop(ring);
     let (mut ring, recovery) = open(dir, TINY);
     assert!(!recovery.was_closed_cleanly);
-    ring.mark_closed(until).unwrap();
+    ring.mark_closed(until.wall, until).unwrap();
     drop(ring);
     let (ring, recovery) = open(dir, TINY);
     assert_eq!((recovery.was_closed_cleanly, recovery.recorded_until), (true, Some(until.wall)));
@@ -524,7 +524,7 @@ fn only_the_last_thing_done_can_be_a_clean_close() {
 
     // Nor does damage to a newer checkpoint bring back an older one that says so.
     let (mut ring, _) = open(dir, TINY);
-    ring.mark_closed(until).unwrap();
+    ring.mark_closed(until.wall, until).unwrap();
     drop(ring);
     open(dir, TINY);
     let files = files_of(dir);

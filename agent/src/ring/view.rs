@@ -11,7 +11,7 @@ use alibi_proto::{
     coverage::Hole,
     flow::RECORD_SPAN_MAX,
     id::{Epoch, Seq},
-    time::Timestamp,
+    time::{Moment, Timestamp},
 };
 
 use super::{
@@ -47,8 +47,8 @@ pub(super) struct Index {
     /// Evicted without acknowledgement; if there is one, it ends where the first segment begins.
     pub(super) evicted: Option<Span>,
     pub(super) recorded_until: Option<Timestamp>,
-    /// The same instant by the clock of the boot in which it was written.
-    pub(super) recorded_until_boot_ns: Option<u64>,
+    /// Both clocks at one instant up to which was recorded, in the boot in which that was written.
+    pub(super) recorded_at: Option<Moment>,
     /// The latest that any record known here was recorded.
     pub(super) recorded_max: Timestamp,
     pub(super) closed_cleanly: bool,
@@ -65,7 +65,7 @@ pub(super) struct Segment {
     pub(super) bytes: u64,
     /// What it has on disk, its seal included.
     pub(super) file_bytes: u64,
-    /// When its first record was recorded; none if its header is damaged.
+    /// All before it was recorded by then, and nothing in it earlier; none if its header is damaged.
     pub(super) created: Option<Timestamp>,
     /// The times of its records; none if they are not known without reading it.
     pub(super) times: Option<Times>,
@@ -140,6 +140,11 @@ impl View {
     /// Up to when the last checkpoint says that everything is recorded; none if there was none.
     pub fn recorded_until(&self) -> Option<Timestamp> {
         self.index().recorded_until
+    }
+
+    /// No record is known to have been recorded later.
+    pub fn latest(&self) -> Timestamp {
+        self.index().latest()
     }
 
     /// Whether recording was ended in order, so that nothing was recorded after [`View::recorded_until`].

@@ -103,7 +103,7 @@ impl Ring {
             is_new: false,
             was_closed_cleanly: survey.index.closed_cleanly,
             recorded_until: survey.index.recorded_until,
-            recorded_until_boot_ns: survey.index.recorded_until_boot_ns,
+            recorded_at: survey.index.recorded_at,
             boot: survey.index.boot,
             cut_bytes: survey.cut_bytes,
             lost_at_end: survey.lost_at_end,
@@ -124,7 +124,7 @@ impl Ring {
             acknowledged: Seq(0),
             evicted: None,
             recorded_until: None,
-            recorded_until_boot_ns: None,
+            recorded_at: None,
             recorded_max: Timestamp::ZERO,
             closed_cleanly: false,
             boot: None,
@@ -286,7 +286,8 @@ impl Ring {
         self.view.index().boot = Some(boot);
     }
 
-    /// Makes everything appended so far safe from a power cut, and notes that everything is recorded until then.
+    /// Makes everything appended so far safe from a power cut, and notes that everything is recorded until then. `at` is an
+    /// instant up to which it is, by both clocks.
     ///
     /// Where that is all there is to note, and less than [`Recovery::UNSAFE_MAX`] of it, the note is written and not waited
     /// for, since waiting is what an idle agent would spend most on: a kill does not undo it, and a power cut may. Then an
@@ -294,19 +295,19 @@ impl Ring {
     ///
     /// # Errors
     /// When the system cannot; what was safe before still is.
-    pub fn sync(&mut self, recorded_until: Moment) -> Result<(), RingError> {
-        self.sync_as(recorded_until, false)
+    pub fn sync(&mut self, recorded_until: Timestamp, at: Moment) -> Result<(), RingError> {
+        self.sync_as(recorded_until, at, false)
     }
 
     /// [`Ring::sync`], and notes that recording ended in order. An append or sync after it takes that back.
     ///
     /// # Errors
     /// As [`Ring::sync`].
-    pub fn mark_closed(&mut self, recorded_until: Moment) -> Result<(), RingError> {
+    pub fn mark_closed(&mut self, recorded_until: Timestamp, at: Moment) -> Result<(), RingError> {
         if let Some(spare) = self.spare.take() {
             spare.remove();
         }
-        self.sync_as(recorded_until, true)
+        self.sync_as(recorded_until, at, true)
     }
 
     /// Notes that everything up to `seq` was delivered and is safe elsewhere. Never goes back. It is on disk with the next
@@ -444,12 +445,20 @@ impl Ring {
             self.sync_active()?;
         }
         let mut started: Vec<Started> = Vec::new();
-        let mut previous = self.view.index().head;
-        previous = frames[..plan.into_active].last().map_or(previous, |frame| frame.header.head);
+        let into_active = &frames[..plan.into_active];
+        let (mut previous, mut before) = {
+            let index = self.view.index();
+            let head = into_active.last().map_or(index.head, |frame| frame.header.head);
+            let recorded = into_active.iter().map(|frame| frame.header.times.recorded_to);
+            (head, recorded.fold(index.recorded_max, Timestamp::max))
+        };
         for (nth, range) in plan.new.iter().enumerate() {
             let frames = &frames[range.clone()];
             let first = &frames[0].header;
-            let (first_seq, created) = (first.first_seq, first.times.recorded_from);
+            let first_seq = first.first_seq;
+            // What is missing before it was recorded by then.
+            let created = if before == Timestamp::ZERO { first.times.recorded_from } else { before };
+            before = frames.iter().map(|frame| frame.header.times.recorded_to).fold(before, Timestamp::max);
             let header = SegmentHeader { host: self.host, epoch, first_seq, created, previous };
             let mut bytes = header.encode().to_vec();
             frames.iter().for_each(|frame| bytes.extend_from_slice(&frame.bytes));
@@ -525,7 +534,12 @@ impl Ring {
         Ok(())
     }
 
-    fn sync_as(&mut self, recorded_until: Moment, closed_cleanly: bool) -> Result<(), RingError> {
+    fn sync_as(
+        &mut self,
+        recorded_until: Timestamp,
+        at: Moment,
+        closed_cleanly: bool,
+    ) -> Result<(), RingError> {
         self.clean_up()?;
         self.sync_active()?;
         {
@@ -533,18 +547,18 @@ impl Ring {
             index.durable_next_seq = index.next_seq;
             index.durable_head = index.head;
         }
-        let (recorded_until, boot_ns) = (Some(recorded_until.wall), Some(recorded_until.boot_ns));
+        let (recorded_until, recorded_at) = (Some(recorded_until), Some(at));
         // A write that fails may still have been done: whatever is appended next then takes it back.
         self.view.index().closed_cleanly |= closed_cleanly;
         self.checkpoint.note(&Checkpoint {
             recorded_until,
-            recorded_until_boot_ns: boot_ns,
+            recorded_at,
             closed_cleanly,
             ..self.remembered()
         })?;
         let mut index = self.view.index();
         index.recorded_until = recorded_until;
-        index.recorded_until_boot_ns = boot_ns;
+        index.recorded_at = recorded_at;
         index.closed_cleanly = closed_cleanly;
         Ok(())
     }
@@ -582,7 +596,7 @@ impl Checkpoint {
             next_seq: index.durable_next_seq,
             acknowledged: index.acknowledged,
             recorded_until: index.recorded_until,
-            recorded_until_boot_ns: index.recorded_until_boot_ns,
+            recorded_at: index.recorded_at,
             closed_cleanly: index.closed_cleanly,
             evicted: index.evicted,
             boot: index.boot,

@@ -18,9 +18,11 @@ use rustix::{
     time::{ClockId, Timespec, clock_gettime},
 };
 
+mod boots;
 mod glimpse;
 mod sockets;
 
+pub(super) use boots::last_restart;
 pub(crate) use glimpse::{Glimpse, Life, glimpse, life};
 pub(crate) use sockets::SocketOwners;
 pub(super) use sockets::SocketTable;

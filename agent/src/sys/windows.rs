@@ -12,6 +12,7 @@ use sysinfo::{Product, System};
 
 pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
 use super::{HostFacts, boot_id_from};
+use crate::ledger::Restart;
 
 /// The uptime is told in seconds only; the performance counter, which goes on while the machine sleeps, is fine enough
 /// but counts from nowhere in particular. Tied together once, at the first look at the clock.
@@ -30,6 +31,11 @@ pub(super) fn now() -> Moment {
 /// Room cannot be set aside beyond the end of a file without unsafe code here.
 pub(super) fn set_room_aside(_: &fs::File, _: u64) -> io::Result<()> {
     Ok(())
+}
+
+/// Not looked for yet: nothing is proven then.
+pub(super) fn last_restart(_: Moment) -> Option<Restart> {
+    None
 }
 
 pub(super) fn host_facts() -> HostFacts {

@@ -5,6 +5,7 @@ use super::Store;
 pub(super) mod agents;
 pub(super) mod chain;
 pub(super) mod clocks;
+pub(super) mod coverage;
 pub(super) mod flows;
 pub(super) mod names;
 pub(super) mod processes;
@@ -42,6 +43,9 @@ macro_rules! suite {
             goes_on_where_an_epoch_was_left, loses_what_it_does_not_know, never_goes_back_in_time,
             outlives_the_program, refuses_numbers_that_no_agent_sends, needs_a_host_that_described_itself,
             grades_it_as_it_is_told_however_often
+        }
+        suite! { $home, coverage:
+            is_what_the_same_events_come_to_in_a_ledger, is_bounded_however_much_is_lost
         }
         suite! { $home, flows:
             are_found_as_a_plain_search_finds_them, are_cut_to_the_limit_and_counted,

@@ -89,7 +89,7 @@ pub fn measure(options: &Options) -> Result<()> {
         records += batch.len() as u64;
         evicted = ring.view().first_seq() > Seq::FIRST;
     }
-    ring.mark_closed(Moment { wall: laptop.now, boot_ns: 0 })?;
+    ring.mark_closed(laptop.now, laptop.moment())?;
     let kept = ring.next_seq().0 - ring.first_seq().0;
     let disk = bytes(&directory)?;
     drop(ring);

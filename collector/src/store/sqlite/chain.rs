@@ -5,7 +5,7 @@
 
 use alibi_proto::{
     chain::{Anchor, Anchored, ChainBreak, ChainStatus, Head},
-    coverage::{CoverageChange, Grade, Hole},
+    coverage::{Hole, another_past},
     event::Batch,
     id::{Epoch, HostId, Seq},
     time::Timestamp,
@@ -198,10 +198,8 @@ pub(super) fn diverge(
     )?;
     connection.execute("UPDATE host SET ring = ? WHERE id = ?", [other, stored.row])?;
     let until = known_until.unwrap_or(begins).max(begins);
-    let grade = Grade::NotRecorded { reason: reason.to_owned() };
-    coverage::store_for_all(connection, stored.row, &grade, begins, Some(until), None)?;
-    let announced = Some(CoverageChange::ANOTHER_RING);
-    coverage::store_for_all(connection, stored.row, &grade, until, None, announced)?;
+    another_past(reason, begins, until)
+        .try_for_each(|change| coverage::store(connection, stored.row, &change))?;
     let mut progress = Progress { known_until, ..stored.progress };
     progress.next.seq = from;
     agents::persist(connection, host, &progress)?;

@@ -2,7 +2,7 @@
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Hole, Timeline},
-    id::{HostId, Seq},
+    id::HostId,
     time::Timestamp,
     wire,
 };
@@ -16,6 +16,11 @@ const CHANGE: i32 = 0;
 const HOLE: i32 = 1;
 /// A change that is true of a stretch only: no grade that stands depends on it.
 const STRETCH: i32 = 2;
+/// All that was told before, as a timeline.
+const FOLDED: i32 = 3;
+
+/// A host's rows of one facet; more are folded into one. Few under test, so that it is done.
+const ROWS_MAX: i64 = if cfg!(test) { 8 } else { 512 };
 
 pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> Result<Timeline, StoreError> {
     let mut timeline = match host_row(connection, host)? {
@@ -52,6 +57,7 @@ fn replay(connection: &Connection, host: i64, facet: Facet, rows: &str) -> Resul
                 timeline.apply(&decode::<wire::CoverageChanged, _>("coverage change", &record)?)
             }
             HOLE => timeline.apply_hole(&decode::<wire::Hole, _>("hole", &record)?),
+            FOLDED => timeline = decode::<wire::Timeline, _>("timeline", &record)?,
             kind => return Err(damaged("coverage record", format!("its kind is {kind}"))),
         }
     }
@@ -73,24 +79,6 @@ pub(super) fn store(connection: &Connection, host: i64, change: &CoverageChange)
     insert(connection, host, change.facet, kind, &record)
 }
 
-/// Stores the same for every facet.
-pub(super) fn store_for_all(
-    connection: &Connection,
-    host: i64,
-    grade: &Grade,
-    from: Timestamp,
-    to: Option<Timestamp>,
-    announced_from: Option<Seq>,
-) -> Result<(), StoreError> {
-    Facet::ALL.into_iter().try_for_each(|facet| {
-        store(
-            connection,
-            host,
-            &CoverageChange { facet, grade: grade.clone(), from, to, scope: None, announced_from },
-        )
-    })
-}
-
 pub(super) fn store_hole(connection: &Connection, host: i64, hole: &Hole) -> Result<(), StoreError> {
     let record = wire::Hole::from(hole.clone()).encode_to_vec();
     Facet::ALL.into_iter().try_for_each(|facet| insert(connection, host, facet, HOLE, &record))
@@ -106,7 +94,21 @@ fn insert(
     let mut statement =
         connection.prepare_cached("INSERT INTO coverage (host, facet, kind, record) VALUES (?, ?, ?, ?)")?;
     statement.execute(params![host, facet_number(facet), kind, record])?;
-    Ok(())
+    fold_if_many(connection, host, facet)
+}
+
+/// A host can be told of any number of losses. What they come to is bounded, and the same whenever they are folded.
+fn fold_if_many(connection: &Connection, host: i64, facet: Facet) -> Result<(), StoreError> {
+    let count = "SELECT count(*) FROM coverage WHERE host = ? AND facet = ?";
+    let mut count = connection.prepare_cached(count)?;
+    let rows: i64 = count.query_row(params![host, facet_number(facet)], |row| row.get(0))?;
+    if rows <= ROWS_MAX {
+        return Ok(());
+    }
+    let timeline = replay(connection, host, facet, ALL)?;
+    let mut delete = connection.prepare_cached("DELETE FROM coverage WHERE host = ? AND facet = ?")?;
+    delete.execute(params![host, facet_number(facet)])?;
+    insert(connection, host, facet, FOLDED, &wire::Timeline::from(timeline).encode_to_vec())
 }
 
 /// From now on nothing before `before` is believed, of any host. Never goes back.

@@ -1,12 +1,9 @@
 //! Takes a batch in: what is new of it, in the order of the stream, or nothing.
 
-use std::time::Duration;
-
 use alibi_proto::{
     clock::Difference,
-    coverage::{CoverageChange, Grade, Hole},
+    coverage::{Hole, another_ring, unrecognised},
     event::{Batch, Event, EventKind},
-    flow::RECORD_SPAN_MAX,
     id::{Cursor, HostId, Seq},
     time::Timestamp,
 };
@@ -83,18 +80,8 @@ fn enter_ring(connection: &Connection, host: &StoredHost, batch: &Batch) -> Resu
         if next.epoch == epoch {
             return Ok(Ring { row, wanted: next.seq.0 });
         }
-        let reason = "the agent's ring was made anew".to_owned();
-        let from = known_until.unwrap_or(Timestamp::ZERO);
-        let (grade, announced) = (Grade::NotRecorded { reason }, Some(CoverageChange::ANOTHER_RING));
-        coverage::store_for_all(connection, host.row, &grade, from, None, announced)?;
-        // Where the host's clock is behind, what is known of the old ring vouches for nothing in the new one.
-        if let (Some(begins), Some(until)) = (begins(batch), known_until)
-            && begins < until
-        {
-            let reason = "the agent's ring was made anew, and its clock set back: this time happened twice";
-            let grade = Grade::NotRecorded { reason: reason.to_owned() };
-            coverage::store_for_all(connection, host.row, &grade, begins, Some(until), None)?;
-        }
+        another_ring(known_until, batch.begins())
+            .try_for_each(|change| coverage::store(connection, host.row, &change))?;
     }
     let number = signed("epoch", epoch.0)?;
     if number == 0 {
@@ -114,15 +101,6 @@ fn enter_ring(connection: &Connection, host: &StoredHost, batch: &Batch) -> Resu
         |row| row.get(0),
     )?;
     Ok(Ring { row, wanted: Seq::FIRST.0 })
-}
-
-/// The earliest time at which what is in a ring's first batch can have been recorded.
-fn begins(batch: &Batch) -> Option<Timestamp> {
-    let events = batch.events.iter().map(|event| match &event.kind {
-        EventKind::CoverageChanged(change) => event.recorded.wall.min(change.from),
-        _ => event.recorded.wall,
-    });
-    events.chain(batch.hole.iter().map(|hole| hole.from)).chain(batch.watermark).min()
 }
 
 struct Stream<'a> {
@@ -175,20 +153,12 @@ impl Stream<'_> {
             EventKind::ServerName(hello) => names::store_server_name(self.connection, place, hello)?,
             EventKind::ExecutableSeen(seen) => executables::store(self.connection, self.host, seen)?,
             EventKind::LinkChanged(link) => executables::store_link(self.connection, place, link)?,
-            EventKind::Unrecognised => self.lose(event.recorded.wall)?,
+            EventKind::Unrecognised => unrecognised(event.recorded.wall)
+                .try_for_each(|change| coverage::store(self.connection, self.host, &change))?,
         }
         self.wanted = next;
         self.stored += 1;
         Ok(())
-    }
-
-    /// An event that cannot be read may have told of anything that one record can.
-    fn lose(&self, recorded: Timestamp) -> Result<(), StoreError> {
-        let reason = "an event of a kind this collector does not know: upgrade it".to_owned();
-        let from = recorded.saturating_sub(RECORD_SPAN_MAX);
-        let to = recorded.saturating_add(Duration::from_nanos(1));
-        let grade = Grade::Lost { count: 1, reason };
-        coverage::store_for_all(self.connection, self.host, &grade, from, Some(to), None)
     }
 }
 
