@@ -416,7 +416,7 @@ fn read(
     is_meant: impl Fn(&Glimpse<'_>) -> bool,
     mut take: impl FnMut(Read),
 ) -> Result<(), QueryError> {
-    let mut reader = Reader::selecting(view.clone(), Selection { kinds, keys, times });
+    let mut reader = Reader::selecting(view.clone(), Seq::FIRST, Selection { kinds, keys, times });
     let mut record = Vec::new();
     loop {
         match reader.next_records()? {

@@ -26,8 +26,9 @@ use tokio::sync::watch;
 use crate::{
     capture::Report,
     labels,
+    ledger::Ledger,
     pipeline::Pipeline,
-    ring::{Labels, Record, Ring, RingError},
+    ring::{Labels, Read, Reader, Record, Ring, RingError, Selection},
 };
 
 /// Reports that may wait for the recorder; a source that is faster waits itself.
@@ -109,6 +110,8 @@ pub struct Recorder {
     recorded: Timestamp,
     /// A reader can begin at a new segment, and must find everything there that it needs.
     segment_started: bool,
+    /// What was said of coverage is to be summed up on disk.
+    summary_is_due: bool,
     /// How many events it took to say that last time, and how many came since. As many again must come before it is said
     /// again, so that saying it, which may itself begin segments, never makes up more than half of what is written.
     restated: usize,
@@ -145,6 +148,7 @@ impl Recorder {
             now: Moment::default(),
             sync_interval: SYNC_INTERVAL,
             segment_started: false,
+            summary_is_due: true,
             restated: 0,
             since_restated: 0,
             restated_after: Timestamp::ZERO,
@@ -223,8 +227,23 @@ impl Recorder {
                 }
                 self.publish();
                 self.prepare();
+                self.keep_summary();
             }
             Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Keeps what all that was said of coverage comes to, whenever a segment was begun, as one may have been evicted for it.
+    fn keep_summary(&mut self) {
+        if !std::mem::take(&mut self.summary_is_due) {
+            return;
+        }
+        let summary = self.summary();
+        let (next, bytes) = (summary.next, wire::CoverageSummary::from(summary).encode_to_vec());
+        if let Err(error) = self.ring.keep_summary(next, &bytes) {
+            // Nothing that is told depends on it; what was kept before stays, and it is tried again.
+            self.summary_is_due = true;
+            tracing::debug!(%error, "what was said of coverage could not be summed up on disk");
         }
     }
 
@@ -256,6 +275,9 @@ impl Recorder {
         self.collect();
         self.append()?;
         self.recorded_until = self.recorded_until.max(self.pipeline.watermark().unwrap_or_default());
+        self.pipeline.ledger().written(self.ring.next_seq());
+        self.summary_is_due = true;
+        self.keep_summary();
         self.ring.mark_closed(self.recorded_until, self.looked())?;
         self.publish();
         Ok(())
@@ -344,6 +366,7 @@ impl Recorder {
             *written += piece.len();
             if appended.started_segment {
                 self.segment_started = true;
+                self.summary_is_due = true;
                 self.restated_after = self.recorded;
             }
             self.overwritten = self.overwritten.saturating_add(appended.evicted_unacknowledged);
@@ -398,6 +421,38 @@ impl Recorder {
             }
         });
     }
+}
+
+/// Lets a ledger know what was said before this run: what was summed up of it, and what is in the ring since.
+///
+/// # Errors
+/// When the ring cannot be read.
+pub fn remember(ledger: &mut Ledger, ring: &Ring) -> Result<(), RingError> {
+    let summary = ring.summary()?.and_then(|(next, bytes)| {
+        let summary = wire::CoverageSummary::decode(bytes.as_slice()).ok()?.try_into().ok();
+        summary.filter(|summary: &Summary| summary.next == next)
+    });
+    let summary = summary.unwrap_or_default();
+    let from = summary.next;
+    ledger.restore(summary);
+    let selection =
+        Selection { kinds: labels::COVERAGE, keys: None, times: Timestamp::ZERO..=Timestamp::MAX };
+    let mut reader = Reader::selecting(ring.view(), from, selection);
+    loop {
+        match reader.next_records()? {
+            Read::Records(_, columns) => {
+                let records = columns.records();
+                let events = records.iter().filter_map(|record| wire::Event::decode(record).ok());
+                events
+                    .filter_map(|event| Event::try_from(event).ok())
+                    .for_each(|event| ledger.replay(&event));
+            }
+            Read::Hole(hole) => ledger.replay_hole(&hole),
+            Read::CaughtUp => break,
+        }
+    }
+    ledger.written(ring.next_seq());
+    Ok(())
 }
 
 /// What a recorded event can be found by, from its bytes.

@@ -1,7 +1,8 @@
 //! The ring: a bounded log on disk of opaque records, each with its seq, two times and what it can be found by.
 //!
 //! A directory of segments, which are files of frames, and a checkpoint. Records are appended to the newest segment; when
-//! the budget is used up, the oldest segment is removed whole. A segment into which nothing more comes gets a seal, which
+//! the budget is used up, the oldest segment is removed whole; what the writer sums up of all
+//! records is kept beside them. A segment into which nothing more comes gets a seal, which
 //! tells what is in it. There is one writer, [`Ring`], and any number of [`Reader`]s, which see what it has wholly written
 //! through a [`View`].
 //!
@@ -39,6 +40,7 @@ mod reader;
 mod recovery;
 mod seal;
 mod segment;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -85,7 +87,7 @@ pub type Labeller = fn(&[u8]) -> Option<Labels>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// All segments together have at most so many bytes, the room that is set aside for them included; the checkpoint has
-    /// 8 KiB besides.
+    /// 8 KiB besides, and the summary at most 2 MiB.
     pub bytes_max: u64,
     /// A segment has at most so many.
     pub segment_bytes: u64,
@@ -292,6 +294,14 @@ pub enum RingError {
     RecordTooLarge {
         /// Its position.
         seq: Seq,
+        /// Its size.
+        size_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// A summary that is too large.
+    #[error("a summary of {size_bytes} bytes is larger than {limit_bytes}: sum up more coarsely")]
+    SummaryTooLarge {
         /// Its size.
         size_bytes: usize,
         /// The limit.

@@ -120,7 +120,7 @@ fn start(
     ring.begin_boot(this_boot);
     let description = source.describe();
     let now = sys::now();
-    let pipeline = Pipeline::new(
+    let mut pipeline = Pipeline::new(
         boot,
         Limits::default(),
         description.clone(),
@@ -128,6 +128,8 @@ fn start(
         Past::of(recovery, this_boot, sys::last_restart(now)),
         now,
     );
+
+    recorder::remember(pipeline.ledger(), &ring)?;
 
     let acknowledged = Acknowledged::default();
     let first = Progress { next_seq: ring.next_seq(), ..Progress::default() };

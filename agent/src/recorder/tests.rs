@@ -314,3 +314,43 @@ fn what_ended_at_the_last_instant_that_was_overwritten_is_not_ruled_out() {
         assert_eq!(recording.verdict(7, 8), Verdict::Clear);
     }
 }
+
+#[test]
+fn what_was_said_of_coverage_outlives_its_eviction_and_the_program() {
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path().join("ring");
+    let mut recording = Recording::begin(&directory);
+    recording.take(1, 0, vec![opened(1, TARGET)]);
+    let lost = CoverageChange {
+        facet: Facet::Connections,
+        grade: Grade::Lost { count: 3, reason: "full".into() },
+        from: at(1).wall,
+        to: Some(at(2).wall),
+        scope: None,
+        announced_from: None,
+    };
+    recording.take(3, 0, vec![Fact::Coverage(lost)]);
+    for second in 4..9 {
+        recording.take(second, 0, (0..2_000).map(|port| over(port + 10, OTHER)).collect());
+        recording.recorder.sync();
+    }
+    assert!(recording.view.first_seq() > Seq(20), "the loss is overwritten");
+    recording.recorder.sync();
+    let told = recording.recorder.summary();
+    let window = Window::new(at(0).wall, at(9).wall).unwrap();
+    let gaps = told.timeline(Facet::Connections).gaps(Facet::Connections, window, Some(at(9).wall));
+    assert!(gaps.iter().any(|gap| gap.grade.count() == 3), "{gaps:?}");
+    drop(recording);
+
+    let remembered = || {
+        let (ring, _) = Ring::open(&directory, Options::default(), HOST, Epoch(1), labels_of).unwrap();
+        let mut ledger = Ledger::default();
+        remember(&mut ledger, &ring).unwrap();
+        ledger.summary()
+    };
+    assert_eq!(remembered(), told);
+    // Without it, only what is in the ring still is known, and what is missing is.
+    std::fs::remove_file(directory.join("summary")).unwrap();
+    let gaps = remembered().timeline(Facet::Connections).gaps(Facet::Connections, window, Some(at(9).wall));
+    assert!(!gaps.is_empty() && gaps.iter().all(|gap| gap.grade.count() != 3), "{gaps:?}");
+}

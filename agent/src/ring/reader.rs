@@ -95,10 +95,10 @@ impl Reader {
         Self { view, selection: None, next: None, expected, open: None, last_recorded: None, head: None }
     }
 
-    /// A reader of the whole ring that passes over what need not be read to find what is selected. A hole is passed over
+    /// A reader of the ring from `from` on that passes over what need not be read to find what is selected. A hole is passed over
     /// where the seal of its segment says that nothing selected was in it.
-    pub fn selecting(view: View, selection: Selection) -> Self {
-        Self { selection: Some(selection), ..Self::new(view, Seq::FIRST) }
+    pub fn selecting(view: View, from: Seq, selection: Selection) -> Self {
+        Self { selection: Some(selection), ..Self::new(view, from) }
     }
 
     /// The position that the next item begins with, or has, if that is the first.

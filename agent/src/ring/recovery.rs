@@ -16,6 +16,7 @@ use super::{
     Labeller, Labels, Options, RingError, Span, checkpoint, files,
     seal::Seal,
     segment::{self, Scan, SegmentHeader},
+    summary,
     view::{Index, Segment},
 };
 
@@ -135,7 +136,7 @@ fn list(dir: &Path) -> Result<Option<Names>, RingError> {
             names.unfinished.push(path);
         } else if let Some(first_seq) = segment::first_seq_of(&name) {
             names.segments.push(first_seq);
-        } else if name != checkpoint::NAME {
+        } else if name != checkpoint::NAME && name != summary::NAME {
             return Err(RingError::Foreign { path });
         }
     }

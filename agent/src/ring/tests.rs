@@ -120,7 +120,7 @@ fn check_selections(view: &View, written: &[Record]) {
         let times = record.recorded..=Timestamp::MAX;
         let Labels { kinds, keys, .. } = record.labels.clone();
         let selection = Selection { kinds, keys: Some(keys), times };
-        let mut reader = Reader::selecting(view.clone(), selection);
+        let mut reader = Reader::selecting(view.clone(), Seq::FIRST, selection);
         let is_met = loop {
             match reader.next_records().unwrap() {
                 Read::Records(first, columns) => {

@@ -23,6 +23,7 @@ use super::{
     recovery::{self, Survey},
     seal::Seal,
     segment::{self, SegmentHeader},
+    summary,
     view::{Index, Segment, View},
 };
 
@@ -308,6 +309,27 @@ impl Ring {
             spare.remove();
         }
         self.sync_as(recorded_until, at, true)
+    }
+
+    /// Keeps what the writer sums up of all records before `next`, in place of what it kept before. Eviction leaves it alone.
+    ///
+    /// # Errors
+    /// When it is too large, or cannot be written: then what was kept before stays.
+    pub fn keep_summary(&mut self, next: Seq, sum: &[u8]) -> Result<(), RingError> {
+        let (size_bytes, limit_bytes) = (sum.len(), summary::BYTES_MAX);
+        if size_bytes > limit_bytes {
+            return Err(RingError::SummaryTooLarge { size_bytes, limit_bytes });
+        }
+        self.names_are_dirty = true;
+        summary::write(&self.dir, self.epoch(), next, sum)
+    }
+
+    /// What was kept last, and the first record that is not summed up in it; none if that cannot be had.
+    ///
+    /// # Errors
+    /// When the file is not a summary, was written by a newer version, or cannot be read.
+    pub fn summary(&self) -> Result<Option<(Seq, Vec<u8>)>, RingError> {
+        summary::read(&self.dir, self.epoch(), self.next_seq())
     }
 
     /// Notes that everything up to `seq` was delivered and is safe elsewhere. Never goes back. It is on disk with the next
