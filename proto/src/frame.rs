@@ -13,7 +13,8 @@ pub const RECORDS_MAX: usize = 1 << 16;
 pub const UNPACKED_BYTES_MAX: usize = 2 << 20;
 /// Packing adds at most so much to records that cannot be compressed.
 pub const fn packed_bytes_max(unpacked_bytes: usize, records: usize) -> usize {
-    let columns = unpacked_bytes + records * LENGTH_BYTES_MAX;
+    // Marks are at most one in eight bytes.
+    let columns = unpacked_bytes + unpacked_bytes / MARKED_FROM + records * LENGTH_BYTES_MAX;
     // As `ZSTD_compressBound` has it.
     columns + columns / 256 + 64 + PAYLOAD_HEADER_BYTES
 }
@@ -22,6 +23,9 @@ pub const fn packed_bytes_max(unpacked_bytes: usize, records: usize) -> usize {
 const PAYLOAD_HEADER_BYTES: usize = 1 + 4;
 /// The only layout so far.
 const COLUMNS: u8 = 1;
+/// Columns of so many bytes are marked, if they are told by their differences.
+const MARKED_FROM: usize = 8;
+const DIFFERENCES: u8 = 1;
 /// A length is a varint of at most so many bytes.
 const LENGTH_BYTES_MAX: usize = 4;
 /// Faster levels save no time here, and slower ones little room.
@@ -43,7 +47,9 @@ pub struct Frame {
     /// ```
     ///
     /// The columns: the length of each record (varint, LEB128), in order; then, for each length that occurs, from the
-    /// shortest on, the first byte of each record of that length, in order; then the second of each; and so on.
+    /// shortest on, the first byte of each record of that length, in order; then the second of each; and so on. Of a length
+    /// that at least 8 records have, each of these columns stands behind a byte: 0, or 1 if each byte but the first is told
+    /// by how much it is more than the one before it (modulo 256).
     pub payload: Vec<u8>,
 }
 
@@ -126,7 +132,7 @@ struct Place {
 }
 
 impl Columns {
-    fn of(bytes: Vec<u8>, count: usize) -> Result<Self, FrameError> {
+    fn of(mut bytes: Vec<u8>, count: usize) -> Result<Self, FrameError> {
         let mut rest = bytes.as_slice();
         let mut rows = Vec::with_capacity(count);
         let mut left = bytes.len();
@@ -135,17 +141,30 @@ impl Columns {
             left = left.checked_sub(length).ok_or(FrameError::Columns)?;
             rows.push(Place { length: length as u32, first: 0, step: 0 });
         }
-        if rest.len() + left != bytes.len() {
-            return Err(FrameError::Columns);
-        }
         let mut start = bytes.len() - rest.len();
         let mut sorted: Vec<(u32, usize)> = rows.iter().map(|row| row.length).zip(0..).collect();
         sorted.sort_unstable();
-        for group in sorted.chunk_by(|one, other| one.0 == other.0) {
-            for (at, (_, row)) in group.iter().enumerate() {
-                (rows[*row].first, rows[*row].step) = ((start + at) as u32, group.len() as u32);
+        for group in sorted.chunk_by(|one, other| one.0 == other.0).filter(|group| group[0].0 > 0) {
+            let mark_bytes = usize::from(group.len() >= MARKED_FROM);
+            let step = mark_bytes + group.len();
+            let end = start + group[0].0 as usize * step;
+            let columns = bytes.get_mut(start..end).ok_or(FrameError::Columns)?;
+            if mark_bytes > 0 {
+                for column in columns.chunks_exact_mut(step) {
+                    match column.split_at_mut(mark_bytes) {
+                        ([0], _) => {}
+                        ([DIFFERENCES], column) => add_up(column),
+                        _ => return Err(FrameError::Columns),
+                    }
+                }
             }
-            start += group[0].0 as usize * group.len();
+            for (at, (_, row)) in group.iter().enumerate() {
+                (rows[*row].first, rows[*row].step) = ((start + mark_bytes + at) as u32, step as u32);
+            }
+            start = end;
+        }
+        if start != bytes.len() {
+            return Err(FrameError::Columns);
         }
         Ok(Self { bytes, rows })
     }
@@ -249,15 +268,50 @@ fn columns(records: &[&[u8]], columns: &mut Vec<u8>) {
     let mut sorted = records.to_vec();
     sorted.sort_by_key(|record| record.len());
     for rows in sorted.chunk_by(|one, other| one.len() == other.len()).filter(|rows| !rows[0].is_empty()) {
-        let length = rows[0].len();
-        let (start, count) = (columns.len(), rows.len());
-        columns.resize(start + length * count, 0);
+        let (length, count) = (rows[0].len(), rows.len());
+        let mark_bytes = usize::from(count >= MARKED_FROM);
+        let (start, step) = (columns.len(), mark_bytes + count);
+        columns.resize(start + length * step, 0);
         let columns = &mut columns[start..];
         for (at, row) in rows.iter().enumerate() {
-            for (byte, place) in row.iter().zip(columns[at..].iter_mut().step_by(count)) {
+            for (byte, place) in row.iter().zip(columns[mark_bytes + at..].iter_mut().step_by(step)) {
                 *place = *byte;
             }
         }
+        if mark_bytes > 0 {
+            columns.chunks_exact_mut(step).for_each(|column| {
+                let (mark, column) = column.split_at_mut(mark_bytes);
+                if counts_up(column) {
+                    mark[0] = DIFFERENCES;
+                    differ(column);
+                }
+            });
+        }
+    }
+}
+
+/// Whether a column is told better by differences: what counts up has the same difference again and again.
+fn counts_up(column: &[u8]) -> bool {
+    let same = column.windows(2).filter(|pair| pair[0] == pair[1]).count();
+    let steady = column
+        .windows(3)
+        .filter(|three| three[1].wrapping_sub(three[0]) == three[2].wrapping_sub(three[1]))
+        .count();
+    steady > same + column.len() / 8
+}
+
+fn differ(column: &mut [u8]) {
+    let mut before = 0;
+    for byte in column {
+        (*byte, before) = (byte.wrapping_sub(before), *byte);
+    }
+}
+
+fn add_up(column: &mut [u8]) {
+    let mut before = 0_u8;
+    for byte in column {
+        *byte = byte.wrapping_add(before);
+        before = *byte;
     }
 }
 
@@ -341,6 +395,15 @@ mod tests {
         }
 
         #[test]
+        fn what_counts_up_comes_out(
+            from: u32, by in 0..1_000_u32, count in 1..100_u32, noise in prop::collection::vec(any::<u8>(), 100)) {
+            let record = |at: u32| [&(from.wrapping_add(at * by)).to_le_bytes()[..], &[noise[at as usize], 7]].concat();
+            let records: Vec<Vec<u8>> = (0..count).map(record).collect();
+            let unpacked = packed(&records).unpack().unwrap();
+            prop_assert_eq!(unpacked.iter().collect::<Vec<_>>(), records);
+        }
+
+        #[test]
         fn any_columns_are_unpacked_or_refused(
             columns in prop::collection::vec(0..200_u8, 0..60), count in 0..9_u32) {
             let frame = Frame { first_seq: Seq(1), count, payload: payload(&columns) };
@@ -361,6 +424,13 @@ mod tests {
     fn large_records_and_many_are_packed() {
         let large = packed(&[vec![7; 1 << 20], vec![], vec![8; 70_000]]);
         assert_eq!(large.unpack().unwrap().iter().map(<[u8]>::len).collect::<Vec<_>>(), [1 << 20, 0, 70_000]);
+        let counting: Vec<Vec<u8>> = (0..1000_u32).map(|at| at.to_le_bytes().to_vec()).collect();
+        let counting = packed(&counting);
+        assert!(
+            counting.payload.len() < 100,
+            "what counts up costs next to nothing: {}",
+            counting.payload.len()
+        );
         let many = packed(&vec![vec![1, 2]; RECORDS_MAX]);
         assert!(many.payload.len() < 100, "what does not change costs nothing");
         assert_eq!(many.unpack().unwrap().iter().len(), RECORDS_MAX);

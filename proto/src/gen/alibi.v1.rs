@@ -698,6 +698,55 @@ impl Facet {
         }
     }
 }
+/// Everything that was said of a host's coverage, up to a place in its stream.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CoverageSummary {
+    /// The position of the first event that is not in it.
+    #[prost(uint64, tag = "1")]
+    pub next_seq: u64,
+    /// Each facet at most once. One that is missing was never spoken of.
+    #[prost(message, repeated, tag = "2")]
+    pub facets: ::prost::alloc::vec::Vec<FacetTimeline>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FacetTimeline {
+    #[prost(enumeration = "Facet", tag = "1")]
+    pub facet: i32,
+    #[prost(message, optional, tag = "2")]
+    pub timeline: ::core::option::Option<Timeline>,
+}
+/// One facet over time, in a bounded number of intervals: old time is told more coarsely, and rounded towards unknown.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Timeline {
+    /// In order of time; each holds until the next.
+    #[prost(message, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<TimelineStep>,
+    /// What takes away from them. Complete: the host was suspended, and what was open before was not in that time.
+    #[prost(message, repeated, tag = "2")]
+    pub losses: ::prost::alloc::vec::Vec<TimelineLoss>,
+    /// Events up to this one were missed, and no grade was said since that can be believed in spite of it.
+    #[prost(uint64, optional, tag = "3")]
+    pub missed_up_to_seq: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TimelineStep {
+    #[prost(fixed64, tag = "1")]
+    pub from_ns: u64,
+    #[prost(message, optional, tag = "2")]
+    pub grade: ::core::option::Option<Grade>,
+    #[prost(message, optional, tag = "3")]
+    pub scope: ::core::option::Option<Scope>,
+}
+/// True of [from, to).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TimelineLoss {
+    #[prost(fixed64, tag = "1")]
+    pub from_ns: u64,
+    #[prost(fixed64, tag = "2")]
+    pub to_ns: u64,
+    #[prost(message, optional, tag = "3")]
+    pub grade: ::core::option::Option<Grade>,
+}
 /// Which process talked to `target` during [from, to)?
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Question {
@@ -1039,7 +1088,9 @@ pub struct Frame {
     pub count: u32,
     /// A byte 1; the length of the columns (4 bytes, little-endian, at most 2 MiB); the columns, as a Zstandard frame (RFC
     /// 8878). The columns: the length of each `Event` (varint), in order; then, for each length that occurs, from the shortest
-    /// on, the first byte of each event of that length, in order, then the second of each, and so on.
+    /// on, the first byte of each event of that length, in order, then the second of each, and so on. Of a length that at least
+    /// 8 events have, each of these columns stands behind a byte: 0, or 1 if each byte but the first is told by how much it is
+    /// more than the one before it (modulo 256).
     #[prost(bytes = "vec", tag = "3")]
     pub payload: ::prost::alloc::vec::Vec<u8>,
 }
@@ -2529,53 +2580,4 @@ pub struct ClockPiece {
     pub least_ns: i64,
     #[prost(sfixed64, tag = "7")]
     pub most_ns: i64,
-}
-/// Everything that was said of a host's coverage, up to a place in its stream.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct CoverageSummary {
-    /// The position of the first event that is not in it.
-    #[prost(uint64, tag = "1")]
-    pub next_seq: u64,
-    /// Each facet at most once. One that is missing was never spoken of.
-    #[prost(message, repeated, tag = "2")]
-    pub facets: ::prost::alloc::vec::Vec<FacetTimeline>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct FacetTimeline {
-    #[prost(enumeration = "Facet", tag = "1")]
-    pub facet: i32,
-    #[prost(message, optional, tag = "2")]
-    pub timeline: ::core::option::Option<Timeline>,
-}
-/// One facet over time, in a bounded number of intervals: old time is told more coarsely, and rounded towards unknown.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Timeline {
-    /// In order of time; each holds until the next.
-    #[prost(message, repeated, tag = "1")]
-    pub steps: ::prost::alloc::vec::Vec<TimelineStep>,
-    /// What takes away from them. Complete: the host was suspended, and what was open before was not in that time.
-    #[prost(message, repeated, tag = "2")]
-    pub losses: ::prost::alloc::vec::Vec<TimelineLoss>,
-    /// Events up to this one were missed, and no grade was said since that can be believed in spite of it.
-    #[prost(uint64, optional, tag = "3")]
-    pub missed_up_to_seq: ::core::option::Option<u64>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct TimelineStep {
-    #[prost(fixed64, tag = "1")]
-    pub from_ns: u64,
-    #[prost(message, optional, tag = "2")]
-    pub grade: ::core::option::Option<Grade>,
-    #[prost(message, optional, tag = "3")]
-    pub scope: ::core::option::Option<Scope>,
-}
-/// True of [from, to).
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct TimelineLoss {
-    #[prost(fixed64, tag = "1")]
-    pub from_ns: u64,
-    #[prost(fixed64, tag = "2")]
-    pub to_ns: u64,
-    #[prost(message, optional, tag = "3")]
-    pub grade: ::core::option::Option<Grade>,
 }
