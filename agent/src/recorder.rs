@@ -13,7 +13,7 @@ use std::{
 };
 
 use alibi_proto::{
-    coverage::{CoverageChange, Summary},
+    coverage::{CoverageChange, Facet, Summary},
     event::{Event, EventKind},
     host::UserPresence,
     id::Seq,
@@ -93,6 +93,8 @@ pub struct Recorder {
     ring: Ring,
     /// Events that are not in the ring yet.
     pending: Vec<Record>,
+    /// Events that were let go, and whose loss is not in the ring yet: what says so is first among those that wait.
+    let_go: u64,
     acknowledged: Acknowledged,
     progress: watch::Sender<Progress>,
     trouble: Option<String>,
@@ -139,6 +141,7 @@ impl Recorder {
             ring,
             recorded,
             pending: Vec::new(),
+            let_go: 0,
             acknowledged,
             progress,
             trouble: None,
@@ -345,6 +348,9 @@ impl Recorder {
         let mut written = 0;
         let appended = self.append_counting(&mut written);
         self.pending.drain(..written);
+        if written > 0 {
+            self.let_go = 0;
+        }
         appended
     }
 
@@ -402,10 +408,14 @@ impl Recorder {
             let lost = std::mem::take(&mut self.pending);
             let from = lost.iter().map(|record| record.speaks_from).min().unwrap_or(now.wall);
             let reason = format!("the ring could not be written: {error}");
-            self.pipeline.lose(lost.len() as u64, from, self.ring.next_seq(), &reason, now);
+            // What said that others were lost before is said anew, of all of them.
+            let said_before = if self.let_go > 0 { Facet::ALL.len() } else { 0 };
+            let events = (lost.len() - said_before) as u64;
+            self.let_go += events;
+            self.pipeline.lose(self.let_go, from, self.ring.next_seq(), &reason, now);
             // Until their loss is in the ring, nothing that comes after them may be vouched for.
             self.collect();
-            tracing::error!(events = lost.len(), "events were lost");
+            tracing::error!(events, "events were lost");
         }
     }
 

@@ -142,6 +142,9 @@ struct Times {
     recorded_to: Timestamp,
 }
 
+/// Beyond that, no ring ever counts: what claims to be there is damage.
+const SEQ_MAX: Seq = Seq(i64::MAX as u64);
+
 /// Records that were evicted before anybody acknowledged them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {

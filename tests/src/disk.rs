@@ -135,6 +135,38 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A directory in which nothing can be made or changed any more, but for files that are open already. As it was again when
+/// dropped.
+#[derive(Debug)]
+pub struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    /// Makes it so.
+    ///
+    /// # Panics
+    /// When nothing can be mounted there: the test needs root.
+    pub fn over(directory: &Path) -> Self {
+        let read_only = Self(directory.to_owned());
+        for words in [&["--bind"][..], &["-o", "remount,bind,ro"]] {
+            let mut command = Command::new("mount");
+            command.args(words).arg(directory);
+            if words == ["--bind"] {
+                command.arg(directory);
+            }
+            let output = command.output().expect("`mount` can be run");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        read_only
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        // A test that fails must not fail again here.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
 /// Opens the writing end of a named pipe, made anew: the reader's end is to be opened meanwhile.
 ///
 /// # Errors

@@ -2,6 +2,10 @@
 
 pub mod capture;
 pub mod disk;
+pub mod faults;
+pub mod fuzz;
+pub mod killed;
+pub mod live;
 pub mod network;
 pub mod programs;
 pub mod recording;

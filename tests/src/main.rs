@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use alibi_lab::{capture, ring, traffic, up, workload};
+use alibi_lab::{capture, fuzz, killed, ring, traffic, up, workload};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
@@ -30,6 +30,8 @@ enum Command {
     Capture(capture::Options),
     /// What a full ring costs to write, to open and to ask
     Ring(ring::measure::Options),
+    /// Inputs at random against everything that parses bytes from outside or from disk; needs a C++ compiler
+    Fuzz(fuzz::Options),
     /// A workload, as `capture` runs it in a network namespace of its own
     #[command(hide = true)]
     Workload {
@@ -78,6 +80,16 @@ enum Command {
         /// The answer
         address: Ipv4Addr,
     },
+    /// A writer of a ring that is there to be killed
+    #[command(hide = true)]
+    WriteRing {
+        /// Where the ring is
+        directory: PathBuf,
+        /// Which run it is: what it writes and when
+        run: u64,
+        /// After so many, it closes the ring and ends
+        steps: u64,
+    },
 }
 
 /// Says what it has cost in the last line.
@@ -93,6 +105,7 @@ fn main() -> ExitCode {
         Command::Up { data } => up::up(&data),
         Command::Capture(options) => capture::capture(&options),
         Command::Ring(options) => ring::measure::measure(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Workload { name, truth } => run_workload(&name, &truth),
         Command::Touch { address, .. } => workload::touch(address),
         Command::Turn { address, token } => workload::threads::turn(address, &token),
@@ -100,6 +113,7 @@ fn main() -> ExitCode {
         Command::Client => traffic::client(),
         Command::Server { listen } => traffic::server(listen),
         Command::NameServer { listen, address } => traffic::name_server(listen, address),
+        Command::WriteRing { directory, run, steps } => killed::write(&directory, run, steps),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

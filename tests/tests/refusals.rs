@@ -10,38 +10,22 @@ use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixListener, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
-    time::SystemTime,
 };
 
-use alibi_agent::capture::{
-    ConnectionChange, Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report, SocketKey,
-};
 use alibi_lab::{
     disk::Listing,
+    live::{TARGET, report},
     programs::programs,
     requirements::{Requirement, met},
     system::{Agent, Collector, outcome},
-};
-use alibi_proto::{
-    flow::{Attribution, Direction, FlowState, Protocol},
-    process::ProcessImage,
-    time::{Moment, Timestamp},
 };
 use serde_json::Value;
 
 #[path = "refusals/disks.rs"]
 mod disks;
 
-/// Whom recorded connections are with (TEST-NET-3, RFC 5737).
-const TARGET: &str = "203.0.113.7";
 /// A user without rights.
 const NOBODY: u32 = 65534;
-
-fn now() -> Moment {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let wall = Timestamp::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap());
-    Moment { wall, boot_ns: wall.as_nanos() }
-}
 
 fn alibi(words: &[&str]) -> Command {
     let mut command = Command::new(&programs().alibi);
@@ -240,50 +224,6 @@ fn recording(processes: u32) -> String {
     const IN_A_REPORT: usize = 100;
     let pids: Vec<_> = (1..=processes).collect();
     pids.chunks(IN_A_REPORT).map(|pids| report(pids.iter().copied())).collect()
-}
-
-fn report(pids: impl Iterator<Item = u32>) -> String {
-    let at = now();
-    let observation = |fact| Observation { at, fact };
-    let observations = pids.flat_map(|pid| {
-        let process = ProcessKey { pid, start: 1 };
-        let socket = SocketKey {
-            protocol: Protocol::Tcp,
-            remote: format!("{TARGET}:443").parse().unwrap(),
-            socket: u64::from(pid),
-        };
-        let started = ObservedProcess {
-            process,
-            parent: None,
-            parent_pid: None,
-            started: at.wall,
-            already_running: false,
-            image: ProcessImage { name: "p".to_owned(), ..ProcessImage::default() },
-        };
-        let opened = ObservedConnection {
-            socket,
-            local: ([192, 0, 2, 1], pid as u16).into(),
-            owner: Some(process),
-            attribution: Attribution::InKernel,
-            direction: Direction::Outbound,
-            state: FlowState::Established,
-            already_open: false,
-            traffic: None,
-            interface: None,
-            network_namespace: None,
-        };
-        [
-            observation(Fact::ProcessStarted(Box::new(started))),
-            observation(Fact::ConnectionOpened(Box::new(opened))),
-            observation(Fact::ConnectionClosed {
-                socket,
-                state: FlowState::Closed,
-                change: ConnectionChange::default(),
-            }),
-        ]
-    });
-    let report = Report { observations: observations.collect(), seen_until: at };
-    format!("{}\n", serde_json::to_string(&report).unwrap())
 }
 
 #[test]

@@ -114,6 +114,45 @@ fn events_that_were_let_go_are_not_vouched_for_before_their_loss_is_in_the_ring(
     assert_eq!(recording.verdict(5, 20), Verdict::Unknown);
 }
 
+/// However often the bound is met before the disk takes something again.
+#[test]
+fn all_events_that_were_let_go_are_in_the_count() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut recording = Recording::begin(&temporary.path().join("ring"));
+    recording.take(1, 0, vec![]);
+    recording.recorder.sync();
+    const FLOWS: u64 = 10 * PENDING_EVENTS_MAX as u64;
+    for flow in 0..FLOWS {
+        fault::set_room(Some(0));
+        recording.take(2 + flow, 0, vec![over(flow as u16, OTHER)]);
+        fault::set_room(None);
+        recording.recorder.sync();
+    }
+    recording.take(2 + FLOWS, 0, vec![]);
+    recording.recorder.sync();
+
+    let (mut kept, mut counts) = (0, Vec::new());
+    let mut reader = crate::ring::Reader::new(recording.view.clone(), Seq::FIRST);
+    while let crate::ring::Read::Records(_, columns) = reader.next_records().unwrap() {
+        for record in columns.records().iter() {
+            let event = Event::try_from(wire::Event::decode(record).unwrap()).unwrap();
+            match event.kind {
+                EventKind::Flow(_) => kept += 1,
+                EventKind::CoverageChanged(CoverageChange {
+                    facet: Facet::Connections,
+                    grade: Grade::Lost { count, .. },
+                    ..
+                }) => counts.push(count),
+                _ => {}
+            }
+        }
+    }
+    // Beside the connections, what was said of coverage each time.
+    let lost = FLOWS - kept;
+    assert_eq!(counts.len(), 1, "{counts:?}");
+    assert!((lost..=lost + 10 * 6).contains(&counts[0]), "{counts:?}: {lost} connections");
+}
+
 #[test]
 fn a_reader_after_a_hole_hears_of_what_is_open_even_if_the_recorder_was_late() {
     let temporary = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use alibi_proto::{
 };
 
 use super::{
-    RingError, Span, files,
+    RingError, SEQ_MAX, Span, files,
     frame::{head_at, u32_at, u64_at},
     segment::check_magic,
 };
@@ -161,7 +161,12 @@ impl Checkpoint {
                 .then(|| Moment { wall: time(96), boot_ns: word(104) }),
             head: head_at(slot, 112),
         };
-        Some((word(16), checkpoint))
+        let counts = word(16) < SEQ_MAX.0
+            && (Seq::FIRST..=SEQ_MAX).contains(&checkpoint.next_seq)
+            && checkpoint.acknowledged < SEQ_MAX
+            && evicted.first <= evicted.last
+            && evicted.last < SEQ_MAX;
+        counts.then_some((word(16), checkpoint))
     }
 }
 
@@ -330,6 +335,30 @@ mod tests {
         CheckpointFile::open(&path, 10).unwrap().write(&bare).unwrap();
         assert_eq!(read(&path).unwrap(), Some((11, bare)));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 8192);
+    }
+
+    #[test]
+    fn one_that_counts_beyond_what_any_ring_does_is_damage() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join(NAME);
+        let good = checkpoint(10);
+        let mut file = CheckpointFile::create(&path, &good).unwrap();
+        let evicted = Span { first: Seq(7), last: Seq(6), ..good.evicted.unwrap() };
+        for bad in [
+            checkpoint(0),
+            checkpoint(u64::MAX),
+            Checkpoint { acknowledged: Seq(u64::MAX), ..good },
+            Checkpoint { evicted: Some(evicted), ..good },
+            Checkpoint { evicted: Some(Span { last: Seq(u64::MAX), ..evicted }), ..good },
+        ] {
+            file.generation = 1;
+            file.write(&bad).unwrap();
+            let (generation, read) = read(&path).unwrap().unwrap();
+            assert_eq!((generation, read), (1, Checkpoint { closed_cleanly: false, ..good }), "{bad:?}");
+        }
+        file.generation = u64::MAX - 1;
+        file.write_unsafe(&checkpoint(11)).unwrap();
+        assert_eq!(read(&path).unwrap(), None, "it was written over the only good one");
     }
 
     #[test]

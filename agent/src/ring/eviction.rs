@@ -64,7 +64,7 @@ impl Ring {
 
     /// What the records of a segment speak of, from the segment itself; where it is damaged, at most.
     fn read_times(&self, segment: &Segment, end: Seq, bounds: Times) -> Times {
-        match segment::scan(&segment.path, self.epoch(), segment.first_seq, segment.bytes, |_, _| {}) {
+        match segment::scan(&segment.path, self.epoch(), segment.first_seq, segment.bytes, end, |_, _| {}) {
             Ok(scan) if scan.whole && scan.end_seq == Some(end) => scan.times.unwrap_or(bounds),
             Ok(scan) => scan.times.map_or(bounds, |times| times.and(bounds)),
             Err(_) => bounds,

@@ -7,7 +7,7 @@ use alibi_proto::{
     time::Timestamp,
 };
 
-use super::{Record, Times};
+use super::{Record, SEQ_MAX, Times};
 
 /// Bytes of a frame's header.
 pub(super) const HEADER_BYTES: usize = 84;
@@ -99,8 +99,11 @@ impl FrameHeader {
             head: head_at(bytes, 44),
             payload_crc: u32_at(bytes, 76),
         };
-        let plausible = header.count > 0 && header.first_seq.0.checked_add(u64::from(header.count)).is_some();
-        plausible.then_some(header)
+        let counts = header.first_seq >= Seq::FIRST
+            && header.first_seq <= SEQ_MAX
+            && header.count > 0
+            && header.end_seq() <= SEQ_MAX;
+        counts.then_some(header)
     }
 
     /// The frame, if this is its payload.

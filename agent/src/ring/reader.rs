@@ -13,7 +13,7 @@ use alibi_proto::{
 use super::{
     Key, RingError, Times,
     frame::FrameHeader,
-    segment::{self, Found, Frames, SegmentHeader},
+    segment::{self, Found, Frames},
     view::{Place, Segment, View},
 };
 
@@ -187,7 +187,7 @@ impl Reader {
         let error = |source| RingError::Io { path: segment.path.clone(), source };
         let mut open = match self.open.take().filter(|open| open.first_seq == segment.first_seq) {
             Some(open) => open,
-            None => match Frames::open(&segment.path, self.view.epoch()) {
+            None => match Frames::open(&segment.path, self.view.epoch(), segment.first_seq) {
                 Ok(frames) => Open { first_seq: segment.first_seq, frames, damaged: false, changed: false },
                 Err(source) if source.kind() == io::ErrorKind::NotFound => {
                     if self.view.first_seq() > segment.first_seq {
@@ -200,7 +200,7 @@ impl Reader {
             },
         };
         if open.frames.offset() == segment::HEADER_BYTES as u64 {
-            self.head = SegmentHeader::read(&segment.path)?.map(|header| header.previous);
+            self.head = segment::previous_head(&segment.path)?;
         }
         let expected = self.expected;
         let kinds = self.selection.as_ref().map_or(u32::MAX, |selection| selection.kinds);
@@ -208,7 +208,7 @@ impl Reader {
             header.end_seq() > expected && (header.kinds & kinds != 0 || kinds == u32::MAX)
         };
         let found = loop {
-            match open.frames.next(segment.bytes, is_wanted).map_err(error)? {
+            match open.frames.next(segment.bytes, end, is_wanted).map_err(error)? {
                 // Its checksum holds, so that it was no accident.
                 Found::Frame(header, frame)
                     if header.first_seq == expected

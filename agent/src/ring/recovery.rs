@@ -13,7 +13,7 @@ use alibi_proto::{
 };
 
 use super::{
-    Labeller, Labels, Options, RingError, Span, checkpoint, files,
+    Labeller, Labels, Options, RingError, SEQ_MAX, Span, checkpoint, files,
     seal::Seal,
     segment::{self, Scan, SegmentHeader},
     summary,
@@ -219,7 +219,7 @@ fn find_tail(
         let sealed = segment::read_seal(&newest.path, epoch).map_err(error)?;
         let end = sealed.as_ref().map_or(newest.file_bytes, |(_, begins)| *begins);
         let mut seal = writer.map(|(options, _)| Seal::begin(options.segment_bytes));
-        let scan = segment::scan(&newest.path, epoch, newest.first_seq, end, |header, frame| {
+        let scan = segment::scan(&newest.path, epoch, newest.first_seq, end, SEQ_MAX, |header, frame| {
             if let (Some(seal), Some((_, labeller)), None) = (&mut seal, writer, &sealed) {
                 let labels: Option<Vec<Labels>> =
                     frame.unpack().ok().and_then(|records| records.iter().map(labeller).collect());
@@ -245,7 +245,7 @@ fn find_tail(
         tail.good_end_seq = Some(scan.end_seq.unwrap_or(newest.first_seq));
         tail.head = match (&sealed, scan.head) {
             (Some((seal, _)), _) => Some(seal.head),
-            (None, None) => SegmentHeader::read(&newest.path)?.map(|header| header.previous),
+            (None, None) => segment::previous_head(&newest.path)?,
             (None, head) => head,
         };
         match sealed {

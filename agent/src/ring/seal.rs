@@ -7,7 +7,7 @@ use alibi_proto::{
 };
 
 use super::{
-    Labels, Times,
+    Labels, SEQ_MAX, Times,
     filter::Filter,
     frame::{FrameHeader, checksum, head_at, u32_at, u64_at},
 };
@@ -159,7 +159,7 @@ impl Seal {
         }
         let time = |at| Timestamp::from_nanos(u64_at(bytes, at));
         Some(Self {
-            last_seq: Seq(u64_at(bytes, 8)),
+            last_seq: Some(Seq(u64_at(bytes, 8))).filter(|last| *last < SEQ_MAX)?,
             times: Times { speaks_from: time(16), recorded_from: time(24), recorded_to: time(32) },
             frames: u32_at(bytes, 40),
             kinds: u32_at(bytes, 44),

@@ -14,7 +14,7 @@ use alibi_proto::{
 };
 
 use super::{
-    RingError, Times,
+    RingError, SEQ_MAX, Times,
     frame::{self, FrameHeader, head_at, u32_at, u64_at},
     seal::{self, Seal},
 };
@@ -37,9 +37,8 @@ pub(super) fn path(dir: &Path, first_seq: Seq) -> PathBuf {
 pub(super) fn first_seq_of(name: &str) -> Option<Seq> {
     let digits = name.strip_suffix(SUFFIX)?;
     let plain = digits.len() == 16 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    // Beyond that, no ring ever counts.
-    let seq = u64::from_str_radix(digits, 16).ok().filter(|&seq| seq <= i64::MAX as u64)?;
-    (plain && seq > 0).then_some(Seq(seq))
+    let seq = u64::from_str_radix(digits, 16).ok().map(Seq).filter(|seq| *seq <= SEQ_MAX)?;
+    (plain && seq >= Seq::FIRST).then_some(seq)
 }
 
 /// The start of a segment. Integers are little-endian.
@@ -107,6 +106,17 @@ impl SegmentHeader {
     }
 }
 
+/// The head of the chain before the segment at `path`; none if its header is damaged, or it was evicted just now.
+///
+/// # Errors
+/// As [`SegmentHeader::read`].
+pub(super) fn previous_head(path: &Path) -> Result<Option<Head>, RingError> {
+    match SegmentHeader::read(path) {
+        Err(RingError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        header => Ok(header?.map(|header| header.previous)),
+    }
+}
+
 /// The seal of the segment at `path`, if it has one that holds, and where it begins.
 pub(super) fn read_seal(path: &Path, epoch: Epoch) -> io::Result<Option<(Seal, u64)>> {
     let mut file = File::open(path)?;
@@ -152,6 +162,8 @@ pub(super) struct Frames {
     epoch: Epoch,
     /// Where the next frame begins.
     offset: u64,
+    /// It begins with no seq before this one.
+    next_seq: Seq,
     /// What the file holds from `window_offset` on.
     window: Vec<u8>,
     window_offset: u64,
@@ -171,9 +183,10 @@ pub(super) enum Found {
 }
 
 impl Frames {
-    pub(super) fn open(path: &Path, epoch: Epoch) -> io::Result<Self> {
-        let offset = HEADER_BYTES as u64;
-        Ok(Self { file: File::open(path)?, epoch, offset, window: Vec::new(), window_offset: offset })
+    /// Those of the segment that begins with `first_seq`.
+    pub(super) fn open(path: &Path, epoch: Epoch, first_seq: Seq) -> io::Result<Self> {
+        let (file, offset) = (File::open(path)?, HEADER_BYTES as u64);
+        Ok(Self { file, epoch, offset, next_seq: first_seq, window: Vec::new(), window_offset: offset })
     }
 
     /// Where the next frame begins.
@@ -181,8 +194,14 @@ impl Frames {
         self.offset
     }
 
-    /// What comes next before byte `end` of the file, up to which it does not change any more.
-    pub(super) fn next(&mut self, end: u64, wanted: impl FnOnce(&FrameHeader) -> bool) -> io::Result<Found> {
+    /// What comes next before byte `end` of the file, up to which it does not change any more, and before `end_seq`. A frame
+    /// of other seqs than those that can be there is damage, whatever its checksums say.
+    pub(super) fn next(
+        &mut self,
+        end: u64,
+        end_seq: Seq,
+        wanted: impl FnOnce(&FrameHeader) -> bool,
+    ) -> io::Result<Found> {
         if self.offset >= end {
             return Ok(Found::End);
         }
@@ -196,6 +215,11 @@ impl Frames {
             self.offset = end;
             return Ok(Found::Damage);
         }
+        if header.first_seq < self.next_seq || header.end_seq() > end_seq {
+            self.offset = frame_end;
+            return Ok(Found::Damage);
+        }
+        self.next_seq = header.end_seq();
         if !wanted(&header) {
             self.offset = frame_end;
             return Ok(Found::Passed(header));
@@ -272,18 +296,20 @@ pub(super) struct Scan {
     pub(super) whole: bool,
 }
 
-/// Looks through the first `end` bytes of the segment that begins with `first_seq`, and shows each frame that is good.
+/// Looks through the first `end` bytes of the segment that begins with `first_seq`, and shows each frame before `end_seq`
+/// that is good.
 pub(super) fn scan(
     path: &Path,
     epoch: Epoch,
     first_seq: Seq,
     end: u64,
+    end_seq: Seq,
     mut show: impl FnMut(&FrameHeader, &Frame),
 ) -> io::Result<Scan> {
-    let mut frames = Frames::open(path, epoch)?;
+    let mut frames = Frames::open(path, epoch, first_seq)?;
     let mut scan = Scan { good_end: end.min(HEADER_BYTES as u64), whole: true, ..Scan::default() };
     loop {
-        match frames.next(end, |_| true)? {
+        match frames.next(end, end_seq, |_| true)? {
             Found::Frame(header, frame) => {
                 show(&header, &frame);
                 scan.whole &= header.first_seq == scan.end_seq.unwrap_or(first_seq);
@@ -345,11 +371,11 @@ mod tests {
                 bytes.extend_from_slice(&frame);
                 bytes.extend_from_slice(&frame[..60]);
                 std::fs::write(&path, &bytes).unwrap();
-                let mut frames = Frames::open(&path, epoch).unwrap();
+                let mut frames = Frames::open(&path, epoch, Seq::FIRST).unwrap();
                 let end = bytes.len() as u64;
                 let mut found = Vec::new();
                 loop {
-                    match frames.next(end, |_| true).unwrap() {
+                    match frames.next(end, SEQ_MAX, |_| true).unwrap() {
                         Found::Frame(header, _) => found.push(header.first_seq),
                         Found::End => break,
                         Found::Damage | Found::Passed(_) => {}

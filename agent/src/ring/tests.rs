@@ -21,6 +21,7 @@ use super::*;
 
 mod damage;
 mod idle;
+mod past;
 
 const HOST: HostId = HostId::from_bytes([0xa1; 16]);
 const EPOCH: Epoch = Epoch(0xa11b1);

@@ -163,9 +163,10 @@ impl View {
     /// # Errors
     /// When the system cannot read a file that is there.
     pub fn compare(&self, anchor: &Anchor) -> Result<Standing, RingError> {
-        let after = anchor.seq.next();
+        // Whoever asks may say anything.
+        let after = Seq(anchor.seq.0.saturating_add(1));
         let standing = |same: bool| if same { Standing::Same } else { Standing::Other };
-        let segment = {
+        let (segment, end) = {
             let index = self.index();
             if after > index.next_seq {
                 return Ok(Standing::Ahead);
@@ -178,19 +179,19 @@ impl View {
             else {
                 return Ok(Standing::Gone);
             };
-            index.segments[at].clone()
+            (index.segments[at].clone(), index.end_of(at))
         };
         let error = |source| RingError::Io { path: segment.path.clone(), source };
         if after == segment.first_seq {
-            let header = segment::SegmentHeader::read(&segment.path)?;
-            return Ok(header.map_or(Standing::Gone, |header| standing(header.previous == anchor.head)));
+            let previous = segment::previous_head(&segment.path)?;
+            return Ok(previous.map_or(Standing::Gone, |previous| standing(previous == anchor.head)));
         }
-        let mut frames = match Frames::open(&segment.path, self.epoch()) {
+        let mut frames = match Frames::open(&segment.path, self.epoch(), segment.first_seq) {
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(Standing::Gone),
             frames => frames.map_err(error)?,
         };
         loop {
-            match frames.next(segment.bytes, |_| false).map_err(error)? {
+            match frames.next(segment.bytes, end, |_| false).map_err(error)? {
                 Found::Passed(header) if header.end_seq() == after => {
                     return Ok(standing(header.head == anchor.head));
                 }

@@ -244,8 +244,9 @@ impl Ring {
             self.leave_behind(&frames, &plan);
             // What could not be cleaned up now is before the next append.
             let is_clean = self.clean_up().is_ok();
-            // A full disk is no reason to lose events as long as there are others that nobody needs any more.
-            if !(is_clean && error.is_full() && !plan.new.is_empty() && self.evict_acknowledged()?) {
+            // A full disk is no reason to lose events as long as there are others that nobody needs any more, or room that
+            // was set aside for what comes later.
+            if !(is_clean && error.is_full() && (self.evict_acknowledged()? || self.give_spare_back())) {
                 return Err(error);
             }
         };
@@ -305,9 +306,7 @@ impl Ring {
     /// # Errors
     /// As [`Ring::sync`].
     pub fn mark_closed(&mut self, recorded_until: Timestamp, at: Moment) -> Result<(), RingError> {
-        if let Some(spare) = self.spare.take() {
-            spare.remove();
-        }
+        self.give_spare_back();
         self.sync_as(recorded_until, at, true)
     }
 
@@ -513,6 +512,11 @@ impl Ring {
             }
         };
         aside.become_whole(path, bytes)
+    }
+
+    /// Lets what comes now have the room of what comes next; whether there was any.
+    fn give_spare_back(&mut self) -> bool {
+        self.spare.take().inspect(SetAside::remove).is_some()
     }
 
     /// What was written counts from here on.

@@ -1,13 +1,10 @@
 //! Disks that are full: at the start, and while the programs run.
 
-use std::{fs::File, io::Write as _};
-
-use alibi_agent::capture::Report;
 use alibi_lab::{
-    disk::{SmallDisk, pipe},
+    disk::SmallDisk,
+    live::{Live, assert_each_once, found},
     system::Running,
 };
-use alibi_proto::coverage::{CoverageChange, Facet, Grade};
 
 use super::*;
 
@@ -63,51 +60,6 @@ fn a_program_that_finds_the_disk_of_its_data_full_loses_nothing_of_them() {
     made(disk.path());
 }
 
-/// A recording that the test writes while the agent records it.
-struct Live {
-    pipe: File,
-    next_pid: u32,
-}
-
-impl Live {
-    /// Begins with complete coverage, and the agent that records it.
-    fn begin(directory: &Path, data: &Path) -> (Self, Agent) {
-        let path = directory.join("live");
-        let mut live = Self { pipe: pipe(&path).unwrap(), next_pid: 1 };
-        let agent = Agent::start(data, &["--source", &format!("replay:{}", path.display())]);
-        let at = now();
-        let complete = Fact::Coverage(CoverageChange {
-            facet: Facet::Connections,
-            grade: Grade::Complete,
-            from: at.wall,
-            to: None,
-            scope: None,
-            announced_from: None,
-        });
-        let report = Report { observations: vec![Observation { at, fact: complete }], seen_until: at };
-        writeln!(live.pipe, "{}", serde_json::to_string(&report).unwrap()).unwrap();
-        (live, agent)
-    }
-
-    /// So many more processes, each with a connection.
-    fn more(&mut self, processes: u32) {
-        let pids = self.next_pid..self.next_pid + processes;
-        self.next_pid = pids.end;
-        // No line may be longer than a report is.
-        for some in pids.collect::<Vec<_>>().chunks(100) {
-            self.pipe.write_all(report(some.iter().copied()).as_bytes()).unwrap();
-        }
-    }
-
-    fn processes(&self) -> usize {
-        self.next_pid as usize - 1
-    }
-}
-
-fn found(answer: &Value) -> usize {
-    answer["hosts"][0]["processes"].as_array().unwrap().len()
-}
-
 #[test]
 fn an_agent_whose_disk_gets_full_keeps_all_and_goes_on_when_there_is_room() {
     if !met("a full disk", &[Requirement::Mounts]) {
@@ -139,19 +91,10 @@ fn an_agent_whose_disk_gets_full_keeps_all_and_goes_on_when_there_is_room() {
         collector.json_until(&["who", TARGET, "--last", "10m"], |answer| found(answer) >= live.processes());
     let processes = live.processes();
     assert_each_once(&answer, processes);
-    drop(live.pipe);
+    drop(live);
     assert!(agent.running.stop().success());
     let output = outcome(query(&agent.data).arg("--json"));
     assert_each_once(&serde_json::from_slice(&output.stdout).unwrap(), processes);
-}
-
-/// Each process is there, with its connection, once.
-fn assert_each_once(answer: &Value, processes: usize) {
-    let found = answer["hosts"][0]["processes"].as_array().unwrap();
-    let mut pids: Vec<_> = found.iter().map(|process| process["pid"].as_u64().unwrap()).collect();
-    pids.sort_unstable();
-    assert_eq!(pids, (1..=processes as u64).collect::<Vec<_>>());
-    assert!(found.iter().all(|process| process["flows"].as_array().unwrap().len() == 1), "{answer:#}");
 }
 
 #[test]

@@ -165,3 +165,47 @@ fn a_lost_checkpoint_costs_no_record() {
     assert!(recovery.checkpoint_lost && recovery.recorded_until.is_none());
     assert_eq!(read(ring.view()), (seen(&written), vec![]));
 }
+
+/// Whoever puts frames with good checksums where they cannot have been does not stop who reads.
+#[test]
+fn a_frame_of_seqs_that_cannot_be_there_is_damage() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("ring");
+    let written = small_ring(&dir, 0);
+    let files = files_of(&dir);
+    let last = written.len() as u64;
+    let head = View::open_read_only(&dir).unwrap().index().head;
+    let segments = segment_files(&dir);
+    for (path, is_newest) in [(&segments[0], false), (segments.last().unwrap(), true)] {
+        let name = path.file_name().unwrap();
+        let end = frames_end(path).min(files[name].len());
+        for first_seq in
+            [0, 1, last - 1, last + 1, last + 9, SEQ_MAX.0 - 1, SEQ_MAX.0, u64::MAX - 2, u64::MAX]
+        {
+            let record = Record { seq: Seq(first_seq), ..record(last + 1, vec![7; 9]) };
+            let packer = &mut alibi_proto::frame::Packer::default();
+            let forged = frame::encode(EPOCH, head, &[record], 500, packer).remove(0).bytes;
+            let mut changed = files.clone();
+            let bytes = changed.get_mut(name).unwrap();
+            bytes.splice(end..end, forged);
+            put(&dir, &changed);
+            let context = format!("seq {first_seq}, in the newest: {is_newest}");
+
+            // What may be the next is believed, as the writer may have written it.
+            let may_be = is_newest && (last + 1..SEQ_MAX.0).contains(&first_seq);
+            let (mut ring, recovery) = open(&dir, TINY);
+            let (mut left, holes) = read(ring.view());
+            left.retain(|(seq, _)| seq.0 <= last);
+            assert_eq!(left, seen(&written), "{context}");
+            assert_eq!(holes.len(), usize::from(may_be && first_seq > last + 1), "{context}");
+            assert_eq!(recovery.cut_bytes > 0, is_newest && !may_be, "{context}");
+            assert_eq!(ring.next_seq(), Seq(if may_be { first_seq + 1 } else { last + 1 }), "{context}");
+            if first_seq < SEQ_MAX.0 - 1 {
+                let fresh = records(ring.next_seq().0, 2, 1);
+                ring.append(&fresh).unwrap();
+                let (left, _) = read(ring.view());
+                assert!(left.ends_with(&seen(&fresh)), "{context}");
+            }
+        }
+    }
+}
