@@ -11,27 +11,39 @@ impl Ring {
     /// Evicts the oldest segments until there is room for what is planned, and for the segment that is set aside.
     pub(super) fn make_room(&mut self, plan: &Plan) -> Result<(), RingError> {
         let Options { bytes_max, segment_bytes, .. } = self.options;
-        let actives = usize::from(self.active.is_some());
         loop {
-            let (kept_bytes, evictable) = {
-                let index = self.view.index();
-                let bytes: u64 = index.segments.iter().map(|segment| segment.file_bytes).sum();
-                (bytes, index.segments.len() - actives)
-            };
             // Room for a whole segment is set aside when it is begun; one that is begun takes what was set aside for it.
             let spare_bytes = if self.spare.is_some() { segment_bytes } else { 0 };
-            let claimed_bytes = match (plan.new.len() as u64, self.active_bytes()) {
-                (0, active_bytes) => {
-                    spare_bytes + active_bytes.map_or(0, |bytes| segment_bytes.saturating_sub(bytes))
-                }
-                (count, Some(bytes)) => segment_bytes.saturating_sub(bytes) + count * segment_bytes,
-                (count, None) => count * segment_bytes,
+            let new_bytes = match plan.new.len() as u64 {
+                0 => spare_bytes,
+                count => count * segment_bytes,
             };
-            if evictable == 0 || kept_bytes + claimed_bytes <= bytes_max {
+            let actives = usize::from(self.active.is_some());
+            let evictable = self.view.index().segments.len() - actives;
+            if evictable == 0 || self.claimed_bytes() + new_bytes <= bytes_max {
                 return Ok(());
             }
             self.evict_oldest()?;
         }
+    }
+
+    /// Evicts what was acknowledged until a segment can be set aside within the budget; false if that would cost more: what
+    /// is not acknowledged is worth more than room for what comes, and makes it when that is there.
+    pub(super) fn make_room_for_spare(&mut self) -> Result<bool, RingError> {
+        let Options { bytes_max, segment_bytes, .. } = self.options;
+        while self.claimed_bytes() + segment_bytes > bytes_max {
+            if !self.evict_acknowledged()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the segments have, and what the newest may still get.
+    fn claimed_bytes(&self) -> u64 {
+        let kept_bytes: u64 = self.view.index().segments.iter().map(|segment| segment.file_bytes).sum();
+        let segment_bytes = self.options.segment_bytes;
+        kept_bytes + self.active_bytes().map_or(0, |bytes| segment_bytes.saturating_sub(bytes))
     }
 
     /// The checkpoint knows of an eviction before it happens, so that it is accounted for whatever comes between.

@@ -165,6 +165,8 @@ impl Ring {
             let _ = files::reserve(&active.file, options.segment_bytes);
         }
         index.closed_cleanly = false;
+        // The name of the newest segment must be safe before the checkpoint says that its records are.
+        files::sync_directory(dir).map_err(|source| io_error(dir, source))?;
         let remembered = Checkpoint::of(survey.epoch, &index);
         let path = dir.join(checkpoint::NAME);
         let checkpoint = match survey.generation {
@@ -258,12 +260,13 @@ impl Ring {
     }
 
     /// Sets room aside on the disk for the segment that comes after the newest, unless that is done already: so a full
-    /// disk is noticed a whole segment before it is needed.
+    /// disk is noticed a whole segment before it is needed. A ring that has used up its budget has no need of it: the oldest
+    /// segment makes the room.
     ///
     /// # Errors
     /// When there is no room, or the system cannot. Appends go on as long as there is room for them.
     pub fn prepare(&mut self) -> Result<(), RingError> {
-        if self.spare.is_some() {
+        if self.spare.is_some() || !self.make_room_for_spare()? {
             return Ok(());
         }
         let path = self.dir.join(SPARE);
@@ -279,7 +282,7 @@ impl Ring {
             }
         };
         self.spare = Some(spare);
-        self.make_room(&Plan { into_active: 0, active_bytes: 0, new: Vec::new() })
+        Ok(())
     }
 
     /// Names the boot of the host in which it is written from here on, so that the next run knows whether it was a power
