@@ -95,39 +95,32 @@ fn remotes(
     let NamedRemotes { addresses, left_out, hellos } = &mut remotes;
     let until = question.window.to();
     let keys = Some(vec![labels::of_pattern(pattern)]);
-    read(
-        view,
-        labels::NAMES,
-        keys,
-        Timestamp::ZERO..=until,
-        |_| true,
-        |item| match item {
-            Read::Hole(hole) => holes.add(hole),
-            Read::Event(event) => match event.kind {
-                EventKind::NameResolved(resolution) if resolution.at < until => {
-                    let mut asked = std::iter::once(&resolution.name).chain(&resolution.aliases);
-                    if asked.any(|name| pattern.matches(name)) {
-                        addresses.extend(resolution.addresses.iter().map(IpAddr::to_canonical));
-                        while addresses.len() > NAME_ADDRESSES_MAX {
-                            addresses.pop_last();
-                            *left_out = true;
-                        }
-                    }
-                }
-                EventKind::ServerName(hello)
-                    if hello.at < until
-                        && hello.name.as_deref().is_some_and(|name| pattern.matches(name)) =>
-                {
-                    if hellos.len() == NAME_ADDRESSES_MAX {
+    let is_meant = |glimpse: &Glimpse<'_>| glimpse.may_name(|name| pattern.matches(name));
+    read(view, labels::NAMES, keys, Timestamp::ZERO..=until, is_meant, |item| match item {
+        Read::Hole(hole) => holes.add(hole),
+        Read::Event(event) => match event.kind {
+            EventKind::NameResolved(resolution) if resolution.at < until => {
+                let mut asked = std::iter::once(&resolution.name).chain(&resolution.aliases);
+                if asked.any(|name| pattern.matches(name)) {
+                    addresses.extend(resolution.addresses.iter().map(IpAddr::to_canonical));
+                    while addresses.len() > NAME_ADDRESSES_MAX {
+                        addresses.pop_last();
                         *left_out = true;
-                    } else {
-                        hellos.push(*hello);
                     }
                 }
-                _ => {}
-            },
+            }
+            EventKind::ServerName(hello)
+                if hello.at < until && hello.name.as_deref().is_some_and(|name| pattern.matches(name)) =>
+            {
+                if hellos.len() == NAME_ADDRESSES_MAX {
+                    *left_out = true;
+                } else {
+                    hellos.push(*hello);
+                }
+            }
+            _ => {}
         },
-    )?;
+    })?;
     Ok(remotes)
 }
 

@@ -67,6 +67,18 @@ impl<'a> Glimpse<'a> {
         Some((remote?, first?, last?))
     }
 
+    /// Of a DNS answer or a ClientHello: whether one of its names is one of these; or it is not as expected.
+    pub(super) fn may_name(&self, is_meant: impl Fn(&str) -> bool) -> bool {
+        let mut name = Vec::new();
+        self.fields().filter(|field| matches!((self.kind, field.number), (16, 2 | 3) | (17, 3))).any(
+            |field| {
+                name.clear();
+                name.extend((field.from..field.to).map_while(|at| self.row.get(at)));
+                std::str::from_utf8(&name).map_or(true, &is_meant)
+            },
+        )
+    }
+
     fn address(&self, endpoint: Field) -> Option<IpAddr> {
         let mut fields = Fields { row: self.row, at: endpoint.from, to: endpoint.to };
         let field = fields.find(|field| field.number == 1)?;
@@ -207,6 +219,27 @@ mod tests {
             assert_eq!((glimpse.kinds(), glimpse.uid()), (labels::PROCESSES, Some([8; 16])));
             assert_eq!(glimpse.flow(), None);
         });
+    }
+
+    #[test]
+    fn names_are_seen_wherever_they_stand() {
+        let resolved = wire::NameResolved {
+            name: "www.example.com".into(),
+            aliases: vec!["a.example.net".into(), "b.example.net".into()],
+            ..wire::NameResolved::default()
+        };
+        let hello = wire::ServerName { name: Some("www.example.org".into()), ..wire::ServerName::default() };
+        for (kind, names) in [
+            (wire::event::Kind::NameResolved(resolved), &["www.example.com", "b.example.net"][..]),
+            (wire::event::Kind::ServerName(hello), &["www.example.org"]),
+        ] {
+            let event = wire::Event { seq: 1, kind: Some(kind), ..wire::Event::default() };
+            with_row(&event.encode_to_vec(), |row| {
+                let glimpse = Glimpse::of(row).unwrap();
+                assert!(names.iter().all(|wanted| glimpse.may_name(|name| name == *wanted)));
+                assert!(!glimpse.may_name(|name| name == "example.com"));
+            });
+        }
     }
 
     #[test]

@@ -125,7 +125,9 @@ async fn follow_once(
         if let Some(resumption) = message.resumption.take()
             && resumption.standing() == wire::Standing::Other
         {
-            diverge(store, description.host, Seq(resumption.from_seq), REWOUND, now).await?;
+            // Nothing is passed over on an agent's word: what it leaves out is missed in what it sends.
+            let from = Seq(resumption.from_seq).clamp(Seq::FIRST, progress.next.seq.max(Seq::FIRST));
+            diverge(store, description.host, from, REWOUND, now).await?;
         }
         if own.was_set(now) {
             // All that was measured was against another time.
