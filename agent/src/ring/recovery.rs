@@ -163,7 +163,6 @@ fn read_headers(dir: &Path, first_seqs: &[Seq]) -> Result<Headers, RingError> {
             file_bytes: metadata.len(),
             created: header.map(|header| header.created),
             times: None,
-            kinds: None,
         };
         headers.push_back((header, segment));
     }
@@ -177,7 +176,6 @@ fn read_seal(epoch: Epoch, segment: &mut Segment) -> Result<(), RingError> {
     if let Some((seal, begins)) = seal {
         segment.bytes = begins;
         segment.times = Some(seal.times);
-        segment.kinds = Some(seal.kinds);
     }
     Ok(())
 }
@@ -239,7 +237,7 @@ fn find_tail(
             tail.torn.extend(segments.pop_back().map(|segment| segment.path));
             continue;
         }
-        let Scan { good_end, times, kinds, whole, .. } = scan;
+        let Scan { good_end, times, whole, .. } = scan;
         tail.recorded_max =
             times.map_or(Timestamp::ZERO, |times| times.recorded_to).max(newest.created.unwrap_or_default());
         tail.good_end_seq = Some(scan.end_seq.unwrap_or(newest.first_seq));
@@ -250,7 +248,7 @@ fn find_tail(
         };
         match sealed {
             Some((seal, begins)) => {
-                (newest.bytes, newest.times, newest.kinds) = (begins, Some(seal.times), Some(seal.kinds));
+                (newest.bytes, newest.times) = (begins, Some(seal.times));
                 // Readers find what is missing before the seal.
                 tail.good_end_seq = Some(seal.last_seq.next());
                 tail.recorded_max = tail.recorded_max.max(seal.times.recorded_to);
@@ -259,7 +257,7 @@ fn find_tail(
                 tail.cut_bytes += newest.file_bytes - good_end;
                 tail.goes_on = newest.created.is_some() && end_seq == tail.end_seq && whole;
                 (newest.bytes, newest.file_bytes) = (good_end, good_end);
-                (newest.times, newest.kinds) = (times.filter(|_| whole), Some(kinds).filter(|_| whole));
+                newest.times = times.filter(|_| whole);
                 tail.seal = seal;
             }
         }

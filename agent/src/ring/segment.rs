@@ -290,8 +290,6 @@ pub(super) struct Scan {
     pub(super) head: Option<Head>,
     /// What the good records speak of.
     pub(super) times: Option<Times>,
-    /// What kinds they have.
-    pub(super) kinds: u32,
     /// Whether all records from the segment's first to `end_seq` are good.
     pub(super) whole: bool,
 }
@@ -317,7 +315,6 @@ pub(super) fn scan(
                 scan.end_seq = Some(header.end_seq());
                 scan.head = Some(header.head);
                 scan.times = Some(scan.times.map_or(header.times, |times| times.and(header.times)));
-                scan.kinds |= header.kinds;
             }
             Found::Passed(_) | Found::Damage => {}
             Found::End => return Ok(scan),

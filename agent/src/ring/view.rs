@@ -69,8 +69,6 @@ pub(super) struct Segment {
     pub(super) created: Option<Timestamp>,
     /// The times of its records; none if they are not known without reading it.
     pub(super) times: Option<Times>,
-    /// The kinds of its records, if they are known without reading it.
-    pub(super) kinds: Option<u32>,
 }
 
 /// How what somebody knows of the past agrees with what is here.

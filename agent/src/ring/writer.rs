@@ -489,7 +489,7 @@ impl Ring {
             let mut seal = Seal::begin(self.options.segment_bytes);
             add(&mut seal, records, frames);
             previous = seal.head;
-            let (frames_end, times, kinds) = (bytes.len() as u64, Some(seal.times), Some(seal.kinds));
+            let (frames_end, times) = (bytes.len() as u64, Some(seal.times));
             if nth + 1 < plan.new.len() {
                 bytes.extend(seal.encode(epoch));
             }
@@ -500,7 +500,7 @@ impl Ring {
             let file = self.create_segment(&path, &bytes).map_err(|source| io_error(&path, source))?;
             self.names_are_dirty = true;
             let (created, file_bytes) = (Some(created), bytes.len() as u64);
-            let segment = Segment { first_seq, path, bytes: frames_end, file_bytes, created, times, kinds };
+            let segment = Segment { first_seq, path, bytes: frames_end, file_bytes, created, times };
             started.push(Started { segment, file, seal });
         }
         Ok(started)
@@ -532,7 +532,7 @@ impl Ring {
             let seal_bytes = if is_sealed { active.seal.encode(self.view.epoch()).len() as u64 } else { 0 };
             newest.file_bytes = newest.bytes + seal_bytes;
             if active.seal.frames > 0 {
-                (newest.times, newest.kinds) = (Some(active.seal.times), Some(active.seal.kinds));
+                newest.times = Some(active.seal.times);
             }
         }
         let recorded_max = records.iter().map(|record| record.recorded).max().unwrap_or_default();

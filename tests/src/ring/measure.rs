@@ -55,6 +55,8 @@ const BEGINS: Timestamp = Timestamp::from_secs(1_790_000_000);
 const RARE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 /// Other addresses; half of all connections go to the first few.
 const REMOTES: u64 = 20_000;
+/// The grades in force are said again each so many events.
+const RESTATED_EACH: u64 = 20_000;
 /// A process is started for so many connections.
 const CONNECTIONS_PER_PROCESS: u64 = 10;
 
@@ -241,15 +243,17 @@ impl Laptop {
     /// At least so many.
     fn events(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
-        if self.seq == 0 {
+        // As an agent says it again with each segment.
+        if self.seq / RESTATED_EACH != (self.seq + count as u64) / RESTATED_EACH || self.seq == 0 {
+            let announced_from = Some(Seq(self.seq + 1));
             for facet in Facet::ALL {
                 let change = CoverageChange {
                     facet,
                     grade: Grade::Complete,
-                    from: self.now,
+                    from: BEGINS,
                     to: None,
                     scope: None,
-                    announced_from: Some(Seq(1)),
+                    announced_from,
                 };
                 events.push(self.event(EventKind::CoverageChanged(change)));
             }
