@@ -80,6 +80,8 @@ pub(super) fn survey(dir: &Path, writer: Option<(&Options, Labeller)>) -> Result
     let next_seq = tail.end_seq.max(
         remembered.map_or(Seq::FIRST, |checkpoint| checkpoint.next_seq.max(checkpoint.acknowledged.next())),
     );
+    // Read by whoever goes on with it; what is newer is refused here, before anything is changed.
+    summary::read(dir, epoch, next_seq)?;
     // What is missing at the end is still stood for by the head that was remembered after it.
     let remembered_head =
         remembered.filter(|checkpoint| checkpoint.next_seq == next_seq).map(|checkpoint| checkpoint.head);
