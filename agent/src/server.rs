@@ -29,7 +29,7 @@ use crate::{
 
 /// Followers at once.
 const TAILS_MAX: usize = 16;
-/// Questions at once; each reads the whole ring.
+/// Questions at once; each may read the whole ring.
 const QUERIES_MAX: usize = 2;
 /// How long a follower may take to say where it starts.
 const START_TIMEOUT: Duration = Duration::from_secs(10);

@@ -347,6 +347,9 @@ impl Timeline {
 /// The reason of a hole in place of what was read, and is not what was once written: begins so.
 pub const CHANGED_ON_DISK: &str = "changed on disk since they were written";
 
+/// The reason of a hole in place of what a ring had no more room for.
+pub const OVERWRITTEN: &str = "overwritten in the ring before they were delivered";
+
 /// The reason of a gap before the first statement about a facet.
 pub const NOT_BEGUN: &str = "recording had not begun";
 

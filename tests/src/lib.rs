@@ -4,6 +4,7 @@ pub mod capture;
 pub mod disk;
 pub mod faults;
 pub mod fuzz;
+pub mod history;
 pub mod killed;
 pub mod live;
 pub mod network;

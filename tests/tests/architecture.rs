@@ -135,6 +135,7 @@ const RULES: &[Rule] = &[
             "alibi_proto::time::",
             "alibi_proto::coverage::Hole",
             "alibi_proto::coverage::CHANGED_ON_DISK",
+            "alibi_proto::coverage::OVERWRITTEN",
             "alibi_proto::flow::RECORD_SPAN_MAX",
             "alibi_proto::data_directory::",
         ],

@@ -7,16 +7,16 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use alibi_agent::{
-    capture::{Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
+    capture::{Fact, Observation, Report},
     ledger::PreviousRun,
     pipeline::{Limits, Pipeline},
 };
+use alibi_lab::history::{closed, opened, source};
 use alibi_proto::{
     clock::{BootBegin, ClockHistory, ClockReading, Difference},
-    coverage::{Facet, Grade, Scope, Timeline},
+    coverage::{Facet, Timeline},
     event::{Event, EventKind},
-    flow::{Attribution, Direction, FlowRecord, FlowState, Protocol, Traffic},
-    host::{FacetCoverage, SourceDescription},
+    flow::FlowRecord,
     id::{Epoch, HostBoot, HostId, Seq},
     question::{Evidence, HostAnswer, Question, Verdict, judge},
     target::Target,
@@ -25,8 +25,6 @@ use alibi_proto::{
 };
 use proptest::prelude::*;
 
-const TARGET: [u8; 4] = [198, 51, 100, 7];
-const OTHER: [u8; 4] = [198, 51, 100, 8];
 const MS: i64 = 1_000_000;
 const EPOCH: Epoch = Epoch(1);
 /// When a history begins, by the collector's clock.
@@ -331,41 +329,7 @@ impl World {
 
 fn pipeline(boot: &str, next: Seq, previous: PreviousRun, now: Moment) -> Pipeline {
     let host = HostBoot::new(HostId::from_bytes([1; 16]), boot);
-    let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
-    let facet = FacetCoverage { facet: Facet::Connections, grade: Grade::Complete, scope };
-    let source = SourceDescription { name: "test".into(), facets: vec![facet] };
-    Pipeline::new(host, Limits::default(), source, next, previous, now)
-}
-
-fn socket(port: u16, target: bool) -> SocketKey {
-    SocketKey {
-        protocol: Protocol::Tcp,
-        remote: (if target { TARGET } else { OTHER }, 443).into(),
-        socket: port.into(),
-    }
-}
-
-fn opened(port: u16, target: bool, already_open: bool) -> Fact {
-    Fact::ConnectionOpened(Box::new(ObservedConnection {
-        socket: socket(port, target),
-        local: ([192, 0, 2, 1], port).into(),
-        owner: Some(ProcessKey { pid: 7, start: 1 }),
-        attribution: Attribution::InKernel,
-        direction: Direction::Outbound,
-        state: FlowState::Established,
-        already_open,
-        traffic: Some(Traffic::default()),
-        interface: None,
-        network_namespace: None,
-    }))
-}
-
-fn closed(port: u16, target: bool) -> Fact {
-    Fact::ConnectionClosed {
-        socket: socket(port, target),
-        state: FlowState::Closed,
-        change: alibi_agent::capture::ConnectionChange::default(),
-    }
+    Pipeline::new(host, Limits::default(), source(&[Facet::Connections]), next, previous, now)
 }
 
 fn check(ahead_ms: i64, steps: &[Step]) -> BTreeMap<&'static str, u64> {

@@ -8,7 +8,7 @@ use std::{
 
 use alibi_proto::{
     chain::{Anchor, Head},
-    coverage::Hole,
+    coverage::{Hole, OVERWRITTEN},
     flow::RECORD_SPAN_MAX,
     id::{Epoch, Seq},
     time::{Moment, Timestamp},
@@ -261,7 +261,7 @@ impl Index {
             last: Seq(first_seq.0 - 1),
             from: known.map_or(Timestamp::ZERO, |span| span.from),
             to: self.evicted.map_or(oldest, |span| span.to.max(oldest)),
-            reason: "overwritten in the ring before they were delivered".into(),
+            reason: OVERWRITTEN.into(),
         }
     }
 }

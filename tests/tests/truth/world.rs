@@ -3,18 +3,18 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use alibi_agent::{
-    capture::{ConnectionChange, Fact, Observation, ObservedConnection, ProcessKey, Report, SocketKey},
+    capture::{ConnectionChange, Fact, Observation, Report},
     ledger::{Past, Restart},
     pipeline::{Limits, Pipeline},
     recorder::{Acknowledged, Progress, Recorder, labels_of},
     ring::{self, Options, Reader, Ring, View},
 };
+use alibi_lab::history::{TARGET, closed, opened, socket, source};
 use alibi_lab::reference::{Second, Seconds};
 use alibi_proto::{
-    coverage::{CoverageChange, Facet, Grade, Scope, Summary},
+    coverage::{CoverageChange, Facet, Grade, Summary},
     event::{Event, EventKind},
-    flow::{Attribution, Direction, FlowRecord, FlowState, Protocol, Traffic},
-    host::{FacetCoverage, SourceDescription},
+    flow::{FlowRecord, Traffic},
     id::{Epoch, HostBoot, HostId, Seq},
     time::{Moment, Timestamp},
     wire,
@@ -28,8 +28,6 @@ use crate::{
 };
 
 const HOST: HostId = HostId::from_bytes([1; 16]);
-const TARGET: [u8; 4] = [198, 51, 100, 7];
-const OTHER: [u8; 4] = [198, 51, 100, 8];
 
 /// So long that losses come while the last one is not paid for.
 const RESTATING_INTERVAL: Duration = Duration::from_secs(20);
@@ -452,7 +450,7 @@ impl World {
         let mut pipeline = Pipeline::new(
             boot,
             Limits { restating_interval: RESTATING_INTERVAL, ..Limits::default() },
-            source(),
+            source(&[Facet::Connections, Facet::Names]),
             ring.next_seq(),
             Past::of(&recovery, self.boot, self.restart()),
             now,
@@ -591,13 +589,6 @@ impl Collector {
     }
 }
 
-fn source() -> SourceDescription {
-    let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
-    let facets = [Facet::Connections, Facet::Names];
-    let facets = facets.map(|facet| FacetCoverage { facet, grade: Grade::Complete, scope: scope.clone() });
-    SourceDescription { name: "test".into(), facets: facets.to_vec() }
-}
-
 fn coverage(facet: Facet, grade: Grade, from: u64, to: Option<u64>) -> Fact {
     Fact::Coverage(CoverageChange {
         facet,
@@ -607,35 +598,4 @@ fn coverage(facet: Facet, grade: Grade, from: u64, to: Option<u64>) -> Fact {
         scope: None,
         announced_from: None,
     })
-}
-
-fn socket(port: u16, target: bool) -> SocketKey {
-    SocketKey {
-        protocol: Protocol::Tcp,
-        remote: (if target { TARGET } else { OTHER }, 443).into(),
-        socket: port.into(),
-    }
-}
-
-fn opened(port: u16, target: bool, already_open: bool) -> Fact {
-    Fact::ConnectionOpened(Box::new(ObservedConnection {
-        socket: socket(port, target),
-        local: ([192, 0, 2, 1], port).into(),
-        owner: Some(ProcessKey { pid: 7, start: 1 }),
-        attribution: Attribution::SocketTable,
-        direction: Direction::Outbound,
-        state: FlowState::Established,
-        already_open,
-        traffic: Some(Traffic::default()),
-        interface: None,
-        network_namespace: None,
-    }))
-}
-
-fn closed(port: u16, target: bool) -> Fact {
-    Fact::ConnectionClosed {
-        socket: socket(port, target),
-        state: FlowState::Closed,
-        change: ConnectionChange::default(),
-    }
 }
