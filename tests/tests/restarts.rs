@@ -181,11 +181,11 @@ fn a_kill_and_a_stop_of_the_agent_are_gaps_where_they_were() {
 #[test]
 fn what_a_small_ring_overwrites_is_a_loss_with_its_exact_count() {
     let directory = tempfile::tempdir().unwrap();
-    let (recording, source) = recording(directory.path(), 300, 200);
+    let (recording, source) = recording(directory.path(), 300, 400);
     let words = ["--source", &source, "--ring-bytes", "524288"];
     let agent = Agent::start(&directory.path().join("agent"), &words);
     // Followed only once all of it has been recorded, and most of it overwritten.
-    let last = Recording::remote(59_999).to_string();
+    let last = Recording::remote(119_999).to_string();
     let ring = agent.data.join("ring");
     let answered = |address: &str| {
         let mut query = std::process::Command::new(&alibi_lab::programs::programs().agent);
