@@ -33,6 +33,8 @@ use crate::{
 
 /// Reports that may wait for the recorder; a source that is faster waits itself.
 pub const REPORTS_QUEUED_MAX: usize = 64;
+/// Events that wait for others to be written with them: about as many as a frame has.
+const GATHERED_EVENTS_MAX: usize = 1_024;
 /// Events that may wait for a disk that takes none. Few under test, so that the bound is met.
 const PENDING_EVENTS_MAX: usize = if cfg!(test) { 16 } else { 100_000 };
 /// What a power cut may cost, unless something else is asked for: events are safe on disk at the latest after this. A kill
@@ -183,18 +185,20 @@ impl Recorder {
         let mut synced = Instant::now();
         loop {
             match reports.recv_timeout(TURN) {
-                Ok(report) => self.take(report, now()),
-                Err(RecvTimeoutError::Timeout) => self.write(now()),
+                Ok(report) => self.gather(report, now()),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            // Reports that come soon share one sync, of which each costs more than what it makes safe.
+            // Reports that come soon share one frame, which costs little more for many events than for few, and one sync,
+            // which costs more than what it makes safe.
             let soon = synced + self.sync_interval / SYNC_GATHER_PART;
             let at_last = Instant::now() + self.sync_interval;
             while Instant::now() < at_last
                 && let Ok(report) = reports.recv_timeout(soon.saturating_duration_since(Instant::now()))
             {
-                self.take(report, now());
+                self.gather(report, now());
             }
+            self.write(now());
             self.sync();
             synced = Instant::now();
         }
@@ -203,9 +207,18 @@ impl Recorder {
 
     /// Records what a source saw.
     pub fn take(&mut self, report: Report, now: Moment) {
+        self.gather(report, now);
+        self.write(now);
+    }
+
+    /// Takes what a source saw, to write it together with what comes soon.
+    fn gather(&mut self, report: Report, now: Moment) {
         self.users_changed |= !report.observations.is_empty();
         self.pipeline.take(report, now);
-        self.write(now);
+        self.collect();
+        if self.pending.len() >= GATHERED_EVENTS_MAX {
+            self.write(now);
+        }
     }
 
     /// What all that was said of coverage comes to, as far as it is safe.

@@ -26,6 +26,8 @@ const COLUMNS: u8 = 1;
 /// Columns of so many bytes are marked, if they are told by their differences.
 const MARKED_FROM: usize = 8;
 const DIFFERENCES: u8 = 1;
+/// Rows that are turned into columns together.
+const ROWS_TURNED: usize = 16;
 /// A length is a varint of at most so many bytes.
 const LENGTH_BYTES_MAX: usize = 4;
 /// Faster levels save no time here, and slower ones little room.
@@ -273,9 +275,13 @@ fn columns(records: &[&[u8]], columns: &mut Vec<u8>) {
         let (start, step) = (columns.len(), mark_bytes + count);
         columns.resize(start + length * step, 0);
         let columns = &mut columns[start..];
-        for (at, row) in rows.iter().enumerate() {
-            for (byte, place) in row.iter().zip(columns[mark_bytes + at..].iter_mut().step_by(step)) {
-                *place = *byte;
+        // A few rows at a time, so that both what is read and what is written stays near.
+        for (nth, rows) in rows.chunks(ROWS_TURNED).enumerate() {
+            let from = mark_bytes + nth * ROWS_TURNED;
+            for (at, column) in columns.chunks_exact_mut(step).enumerate() {
+                for (place, row) in column[from..].iter_mut().zip(rows) {
+                    *place = row[at];
+                }
             }
         }
         if mark_bytes > 0 {

@@ -172,19 +172,19 @@ impl HostBoot {
     /// 10   6  boot      a hash of host and boot id
     /// ```
     pub fn connection(&self, protocol: Protocol, remote: SocketAddr, socket: u64) -> ConnectionUid {
-        let mut hasher = blake3::Hasher::new();
         let address = match remote.ip().to_canonical() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
         };
-        hasher.update(&[protocol as u8]);
-        hasher.update(&address.octets());
-        hasher.update(&remote.port().to_be_bytes());
+        let mut hashed = [0; 27];
+        hashed[0] = protocol as u8;
+        hashed[1..17].copy_from_slice(&address.octets());
+        hashed[17..19].copy_from_slice(&remote.port().to_be_bytes());
         // The high bits are in the hash, where a system has them.
-        hasher.update(&(socket >> 40).to_be_bytes());
+        hashed[19..].copy_from_slice(&(socket >> 40).to_be_bytes());
         let mut counted = [0; 10];
         counted[..5].copy_from_slice(&socket.to_le_bytes()[..5]);
-        counted[5..].copy_from_slice(&hasher.finalize().as_bytes()[..5]);
+        counted[5..].copy_from_slice(&blake3::hash(&hashed).as_bytes()[..5]);
         ConnectionUid(masked(self.connections, counted))
     }
 }

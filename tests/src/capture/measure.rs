@@ -1,9 +1,15 @@
 //! What an agent costs, as the system counts it.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
+
+use super::Stop;
+
+/// Whoever works this little for so long is at rest, and is waited for so many times.
+const REST: Duration = Duration::from_millis(500);
+const RESTS_MAX: u32 = 120;
 
 /// Processor time of all threads of a process, in nanoseconds; of those that have ended, in ticks of 10 ms.
 ///
@@ -14,6 +20,24 @@ pub fn cpu_ns(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let all = ticks(&stat).context("a stat without times")? * 10_000_000;
     Ok(all.max(running))
+}
+
+/// Waits until a process has done what it had to do and works no more than an idle one: under 1 % of a processor for as long as
+/// [`REST`].
+///
+/// # Errors
+/// When it has ended, or never rests, or when the measurement is to end.
+pub fn until_at_rest(pid: u32, stop: &Stop) -> Result<()> {
+    let mut before = cpu_ns(pid)?;
+    for _ in 0..RESTS_MAX {
+        stop.wait(REST)?;
+        let after = cpu_ns(pid)?;
+        if after.saturating_sub(before) < REST.as_nanos() as u64 / 100 {
+            return Ok(());
+        }
+        before = after;
+    }
+    bail!("process {pid} does not come to rest")
 }
 
 /// User and system time in ticks. The program's name may have anything in it but ends at the last bracket.

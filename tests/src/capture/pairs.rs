@@ -120,6 +120,16 @@ impl Recorder {
         }
     }
 
+    /// Waits until it records, and has done what it does once at its start: to look at what runs already, and at the files of
+    /// that.
+    fn until_ready(&self, stop: &Stop) -> Result<()> {
+        self.until_recorded()?;
+        match self {
+            Self::Agent(agent) => measure::until_at_rest(agent.running.pid(), stop),
+            Self::Auditd(_) => Ok(()),
+        }
+    }
+
     fn used(&self) -> Result<Used> {
         Ok(match self {
             Self::Agent(agent) => Used {
@@ -171,8 +181,7 @@ pub fn pairs(source: &str, count: u32, workload: &Workload, stop: &Stop) -> Resu
                 continue;
             }
             let recorder = Recorder::start(&stage, source, &format!("recorder-{pair}"))?;
-            // Once it has caught up with now, its first look is over.
-            recorder.until_recorded()?;
+            recorder.until_ready(stop)?;
             let before = recorder.used()?;
             costs[1] = Some(stage.run(workload)?);
             recorder.until_recorded()?;

@@ -331,8 +331,9 @@ fn namespaces_that_cannot_be_listened_in_are_told_up_to_a_bound() {
         );
         return;
     }
-    // What others say meanwhile is not counted.
+    // What others say and do meanwhile is not counted.
     names.ears.clear();
+    names.untold.clear();
     // This process is in none of them.
     let count = TRIED_MAX as u64 + 9;
     for namespace in 0..count {
