@@ -26,6 +26,8 @@ pub const NAMES: u32 = 1 << 3;
 pub const EXECUTABLES: u32 = 1 << 4;
 /// Everything else.
 pub const OTHERS: u32 = 1 << 5;
+/// Kinds that a newer version may label events with.
+pub const UNKNOWN: u32 = !(FLOWS | COVERAGE | PROCESSES | NAMES | EXECUTABLES | OTHERS);
 
 /// Networks of these sizes have keys of their own, for questions about networks; the smallest first.
 const NETWORKS_V4: [u8; 2] = [24, 16];

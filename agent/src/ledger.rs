@@ -15,7 +15,6 @@ use alibi_proto::{
 
 mod past;
 
-pub(crate) use past::CLOCK_STEP_MIN;
 pub use past::{Past, PreviousRun, Restart};
 
 /// The standing grades, and all that was said.
@@ -119,7 +118,8 @@ impl Ledger {
 
     /// Takes in an event that the ring has, and the summary has not.
     pub fn replay(&mut self, event: &Event) {
-        self.told.apply(event);
+        // Of a kind that is not known, how far the recording was known before it is not, either.
+        self.told.apply(event, None);
     }
 
     /// Takes in that events which the summary has not are not in the ring any more.

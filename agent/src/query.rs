@@ -12,7 +12,7 @@ use std::{
 use alibi_proto::{
     clock::HostClock,
     convert::ConvertError,
-    coverage::{Facet, Hole, Timeline},
+    coverage::{CoverageChange, Facet, Hole, Timeline, unrecognised},
     event::{Event, EventKind},
     executable::{ExecutableRecord, ExecutableSighting, FileIdentity},
     flow::FlowRecord,
@@ -163,9 +163,10 @@ impl Coverage {
     fn read(view: &View, mut holes: Holes) -> Result<Self, QueryError> {
         let mut coverage = Self::default();
         let always = Timestamp::ZERO..=Timestamp::MAX;
+        let kinds = labels::COVERAGE | labels::UNKNOWN;
         read(
             view,
-            labels::COVERAGE,
+            kinds,
             None,
             always,
             |_| true,
@@ -178,17 +179,27 @@ impl Coverage {
                 }
                 Read::Event(Event { seq, kind: EventKind::CoverageChanged(change), .. }) => {
                     coverage.lose(holes.before(seq));
-                    match change.facet {
-                        Facet::Connections => coverage.connections.apply(&change),
-                        Facet::Names => coverage.names.apply(&change),
-                        Facet::Processes => {}
-                    }
+                    coverage.apply(&change);
+                }
+                Read::Event(event) if event.kind == EventKind::Unrecognised => {
+                    coverage.lose(holes.before(event.seq));
+                    let (hole, doubts) = unrecognised(&event, None);
+                    coverage.lose([(hole.first, hole)]);
+                    doubts.for_each(|doubt| coverage.apply(&doubt));
                 }
                 Read::Event(_) => {}
             },
         )?;
         coverage.lose(holes.0);
         Ok(coverage)
+    }
+
+    fn apply(&mut self, change: &CoverageChange) {
+        match change.facet {
+            Facet::Connections => self.connections.apply(change),
+            Facet::Names => self.names.apply(change),
+            Facet::Processes => {}
+        }
     }
 
     fn lose(&mut self, holes: impl IntoIterator<Item = (Seq, Hole)>) {

@@ -224,33 +224,25 @@ fn resume(view: &View, start: wire::Start, recorded: Seq) -> Result<(Seq, Option
     if start.anchors.len() > ANCHORS_MAX {
         return Err(Status::invalid_argument(format!("more than {ANCHORS_MAX} anchors")));
     }
-    let mut is_other = false;
+    // Whoever has more of this ring than there is has seen a past that is not this one: what is safe on disk was told, and
+    // nothing beyond it.
+    let mut is_other = next.seq > recorded;
     for anchor in start.anchors {
         let anchor = Anchor::try_from(anchor).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let standing = view.compare(&anchor).map_err(|error| Status::internal(error.to_string()))?;
-        // What is safe on disk was told, and nothing beyond it.
-        let is_ahead = anchor.seq >= recorded;
         match standing {
-            Standing::Same if !is_ahead && is_other => {
+            Standing::Same | Standing::Gone if anchor.seq >= recorded => is_other = true,
+            // It lies in what is damaged, and an older one may tell.
+            Standing::Gone if anchor.seq >= view.first_seq() => {}
+            Standing::Same | Standing::Gone if is_other => {
                 return Ok(told(wire::Standing::Other, anchor.seq.next()));
             }
-            Standing::Same if !is_ahead => return Ok(told(wire::Standing::Same, next.seq.min(recorded))),
-            Standing::Gone if !is_ahead && !is_other => return Ok(told(wire::Standing::Gone, next.seq)),
-            Standing::Gone if !is_ahead => return Ok(told(wire::Standing::Other, anchor.seq.next())),
-            Standing::Same | Standing::Other | Standing::Ahead | Standing::Gone => is_other = true,
+            Standing::Same => return Ok(told(wire::Standing::Same, next.seq)),
+            Standing::Gone => return Ok(told(wire::Standing::Gone, next.seq)),
+            Standing::Other | Standing::Ahead => is_other = true,
         }
     }
-    if is_other {
-        return Ok(told(wire::Standing::Other, Seq::FIRST));
-    }
-    if next.seq > recorded {
-        // Whoever has more of this ring than there is has seen a past that is not this one.
-        return Err(Status::failed_precondition(format!(
-            "event {} is asked for, and the next of this ring is {}",
-            next.seq.0, recorded.0
-        )));
-    }
-    Ok((next.seq, None))
+    Ok(if is_other { told(wire::Standing::Other, Seq::FIRST) } else { (next.seq, None) })
 }
 
 fn told(standing: wire::Standing, from: Seq) -> (Seq, Option<wire::Resumption>) {

@@ -292,10 +292,11 @@ impl Service {
                 "`{word}` names more than one host: write its uuid"
             )));
         };
-        let Some((description, _)) = agent.host else {
+        let Some((description, progress)) = agent.host else {
             return Err(Status::failed_precondition(format!("`{word}` has never answered")));
         };
-        let anchors = self.store.anchors(description.host).map_err(store_status)?;
+        let resume_point = self.store.resume_point(description.host, progress.next.epoch);
+        let anchors = resume_point.map_err(store_status)?.anchors;
         let chain = self.store.chain(description.host).map_err(store_status)?;
         Ok((agent.address, description.name, description.host, anchors, chain))
     }

@@ -12,7 +12,7 @@ use alibi_proto::{
     event::Batch,
     flow::FlowRecord,
     host::HostDescription,
-    id::{Cursor, HostId, ProcessUid, Seq},
+    id::{Cursor, Epoch, HostId, ProcessUid},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
@@ -85,12 +85,11 @@ pub trait Store: Send + Sync {
     /// written.
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError>;
 
-    /// Heads of the chain over the events of the ring in which the host is followed, up to which each is stored: the
-    /// newest first, at most [`ANCHORS_MAX`].
+    /// Where a ring of a host is gone on with, if it is followed: one that was left and comes back, where it was left.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn anchors(&self, host: HostId) -> Result<Vec<Anchor>, StoreError>;
+    fn resume_point(&self, host: HostId, epoch: Epoch) -> Result<ResumePoint, StoreError>;
 
     /// What is known of the chain of a host.
     ///
@@ -98,16 +97,16 @@ pub trait Store: Send + Sync {
     /// When the store cannot be read.
     fn chain(&self, host: HostId) -> Result<ChainStatus, StoreError>;
 
-    /// What the host tells from `from` on contradicts what it told before, or does not go on from it, for this `reason`.
-    /// What it told stays; the time since the last anchor before `from` becomes a gap; and the stream goes on at `from`
-    /// as that of another ring.
+    /// What the host tells in a ring from `from` on contradicts what it told before, or does not go on from it, for this
+    /// `reason`. What it told stays; the time since the last anchor before `from` becomes a gap; and the stream goes on at
+    /// `from` as that of another ring. A ring of which nothing was told has nothing to contradict.
     ///
     /// # Errors
     /// When the host was never described, or the store cannot be written.
     fn diverge(
         &self,
         host: HostId,
-        from: Seq,
+        from: Cursor,
         reason: &str,
         heard: Timestamp,
     ) -> Result<Progress, StoreError>;
@@ -283,6 +282,15 @@ pub struct FollowedAgent {
     pub address: String,
     /// What it last said of itself, and how far its stream is known; none until it has answered once.
     pub host: Option<(HostDescription, Progress)>,
+}
+
+/// Where a ring of a host is gone on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResumePoint {
+    /// The event that is wanted next of it.
+    pub next: Cursor,
+    /// Heads of the chain over its events, up to which each is stored: the newest first, at most [`ANCHORS_MAX`].
+    pub anchors: Vec<Anchor>,
 }
 
 /// How far a host's stream is known.

@@ -43,6 +43,9 @@ pub const ASLEEP_ERROR: Duration = Duration::from_secs(2);
 /// long.
 pub const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
+/// A wall clock that moved so much more or less than the boot clock was set; less is its being steered.
+pub const STEP_MIN: Duration = Duration::from_secs(1);
+
 /// The difference between two clocks lies between `least` and `most`, both included, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Difference {

@@ -359,6 +359,7 @@ impl From<Grade> for wire::Grade {
             Grade::Sampled { period } => Kind::Sampled(wire::Sampled {
                 period_ns: u64::try_from(period.as_nanos()).unwrap_or(u64::MAX),
             }),
+            Grade::Doubtful { reason } => Kind::Doubtful(wire::Doubtful { reason }),
             Grade::Lost { count, reason } => Kind::Lost(wire::Lost { count, reason }),
             Grade::NotRecorded { reason } => Kind::NotRecorded(wire::NotRecorded { reason }),
         };
@@ -374,6 +375,7 @@ impl TryFrom<Option<wire::Grade>> for Grade {
         Ok(match required("grade", grade.and_then(|grade| grade.grade))? {
             Kind::Complete(_) => Self::Complete,
             Kind::Sampled(sampled) => Self::Sampled { period: Duration::from_nanos(sampled.period_ns) },
+            Kind::Doubtful(doubtful) => Self::Doubtful { reason: doubtful.reason },
             Kind::Lost(lost) => Self::Lost { count: lost.count, reason: lost.reason },
             Kind::NotRecorded(none) => Self::NotRecorded { reason: none.reason },
         })
@@ -802,13 +804,15 @@ mod tests {
         (".*", proptest::option::of(".*")).prop_map(|(id, name)| User { id, name })
     }
 
-    fn grade() -> impl Strategy<Value = Grade> {
+    fn grade() -> BoxedStrategy<Grade> {
         prop_oneof![
             Just(Grade::Complete),
             any::<u64>().prop_map(|nanos| Grade::Sampled { period: Duration::from_nanos(nanos) }),
+            ".*".prop_map(|reason| Grade::Doubtful { reason }),
             (any::<u64>(), ".*").prop_map(|(count, reason)| Grade::Lost { count, reason }),
             ".*".prop_map(|reason| Grade::NotRecorded { reason }),
         ]
+        .boxed()
     }
 
     fn time() -> impl Strategy<Value = Timestamp> {

@@ -40,6 +40,11 @@ pub enum Grade {
         /// Time between two looks.
         period: Duration,
     },
+    /// Perhaps not all of it was recorded. What was recorded stays as it is, and what was open stays open.
+    Doubtful {
+        /// Why.
+        reason: String,
+    },
     /// Recorded, and then not all of it kept.
     Lost {
         /// Exactly how many; 0 where only the fact is known.
@@ -60,6 +65,7 @@ impl Grade {
         match self {
             Self::Complete => "complete",
             Self::Sampled { .. } => "sampled",
+            Self::Doubtful { .. } => "doubtful",
             Self::Lost { .. } => "lost",
             Self::NotRecorded { .. } => "none",
         }
@@ -72,7 +78,9 @@ impl Grade {
             Self::Sampled { period } => {
                 format!("sampled each {}: what is shorter can be missed", in_words(*period))
             }
-            Self::Lost { reason, .. } | Self::NotRecorded { reason } => reason.clone(),
+            Self::Doubtful { reason } | Self::Lost { reason, .. } | Self::NotRecorded { reason } => {
+                reason.clone()
+            }
         }
     }
 
@@ -90,8 +98,9 @@ impl Grade {
         let badness = |grade: &Self| match grade {
             Self::Complete => (0, Duration::ZERO),
             Self::Sampled { period } => (1, *period),
-            Self::Lost { .. } => (2, Duration::ZERO),
-            Self::NotRecorded { .. } => (3, Duration::ZERO),
+            Self::Doubtful { .. } => (2, Duration::ZERO),
+            Self::Lost { .. } => (3, Duration::ZERO),
+            Self::NotRecorded { .. } => (4, Duration::ZERO),
         };
         if badness(other) > badness(self) { other } else { self }
     }
@@ -101,6 +110,7 @@ impl fmt::Display for Grade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sampled { period } => write!(f, "sampled({})", in_words(*period)),
+            Self::Doubtful { reason } => write!(f, "doubtful({reason})"),
             Self::Lost { count, reason } => write!(f, "lost({count}, {reason})"),
             Self::NotRecorded { reason } => write!(f, "none({reason})"),
             Self::Complete => f.write_str("complete"),
@@ -243,7 +253,7 @@ impl Timeline {
         self.lose(hole.from, hole.to, &grade);
         let until_stated = "events were lost, and the grade was not stated again since".to_owned();
         self.stand(hole.to, &Grade::Lost { count: 0, reason: until_stated }, None);
-        self.missed_up_to = Some(hole.last);
+        self.missed_up_to = self.missed_up_to.max(Some(hole.last));
     }
 
     /// A bounded stretch of something worse, or of a host that was suspended. A loss at an instant still takes that instant.
@@ -317,13 +327,15 @@ impl Timeline {
     }
 
     /// When, at or after `instant`, recording was next interrupted, so that an end may have gone unseen, or the host was
-    /// suspended.
+    /// suspended. A stretch that was sampled or is doubtful is none: it takes nothing away.
     pub fn interrupted_after(&self, instant: Timestamp) -> Option<Timestamp> {
         let ends = |index: usize| self.steps.get(index + 1).map_or(Timestamp::MAX, |next| next.from);
         let steps = self.steps.iter().enumerate().filter(|(index, step)| {
             step.grade.interrupts() && ends(*index) > instant && ends(*index) > step.from
         });
-        let losses = self.losses.iter().filter(|loss| loss.to > instant).map(|loss| loss.from);
+        let ends_lives = |grade: &Grade| grade.interrupts() || *grade == Grade::Complete;
+        let losses = self.losses.iter().filter(|loss| loss.to > instant && ends_lives(&loss.grade));
+        let losses = losses.map(|loss| loss.from);
         steps.map(|(_, step)| step.from).chain(losses).min().map(|from| from.max(instant))
     }
 

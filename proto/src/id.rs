@@ -59,9 +59,9 @@ impl Seq {
     /// The first position of a ring.
     pub const FIRST: Self = Self(1);
 
-    /// The position after this one.
+    /// The position after this one; of the greatest, which no ring has, itself.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -65,6 +65,11 @@ impl Seconds {
         self.seconds[from..to].iter_mut().for_each(mark);
     }
 
+    /// The first second that nothing is told of.
+    pub const fn end(&self) -> u64 {
+        self.begins + self.seconds.len() as u64
+    }
+
     /// Whether something is true of some second of the window.
     pub fn any(&self, mut window: Range<u64>, is: impl Fn(&Second) -> bool) -> bool {
         let before = Second { talked: false, connections_unrecorded: true, names_unrecorded: true };

@@ -31,10 +31,11 @@ fn change(random: &mut fastrand::Rng, now: u64, next: Seq) -> EventKind {
     let scope = Scope { source: way.into(), covers: format!("all by {way}"), cannot_see: "tunnels".into() };
     EventKind::CoverageChanged(CoverageChange {
         facet: Facet::ALL[random.usize(0..3)],
-        grade: match random.u8(0..6) {
+        grade: match random.u8(0..7) {
             0 => Grade::NotRecorded { reason: "stopped".into() },
             1 => Grade::Sampled { period: Duration::from_secs(random.u64(1..3)) },
             2 | 3 => Grade::Lost { count: random.u64(0..9), reason: format!("full {}", random.u8(0..2)) },
+            4 => Grade::Doubtful { reason: "set back".into() },
             _ => Grade::Complete,
         },
         from: at(from),
@@ -116,10 +117,7 @@ fn the_store_and_the_ledger_come_to_the_same() {
         let events = (0..random.u64(1..20)).map(|index| Event {
             seq: Seq(next.0 + index),
             recorded: Moment { wall: at(now), boot_ns: now },
-            kind: match random.u8(0..30) {
-                0 => EventKind::Unrecognised,
-                _ => change(&mut random, now, Seq(next.0 + index)),
-            },
+            kind: change(&mut random, now, Seq(next.0 + index)),
         });
         let events = events.collect();
         let sent = Batch { epoch: Epoch(epoch), hole, events, link: None, watermark, clock: None };

@@ -9,6 +9,8 @@ use proptest::{prelude::*, test_runner::TestRunner};
 
 #[path = "truth/asking.rs"]
 mod asking;
+#[path = "truth/collector.rs"]
+mod collector;
 #[path = "truth/steps.rs"]
 mod steps;
 #[path = "truth/world.rs"]
@@ -199,4 +201,38 @@ fn an_agent_that_starts_in_a_time_that_happens_twice_says_anew_what_is_open_when
     steps.extend([Step::Start, Step::Wait(194), Step::Wait(2), Step::Wait(1), Step::Wait(300)]);
     steps.extend([Step::Sync, Step::Deliver, Step::Ask { ago: 0, length: 1 }]);
     assert_eq!(check(&steps).get("talked"), Some(&1));
+}
+
+/// By a clock that is set back, the host may have been started earlier than was said: in a time in which, where the clock was
+/// set forward before, something was recorded. That is no interruption, and what was open then stays open.
+#[test]
+fn a_doubt_about_when_the_host_was_started_ends_no_connection() {
+    let mut history = vec![Step::Open { target: true, after: 1 }, Step::SetForward(4), Step::Wait(109)];
+    history.extend([Step::Crash, Step::Start, Step::SetForward(1_007), Step::SetBack(2)]);
+    let verdicts = asked_after(&history, 1_020..1_110);
+    assert_eq!(verdicts.get("talked"), Some(&9), "{verdicts:?}");
+}
+
+/// The host slept between what happened and its being recorded.
+#[test]
+fn an_event_of_a_newer_kind_may_tell_of_a_time_long_before_it_was_recorded() {
+    let mut steps = vec![Step::Open { target: true, after: 1 }, Step::Newer(2), Step::Suspend(901)];
+    steps.extend([Step::Wait(901), Step::Sync, Step::Deliver]);
+    steps.extend((1_790..1_803).map(|ago| Step::Ask { ago, length: 1 }));
+    let verdicts = check(&steps);
+    assert_eq!(verdicts.get("clear"), None, "{verdicts:?}");
+}
+
+/// What is said anew in the same report as an event that is not known, as it begins a segment, is told as of an earlier instant
+/// than that was recorded at.
+#[test]
+fn what_is_said_anew_beside_an_event_of_a_newer_kind_is_doubted() {
+    let mut steps = vec![Step::Open { target: true, after: 1 }, Step::Wait(2)];
+    for _ in 0..100 {
+        let opened = [Step::Newer(1), Step::Open { target: false, after: 0 }, Step::Wait(1), Step::Wait(5)];
+        steps.extend(opened.into_iter().chain([Step::Sync, Step::Deliver]));
+        steps.extend((0..5).map(|ago| Step::Ask { ago, length: 1 }));
+    }
+    let verdicts = check(&steps);
+    assert_eq!(verdicts.get("clear"), None, "{verdicts:?}");
 }

@@ -7,15 +7,13 @@
 use std::time::Duration;
 
 use alibi_proto::{
+    clock::STEP_MIN,
     coverage::{CoverageChange, Grade, Scope},
     time::{Moment, Timestamp},
 };
 
 use super::{Ledger, not_recorded};
 use crate::ring::Recovery;
-
-/// A wall clock that moved so much more or less than the boot clock was set; less is its being steered.
-pub(crate) const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
 
 /// So long after the system has recorded its shutdown may something run. systemd writes the record once ordinary services
 /// are stopped. What it stops besides gets until `poweroff.target` forces the end, half an hour after the shutdown began;
@@ -118,7 +116,7 @@ impl Past {
             (Some(at), Some(true)) => {
                 let away = Duration::from_nanos(now.boot_ns.saturating_sub(at.boot_ns));
                 let expected = at.wall.saturating_add(away);
-                if expected.since(now.wall) < CLOCK_STEP_MIN {
+                if expected.since(now.wall) < STEP_MIN {
                     return is_told(now.wall);
                 }
                 // It was set back at some instant in between, and showed no earlier time than if that was at once, and
@@ -226,10 +224,18 @@ impl Ledger {
     /// host was started earlier than was said, and ran in a time in which it was said to be off.
     pub fn boot_may_be_earlier(&self, before: Moment, after: Moment) -> Vec<CoverageChange> {
         let (from, to) = (booted(after), booted(before));
-        if !self.boot_was_told || to.since(from) < CLOCK_STEP_MIN {
+        if !self.boot_was_told || to.since(from) < STEP_MIN {
             return Vec::new();
         }
         let reason = "the clock was set back: the host may have been started before it was said to be";
-        self.unrecorded(reason, from, to)
+        // Where it was not said to be off, what was recorded then is as good as it was.
+        self.all(|facet| CoverageChange {
+            facet,
+            grade: Grade::Doubtful { reason: reason.to_owned() },
+            from,
+            to: Some(to),
+            scope: None,
+            announced_from: None,
+        })
     }
 }

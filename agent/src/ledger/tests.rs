@@ -279,7 +279,7 @@ fn a_summary_is_what_a_reader_of_the_ring_makes_of_it() {
     next.replay(&event);
     next.replay(&event);
     next.replay_hole(&hole);
-    reader.apply(&event);
+    reader.apply(&event, None);
     reader.apply_hole(&hole);
     assert_eq!(next.summary(), reader);
     assert_eq!(next.summary().next, Seq(13));

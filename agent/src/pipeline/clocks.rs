@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use alibi_proto::{coverage::Grade, time::Moment};
+use alibi_proto::{clock::STEP_MIN, coverage::Grade, time::Moment};
 
 use super::Pipeline;
-use crate::ledger::{CLOCK_STEP_MIN, Past};
+use crate::ledger::Past;
 
 impl Pipeline {
     /// Says what became of the time before the first report.
@@ -27,7 +27,7 @@ impl Pipeline {
         let passed = Duration::from_nanos(after.boot_ns.saturating_sub(before.boot_ns));
         let expected = before.wall.saturating_add(passed);
         let step = after.wall.since(expected).max(expected.since(after.wall));
-        if step < CLOCK_STEP_MIN && after.wall >= before.wall {
+        if step < STEP_MIN && after.wall >= before.wall {
             return;
         }
         // When it was set in the time that passed is not known: the gap is as wide as it can have been.

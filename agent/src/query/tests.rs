@@ -16,7 +16,7 @@ use alibi_proto::{
 };
 
 use super::*;
-use crate::ring::{Options, Record, Ring};
+use crate::ring::{Labels, Options, Record, Ring};
 
 const BEGUN: u64 = 10_000;
 /// A day and an hour after recording began, so that names are known for as long as a program may keep an address.
@@ -52,10 +52,14 @@ impl Host {
             Ring::open(&directory.path().join("ring"), options, HOST, Epoch(7), crate::recorder::labels_of)
                 .unwrap();
         for (seq, kind) in (1..).map(Seq).zip(kinds) {
-            let mut event = Event { seq, recorded: Moment { wall: Timestamp::MAX, boot_ns: 0 }, kind };
+            let mut event = Event { seq, recorded: Moment { wall: at(NOON), boot_ns: 0 }, kind };
             event.recorded.wall = event.speaks_until();
             let (speaks_from, recorded) = (event.speaks_from(), event.recorded.wall);
-            let labels = labels::of(&event);
+            // As a newer version may label what is of a newer kind.
+            let labels = match event.kind {
+                EventKind::Unrecognised => Labels { kinds: 1 << 9, keys: vec![], from: recorded },
+                _ => labels::of(&event),
+            };
             let bytes = wire::Event::from(event).encode_to_vec();
             ring.append(&[Record { seq, speaks_from, recorded, bytes, labels }]).unwrap();
         }
@@ -228,6 +232,26 @@ fn resolver() -> Vec<EventKind> {
     kinds.push(resolved(NOON - 50, "cloud.example.com", &["edge.cdn.example.net"], TARGET));
     kinds.push(told(named(flow(1, 7, TARGET, NOON, NOON + 5), "cloud.example.com", NameSource::Dns)));
     kinds
+}
+
+/// The agent was replaced by an older one: what it does not know may have been a connection.
+#[test]
+fn an_event_of_a_newer_kind_leaves_nothing_clear_until_what_is_open_is_said_anew() {
+    let of_the_newer = told(flow(1, 1, OTHER, NOON, NOON));
+    let announced = |seq| match complete(Facet::Connections) {
+        EventKind::CoverageChanged(change) => {
+            EventKind::CoverageChanged(CoverageChange { announced_from: Some(Seq(seq)), ..change })
+        }
+        other => other,
+    };
+    let before = || [all_complete(), vec![of_the_newer.clone()]].concat();
+    let host = Host::with(before());
+    host.check("198.51.100.7", (BEGUN + 1, NOON - 1), Verdict::Clear);
+    let host = Host::with([before(), vec![EventKind::Unrecognised, announced(5)]].concat());
+    host.check("198.51.100.7", (BEGUN + 1, NOON - 1), Verdict::Unknown);
+    host.check("198.51.100.7", (NOON + 1000, NOON + 2000), Verdict::Unknown);
+    let host = Host::with([before(), vec![EventKind::Unrecognised, announced(6)]].concat());
+    host.check("198.51.100.7", (NOON + 1000, NOON + 2000), Verdict::Clear);
 }
 
 #[test]

@@ -3,12 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
-    chain::Anchor,
     clock::ClockReading,
     convert::ConvertError,
     event::Batch,
     host::HostDescription,
-    id::{HostId, Seq},
+    id::{Cursor, Epoch, HostId, Seq},
     time::Timestamp,
     transport::{self, Address, MESSAGE_BYTES_MAX},
     wire::{self, recorder_client::RecorderClient, tail_request},
@@ -26,7 +25,7 @@ use super::{
 };
 use crate::{
     clock,
-    store::{Progress, Store, StoreError},
+    store::{Progress, ResumePoint, Store, StoreError},
 };
 
 /// The pause before the first new try, and the longest one. Each try doubles it; the pause taken is anywhere between
@@ -105,8 +104,9 @@ async fn follow_once(
     let known_until = known_until(store, description.host, progress).await?;
 
     let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
-    let anchors = anchors(store, description.host).await?.into_iter().map(Into::into).collect();
-    let start = wire::Start { next: Some(progress.next.into()), anchors };
+    let ResumePoint { next, anchors } = resume_point(store, description.host, description.epoch).await?;
+    let anchors = anchors.into_iter().map(Into::into).collect();
+    let start = wire::Start { next: Some(next.into()), anchors };
     send(&requests, tail_request::Request::Start(start)).await?;
     let mut batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
     tracing::info!(%address, host = %description.host, "following");
@@ -116,19 +116,21 @@ async fn follow_once(
         live.known_until = known_until;
     });
 
+    let mut is_first = true;
     // None until the first watermark: by then the agent has seen who uses the host, and is asked again.
     let mut described: Option<Instant> = None;
     loop {
         let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
         let Some(mut message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
         let now = clock::now();
-        if let Some(resumption) = message.resumption.take()
+        if let Some(resumption) = message.resumption.take().filter(|_| is_first)
             && resumption.standing() == wire::Standing::Other
         {
             // Nothing is passed over on an agent's word: what it leaves out is missed in what it sends.
-            let from = Seq(resumption.from_seq).clamp(Seq::FIRST, progress.next.seq.max(Seq::FIRST));
-            diverge(store, description.host, from, REWOUND, now).await?;
+            let seq = Seq(resumption.from_seq).clamp(Seq::FIRST, next.seq);
+            diverge(store, description.host, Cursor { seq, ..next }, REWOUND, now).await?;
         }
+        is_first = false;
         if own.was_set(now) {
             // All that was measured was against another time.
             own = OwnClock::new();
@@ -145,7 +147,8 @@ async fn follow_once(
         let progress = match commit(store, description.host, batch, now).await {
             Err(FollowError::Store(StoreError::Broken { seq })) => {
                 // It is taken for what it is from there on, the next time.
-                diverge(store, description.host, Seq(seq), CONTRADICTED, now).await?;
+                let from = Cursor { seq: Seq(seq), ..next };
+                diverge(store, description.host, from, CONTRADICTED, now).await?;
                 return Err(FollowError::Store(StoreError::Broken { seq }));
             }
             committed => committed?,
@@ -200,20 +203,24 @@ async fn commit(
     blocking(move || store.commit(host, &batch, now)).await
 }
 
-async fn anchors(store: &Arc<dyn Store>, host: HostId) -> Result<Vec<Anchor>, FollowError> {
+async fn resume_point(
+    store: &Arc<dyn Store>,
+    host: HostId,
+    epoch: Epoch,
+) -> Result<ResumePoint, FollowError> {
     let store = Arc::clone(store);
-    blocking(move || store.anchors(host)).await
+    blocking(move || store.resume_point(host, epoch)).await
 }
 
 /// The host tells another past than it did.
 async fn diverge(
     store: &Arc<dyn Store>,
     host: HostId,
-    from: Seq,
+    from: Cursor,
     reason: &'static str,
     now: Timestamp,
 ) -> Result<(), FollowError> {
-    tracing::error!(%host, from = from.0, reason, "the chain of a host is broken");
+    tracing::error!(%host, from = from.seq.0, reason, "the chain of a host is broken");
     let store = Arc::clone(store);
     blocking(move || store.diverge(host, from, reason, now)).await.map(drop)
 }

@@ -29,7 +29,8 @@ macro_rules! suite {
         }
         suite! { $home, chain:
             is_anchored_with_what_is_stored, refuses_what_does_not_continue_it,
-            becomes_another_where_the_past_is_contradicted, is_broken_by_what_was_changed_on_the_host,
+            becomes_another_where_the_past_is_contradicted, goes_on_once_a_break_is_noted,
+            is_that_of_the_epoch_that_comes_back, is_broken_by_what_was_changed_on_the_host,
             keeps_few_anchors_of_what_is_long_past
         }
         suite! { $home, clocks:

@@ -15,13 +15,13 @@ use std::{
 };
 
 use alibi_proto::{
-    chain::{Anchor, ChainStatus},
+    chain::ChainStatus,
     clock::{ClockHistory, ClockReading, Difference},
     coverage::{Facet, Timeline},
     event::Batch,
     flow::FlowRecord,
     host::HostDescription,
-    id::{Epoch, HostId, ProcessUid, Seq},
+    id::{Cursor, Epoch, HostId, ProcessUid},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
@@ -31,7 +31,7 @@ use alibi_proto::{
 };
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
-use super::{Bounded, FollowedAgent, Progress, Resolution, Store, StoreError};
+use super::{Bounded, FollowedAgent, Progress, Resolution, ResumePoint, Store, StoreError};
 
 mod agents;
 mod chain;
@@ -240,8 +240,8 @@ impl Store for SqliteStore {
         Ok(progress)
     }
 
-    fn anchors(&self, host: HostId) -> Result<Vec<Anchor>, StoreError> {
-        self.read(|connection| chain::anchors(connection, host))
+    fn resume_point(&self, host: HostId, epoch: Epoch) -> Result<ResumePoint, StoreError> {
+        self.read(|connection| chain::resume_point(connection, host, epoch))
     }
 
     fn chain(&self, host: HostId) -> Result<ChainStatus, StoreError> {
@@ -251,7 +251,7 @@ impl Store for SqliteStore {
     fn diverge(
         &self,
         host: HostId,
-        from: Seq,
+        from: Cursor,
         reason: &str,
         heard: Timestamp,
     ) -> Result<Progress, StoreError> {

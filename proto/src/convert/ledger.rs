@@ -92,7 +92,7 @@ impl TryFrom<wire::Timeline> for Timeline {
 
 fn grade(grade: Option<wire::Grade>) -> Result<Grade> {
     let grade = Grade::try_from(grade)?;
-    if let Grade::Lost { reason, .. } | Grade::NotRecorded { reason } = &grade {
+    if let Grade::Doubtful { reason } | Grade::Lost { reason, .. } | Grade::NotRecorded { reason } = &grade {
         words(reason)?;
     }
     Ok(grade)

@@ -162,8 +162,9 @@ fn kind(grade: &Grade) -> u8 {
     match grade {
         Grade::Complete => 0,
         Grade::Sampled { .. } => 1,
-        Grade::Lost { .. } => 2,
-        Grade::NotRecorded { .. } => 3,
+        Grade::Doubtful { .. } => 2,
+        Grade::Lost { .. } => 3,
+        Grade::NotRecorded { .. } => 4,
     }
 }
 
@@ -181,6 +182,9 @@ impl Grade {
             (Self::Lost { count, reason }, Self::Lost { count: more, reason: other }) => {
                 Self::Lost { count: count.saturating_add(*more), reason: one_reason(reason, other) }
             }
+            (Self::Doubtful { reason }, Self::Doubtful { reason: other }) => {
+                Self::Doubtful { reason: one_reason(reason, other) }
+            }
             (Self::NotRecorded { reason }, Self::NotRecorded { reason: other }) => {
                 Self::NotRecorded { reason: one_reason(reason, other) }
             }
@@ -191,7 +195,9 @@ impl Grade {
     /// As a timeline keeps it.
     pub(super) fn bounded(&self) -> Self {
         let mut grade = self.clone();
-        if let Self::Lost { reason, .. } | Self::NotRecorded { reason } = &mut grade {
+        if let Self::Doubtful { reason } | Self::Lost { reason, .. } | Self::NotRecorded { reason } =
+            &mut grade
+        {
             cut(reason);
         }
         grade

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{CoverageChange, Facet, Grade, Hole, Timeline};
 use crate::{
+    clock::STEP_MIN,
     event::{Event, EventKind},
     flow::RECORD_SPAN_MAX,
     id::Seq,
@@ -44,15 +45,17 @@ impl Summary {
         self.timelines.values_mut().for_each(|timeline| timeline.compact(intervals_max));
     }
 
-    /// Takes in the next event. One that it has already changes nothing.
-    pub fn apply(&mut self, event: &Event) {
+    /// Takes in the next event. One that it has already changes nothing. The stream was known until `known_until` before it.
+    pub fn apply(&mut self, event: &Event, known_until: Option<Timestamp>) {
         if event.seq < self.next {
             return;
         }
         match &event.kind {
             EventKind::CoverageChanged(change) => self.change(change),
             EventKind::Unrecognised => {
-                unrecognised(event.recorded.wall).for_each(|change| self.change(&change))
+                let (hole, doubts) = unrecognised(event, known_until);
+                self.apply_hole(&hole);
+                doubts.for_each(|doubt| self.change(&doubt));
             }
             _ => {}
         }
@@ -83,27 +86,42 @@ impl Summary {
     }
 }
 
-/// What an event of a kind that is not known means: it may have told of anything that one record can.
-pub fn unrecognised(recorded: Timestamp) -> impl Iterator<Item = CoverageChange> {
-    let reason = "an event of a kind this collector does not know: upgrade it".to_owned();
-    let from = recorded.saturating_sub(RECORD_SPAN_MAX);
-    let to = recorded.saturating_add(Duration::from_nanos(1));
-    of_all(Grade::Lost { count: 1, reason }, from, Some(to), None)
+/// What an event of a kind that is not known here means, where the stream was known until `known_until` before it: whatever
+/// one record can tell is missing. It may be recorded long after what it speaks of, since the host may have slept between, but
+/// speaks of nothing that was over by then. And then comes a time of which too little may be told (see [`doubted_after`]), as
+/// what comes in the same report is told as of an earlier instant than that at which it was recorded.
+pub fn unrecognised(
+    event: &Event,
+    known_until: Option<Timestamp>,
+) -> (Hole, impl Iterator<Item = CoverageChange>) {
+    let recorded = event.recorded.wall;
+    let hole = Hole {
+        first: event.seq,
+        last: event.seq,
+        from: recorded.min(known_until.unwrap_or_default()).saturating_sub(RECORD_SPAN_MAX),
+        to: recorded.saturating_add(Duration::from_nanos(1)),
+        reason: "it is of a kind that is not known here: upgrade".to_owned(),
+    };
+    let doubts = doubted_after(hole.to);
+    (hole, doubts)
 }
 
 /// What it means that a host has another ring than the one that was known until `known_until`: whatever it did between
 /// them, it did not record. `begins` is the earliest time of which the new one can tell. Where that is earlier, the host's
-/// clock is behind, and what is known of the old ring vouches for nothing in the new one.
+/// clock was set back, nobody knows how far at first: what is known of the old ring vouches for nothing any more.
 pub fn another_ring(
     known_until: Option<Timestamp>,
     begins: Option<Timestamp>,
 ) -> impl Iterator<Item = CoverageChange> {
-    let none = |reason: &str| Grade::NotRecorded { reason: reason.to_owned() };
+    let reason = "the agent's ring was made anew";
+    let grade = Grade::NotRecorded { reason: reason.to_owned() };
     let from = known_until.unwrap_or(Timestamp::ZERO);
-    let anew = of_all(none("the agent's ring was made anew"), from, None, Some(CoverageChange::ANOTHER_RING));
-    let twice = begins.zip(known_until).filter(|(begins, until)| begins < until).map(|(begins, until)| {
-        let reason = "the agent's ring was made anew, and its clock set back: this time happened twice";
-        of_all(none(reason), begins, Some(until), None)
+    let anew = of_all(grade, from, None, Some(CoverageChange::ANOTHER_RING));
+    let twice = begins.zip(known_until).filter(|(begins, until)| begins < until);
+    let reason = "the agent's ring was made anew, and its clock set back: this time happened twice";
+    let twice = twice.map(|(begins, until)| {
+        let from = if until.since(begins) < STEP_MIN { begins } else { Timestamp::ZERO };
+        told_twice(reason, from, until)
     });
     anew.chain(twice.into_iter().flatten())
 }
@@ -117,8 +135,26 @@ pub fn another_past(
     until: Timestamp,
 ) -> impl Iterator<Item = CoverageChange> {
     let grade = Grade::NotRecorded { reason: reason.to_owned() };
-    let twice = of_all(grade.clone(), begins, Some(until), None);
-    twice.chain(of_all(grade, until, None, Some(CoverageChange::ANOTHER_RING)))
+    told_twice(reason, begins, until).chain(of_all(grade, until, None, Some(CoverageChange::ANOTHER_RING)))
+}
+
+/// Two streams have told of a stretch of time, so that neither vouches for it.
+fn told_twice(reason: &str, begins: Timestamp, until: Timestamp) -> impl Iterator<Item = CoverageChange> {
+    let twice = of_all(Grade::NotRecorded { reason: reason.to_owned() }, begins, Some(until), None);
+    twice.chain(doubted_after(until))
+}
+
+const NOT_TOLD_AGAIN: &str = "what was open before may not have been told of again yet";
+
+/// No life that was told before `until` is believed past it, and what was open then may not be told again for as long as a
+/// record may span: what is only open in that time can be missed.
+fn doubted_after(until: Timestamp) -> impl Iterator<Item = CoverageChange> {
+    of_all(
+        Grade::Doubtful { reason: NOT_TOLD_AGAIN.to_owned() },
+        until,
+        Some(until.saturating_add(RECORD_SPAN_MAX)),
+        None,
+    )
 }
 
 fn of_all(

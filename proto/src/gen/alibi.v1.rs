@@ -11,13 +11,15 @@ pub struct Event {
     /// The same instant by the boot clock, which no one can set.
     #[prost(fixed64, tag = "3")]
     pub boot_time_ns: u64,
-    /// A reader that finds none of the kinds it knows must count the event as lost, never as nothing.
+    /// A reader that finds none of the kinds it knows must count the event as lost, never as nothing. What becomes of coverage
+    /// is said by CoverageChanged alone, so a kind that is added later never speaks of it.
     #[prost(oneof = "event::Kind", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub kind: ::core::option::Option<event::Kind>,
 }
 /// Nested message and enum types in `Event`.
 pub mod event {
-    /// A reader that finds none of the kinds it knows must count the event as lost, never as nothing.
+    /// A reader that finds none of the kinds it knows must count the event as lost, never as nothing. What becomes of coverage
+    /// is said by CoverageChanged alone, so a kind that is added later never speaks of it.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "10")]
@@ -379,7 +381,7 @@ pub struct CoverageChanged {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Grade {
-    #[prost(oneof = "grade::Grade", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "grade::Grade", tags = "1, 2, 3, 4, 5")]
     pub grade: ::core::option::Option<grade::Grade>,
 }
 /// Nested message and enum types in `Grade`.
@@ -394,6 +396,8 @@ pub mod grade {
         Lost(super::Lost),
         #[prost(message, tag = "4")]
         NotRecorded(super::NotRecorded),
+        #[prost(message, tag = "5")]
+        Doubtful(super::Doubtful),
     }
 }
 /// Event driven, and nothing lost.
@@ -415,6 +419,12 @@ pub struct Lost {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NotRecorded {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Perhaps not all was recorded. What was recorded stays as it is, and what was open stays open.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Doubtful {
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
 }

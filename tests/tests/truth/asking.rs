@@ -142,7 +142,9 @@ impl World {
     }
 
     fn ask_agent(&mut self, window: &Range<u64>) {
-        let Some(agent) = &self.agent else { return };
+        let Some(agent) = self.agent.as_ref().filter(|_| window.start >= self.forgotten_until) else {
+            return;
+        };
         let known_until = agent.progress.borrow().watermark;
         let host = HostId::from_bytes([1; 16]);
         let asked =

@@ -30,6 +30,13 @@ pub(crate) enum Step {
     /// It sees it again.
     See,
     Deliver,
+    /// So many of the next events are of a kind that the collector does not know.
+    Newer(u8),
+    /// The ring is lost, and made anew by the next start.
+    LoseRing,
+    /// The ring is copied as it is on the disk, and that copy is put in its place.
+    Copy,
+    Restore,
     Stop,
     Crash,
     Start,
@@ -110,6 +117,10 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         4 => (1..20_u64).prop_map(Step::Miss),
         8 => Just(Step::See),
         50 => Just(Step::Deliver),
+        3 => (1..4_u8).prop_map(Step::Newer),
+        2 => Just(Step::LoseRing),
+        3 => Just(Step::Copy),
+        2 => Just(Step::Restore),
         7 => Just(Step::Stop),
         7 => Just(Step::Crash),
         30 => Just(Step::Start),

@@ -7,23 +7,21 @@ use alibi_agent::{
     ledger::{Past, Restart},
     pipeline::{Limits, Pipeline},
     recorder::{Acknowledged, Progress, Recorder, labels_of},
-    ring::{self, Options, Reader, Ring, View},
+    ring::{Options, Ring, View},
 };
-use alibi_lab::history::{TARGET, closed, opened, socket, source};
+use alibi_lab::history::{closed, opened, socket, source};
 use alibi_lab::reference::{Second, Seconds};
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Summary},
-    event::{Event, EventKind},
-    flow::{FlowRecord, Traffic},
+    flow::Traffic,
     id::{Epoch, HostBoot, HostId, Seq},
     time::{Moment, Timestamp},
-    wire,
 };
-use prost::Message as _;
 use tokio::sync::watch;
 
 use crate::{
     asking::Tally,
+    collector::{Collector, Read, read},
     steps::{PowerOff, Step},
 };
 
@@ -38,11 +36,11 @@ const BEGUN: u64 = 1_000_000;
 /// A power cut may undo that so much time has passed in which nothing was recorded.
 const UNSAFE_MAX: u64 = 10;
 
+/// The boot of nothing.
+const NO_BOOT: u64 = 0;
+
 /// Longer the agent does not wait with a sync.
 const UNSYNCED_MAX: u64 = 3;
-
-/// A collector of little memory keeps so many intervals.
-const FEW_INTERVALS: usize = 8;
 
 pub(crate) struct World {
     directory: PathBuf,
@@ -66,6 +64,11 @@ pub(crate) struct World {
     remembered: Remembered,
     /// The ring as it was when it was last safe from a power cut.
     safe: Safe,
+    /// The ring as it was once, of a boot, if no clock was set since.
+    copy: Option<(Safe, u64)>,
+    epoch: Epoch,
+    /// What was told of the time before went with a ring that was lost: the agent does not know it, while a collector may.
+    pub(crate) forgotten_until: u64,
     pub(crate) collector: Collector,
     /// The clock was set while no agent ran.
     was_set: bool,
@@ -95,22 +98,12 @@ struct Remembered {
     summary: Summary,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Safe {
     files: Vec<(PathBuf, Vec<u8>)>,
     remembered: Remembered,
     next_seq: Seq,
     synced: u64,
-}
-
-pub(crate) struct Collector {
-    pub(crate) summary: Summary,
-    /// The same, but for what is long past.
-    pub(crate) coarse: Summary,
-    /// Those of the target.
-    pub(crate) flows: Vec<FlowRecord>,
-    pub(crate) known_until: Option<Timestamp>,
-    missed_some: bool,
 }
 
 pub(crate) fn at(second: u64) -> Timestamp {
@@ -136,13 +129,10 @@ impl World {
             agent: None,
             remembered: Remembered::default(),
             safe: Safe::default(),
-            collector: Collector {
-                summary: Summary::default(),
-                coarse: Summary::default(),
-                flows: Vec::new(),
-                known_until: None,
-                missed_some: false,
-            },
+            copy: None,
+            epoch: Epoch(1),
+            forgotten_until: BEGUN,
+            collector: Collector::default(),
             is_unheard: false,
             tally: Tally::default(),
             instants: Vec::new(),
@@ -211,13 +201,15 @@ impl World {
             Step::See => self.see(),
             Step::Deliver => self.deliver(),
             Step::Stop => self.stop(),
-            Step::Crash => {
-                self.sync_in_time();
-                if let Some(agent) = self.agent.take() {
-                    self.truth.mark(agent.synced..self.now, unrecorded);
-                    self.is_blind = false;
+            Step::Crash => self.crash(),
+            Step::Newer(count) => {
+                if let Some(agent) = &self.agent {
+                    self.collector.does_not_know(self.epoch, agent.view.next_seq(), count.into());
                 }
             }
+            Step::LoseRing => self.lose_ring(),
+            Step::Copy => self.copy = Some((self.safe.clone(), self.last_boot)),
+            Step::Restore => self.restore(),
             Step::Start => {
                 self.pass(1);
                 if self.agent.is_none() {
@@ -237,6 +229,7 @@ impl World {
                 if self.agent.is_none() && std::mem::replace(&mut self.was_set, true) {
                     return;
                 }
+                self.copy = None;
                 let before = self.now;
                 self.jump(|world| world.now += seconds);
                 // Nobody can tell at which instant of the second that passes.
@@ -344,6 +337,7 @@ impl World {
     }
 
     fn set_back(&mut self, seconds: u64) {
+        self.copy = None;
         let before = self.now;
         if self.agent.is_none() {
             // How often it was set cannot be told from where it stands at last, nor anything if it was not known before.
@@ -388,19 +382,59 @@ impl World {
         }
     }
 
-    fn cut_power(&mut self) {
+    fn crash(&mut self) {
         self.sync_in_time();
-        self.touch();
         if let Some(agent) = self.agent.take() {
             self.truth.mark(agent.synced..self.now, unrecorded);
-            fs::remove_dir_all(&self.directory).unwrap();
-            fs::create_dir(&self.directory).unwrap();
-            for (path, bytes) in &self.safe.files {
-                fs::write(path, bytes).unwrap();
-            }
-            self.remembered = self.safe.remembered.clone();
+            self.is_blind = false;
+        }
+    }
+
+    fn cut_power(&mut self) {
+        self.touch();
+        if self.agent.is_some() {
+            self.crash();
+            self.write_safe();
         }
         self.shutdown = None;
+    }
+
+    /// The ring becomes what it was when it was last safe.
+    fn write_safe(&mut self) {
+        fs::remove_dir_all(&self.directory).unwrap();
+        fs::create_dir(&self.directory).unwrap();
+        for (path, bytes) in &self.safe.files {
+            fs::write(path, bytes).unwrap();
+        }
+        self.remembered = self.safe.remembered.clone();
+    }
+
+    /// Everything that was not told yet is lost with the ring, and the next is another.
+    fn lose_ring(&mut self) {
+        if self.is_unheard {
+            return;
+        }
+        self.crash();
+        self.safe = Safe::default();
+        self.write_safe();
+        self.epoch = Epoch(self.epoch.0 + 1);
+        self.copy = None;
+        // Nor is it known in which boot it ended, so that nobody knows of a clock that is set back until the next one begins.
+        self.last_boot = NO_BOOT;
+        self.lived_untold = true;
+    }
+
+    /// The ring is replaced by an older copy; what was told since is right until that is heard.
+    fn restore(&mut self) {
+        if self.is_unheard {
+            return;
+        }
+        let Some((copy, boot)) = self.copy.clone() else { return };
+        self.crash();
+        self.safe = copy;
+        self.write_safe();
+        self.last_boot = boot;
+        self.is_unheard = true;
     }
 
     fn power_off(&mut self, how: &PowerOff) {
@@ -431,6 +465,7 @@ impl World {
         // What the clock may show again is unrecorded as it does.
         self.is_unheard = self.now < from;
         self.was_set |= clock != 0;
+        self.copy = self.copy.take().filter(|_| clock == 0);
         self.instants.push(self.now);
         self.boot += 1;
         self.since_boot = 0;
@@ -440,7 +475,10 @@ impl World {
 
     pub(crate) fn start(&mut self) {
         let options = Options { bytes_max: 6 << 10, segment_bytes: 1 << 10, ..Options::default() };
-        let (mut ring, recovery) = Ring::open(&self.directory, options, HOST, Epoch(1), labels_of).unwrap();
+        let (mut ring, recovery) = Ring::open(&self.directory, options, HOST, self.epoch, labels_of).unwrap();
+        if recovery.is_new {
+            self.forgotten_until = self.truth.end();
+        }
         ring.begin_boot(self.boot);
         self.last_boot = self.boot;
         self.was_set = false;
@@ -522,7 +560,7 @@ impl World {
         self.collector.take(&agent.view, &agent.progress.borrow());
         agent.acknowledged.up_to(Seq(self.collector.summary.next.0 - 1));
         let (ledger, collector) = (&self.remembered.summary, &self.collector);
-        if agent.knows_all && !collector.missed_some && ledger.next == collector.summary.next {
+        if agent.knows_all && !collector.knows_other && ledger.next == collector.summary.next {
             for facet in Facet::ALL {
                 assert_eq!(ledger.timeline(facet), collector.summary.timeline(facet));
             }
@@ -534,59 +572,6 @@ impl World {
 fn unrecorded(second: &mut Second) {
     second.connections_unrecorded = true;
     second.names_unrecorded = true;
-}
-
-enum Read {
-    Event(Event),
-    Hole(alibi_proto::coverage::Hole),
-}
-
-/// All from `from` up to `until`, in order.
-fn read(view: &View, from: Seq, until: Seq, mut take: impl FnMut(Read)) {
-    let mut reader = Reader::new(view.clone(), from);
-    let mut next = from;
-    while next < until {
-        match reader.next_records().unwrap() {
-            ring::Read::Records(first, columns) => {
-                // A frame may begin before what is wanted of it.
-                assert!(first <= next);
-                for record in columns.records().iter().skip((next.0 - first.0) as usize) {
-                    next = next.next();
-                    take(Read::Event(Event::try_from(wire::Event::decode(record).unwrap()).unwrap()));
-                }
-                assert!(next <= until, "what is told of is whole frames");
-            }
-            ring::Read::Hole(hole) => {
-                assert_eq!(hole.first, next);
-                next = hole.last.next();
-                take(Read::Hole(hole));
-            }
-            ring::Read::CaughtUp => break,
-        }
-    }
-}
-
-impl Collector {
-    fn take(&mut self, view: &View, progress: &Progress) {
-        read(view, self.summary.next, progress.next_seq, |item| match item {
-            Read::Event(event) => {
-                self.summary.apply(&event);
-                self.coarse.apply(&event);
-                if let EventKind::Flow(flow) = event.kind
-                    && flow.remote.ip() == std::net::IpAddr::from(TARGET)
-                {
-                    self.flows.push(*flow);
-                }
-            }
-            Read::Hole(hole) => {
-                self.missed_some = true;
-                self.summary.apply_hole(&hole);
-                self.coarse.apply_hole(&hole);
-            }
-        });
-        self.coarse.compact(FEW_INTERVALS);
-        self.known_until = self.known_until.max(progress.watermark);
-    }
 }
 
 fn coverage(facet: Facet, grade: Grade, from: u64, to: Option<u64>) -> Fact {

@@ -21,10 +21,11 @@ fn change(random: &mut fastrand::Rng, next: Seq) -> EventKind {
     };
     EventKind::CoverageChanged(CoverageChange {
         facet: Facet::ALL[random.usize(0..3)],
-        grade: match random.u8(0..4) {
+        grade: match random.u8(0..5) {
             0 => Grade::NotRecorded { reason: "stopped".into() },
             1 => Grade::Lost { count: random.u64(0..9), reason: format!("full {}", random.u8(0..2)) },
             2 => Grade::Sampled { period: std::time::Duration::from_secs(1) },
+            3 => Grade::Doubtful { reason: "set back".into() },
             _ => Grade::Complete,
         },
         from: at(from),
@@ -64,12 +65,12 @@ pub(in crate::store) fn is_what_the_same_events_come_to_in_a_ledger<H: Home>() {
             ledger.enter_ring(Seq::FIRST, known_until, batch.begins());
         }
         batch.hole.iter().for_each(|hole| ledger.apply_hole(hole));
-        batch.events.iter().for_each(|event| ledger.apply(event));
+        batch.events.iter().for_each(|event| ledger.apply(event, known_until));
         known_until = store.commit(HOST, &batch, at(3_000 + round)).unwrap().known_until;
         if random.u8(0..4) == 0 {
             // Sent again after an acknowledgement that was lost.
             store.commit(HOST, &batch, at(3_000 + round)).unwrap();
-            batch.events.iter().for_each(|event| ledger.apply(event));
+            batch.events.iter().for_each(|event| ledger.apply(event, known_until));
         }
         if random.u8(0..50) == 0 {
             drop(store);
@@ -102,7 +103,7 @@ pub(in crate::store) fn is_bounded_however_much_is_lost<H: Home>() {
         });
         let batch = batch(EPOCH, first, kinds.collect());
         store.commit(HOST, &batch, at(2)).unwrap();
-        batch.events.iter().for_each(|event| ledger.apply(event));
+        batch.events.iter().for_each(|event| ledger.apply(event, None));
     }
     let timeline = store.coverage(HOST, Facet::Connections).unwrap();
     assert!(timeline.intervals() <= INTERVALS_MAX, "{}", timeline.intervals());

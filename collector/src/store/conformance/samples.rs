@@ -175,3 +175,6 @@ pub(super) fn gaps(store: &impl Store, facet: Facet) -> Vec<String> {
     let gaps = timeline.gaps(facet, window, Some(at(10_000)));
     gaps.iter().map(|gap| format!("{} {}..{}", gap.grade, seconds(gap.from), seconds(gap.to))).collect()
 }
+
+/// What is said of the time after one that two streams have told of.
+pub(super) const NOT_TOLD_AGAIN: &str = "doubtful(what was open before may not have been told of again yet)";

@@ -115,12 +115,12 @@ pub(in crate::store) fn rules_nothing_out_by_the_old_ring_in_a_time_that_happens
     follow(&store);
     let first = Batch { watermark: Some(at(60)), ..batch(EPOCH, 1, all_complete(0)) };
     store.commit(HOST, &first, at(2)).unwrap();
-    // A new ring, on a host whose clock says 30.
+    // A new ring, on a host whose clock says 30, and may have said less before.
     let after = store.commit(HOST, &batch(EPOCH + 9, 1, all_complete(30)), at(3)).unwrap();
     assert_eq!(after.known_until, Some(at(60)));
     let twice = "none(the agent's ring was made anew, and its clock set back: this time happened twice)";
     for facet in Facet::ALL {
-        assert_eq!(gaps(&store, facet), [format!("{twice} 30..60")]);
+        assert_eq!(gaps(&store, facet), [format!("{twice} 0..60"), format!("{NOT_TOLD_AGAIN} 60..960")]);
     }
 }
 
@@ -139,12 +139,22 @@ pub(in crate::store) fn loses_what_it_does_not_know<H: Home>() {
     let home = H::new();
     let store = home.open();
     follow(&store);
-    store.commit(HOST, &batch(EPOCH, 1, all_complete(0)), at(2)).unwrap();
+    let known = Batch { watermark: Some(at(1_000)), ..batch(EPOCH, 1, all_complete(0)) };
+    store.commit(HOST, &known, at(2)).unwrap();
     let after = store.commit(HOST, &batch(EPOCH, 4, vec![EventKind::Unrecognised]), at(2)).unwrap();
     assert_eq!((after.next.seq, after.events), (Seq(5), 4));
     for facet in Facet::ALL {
-        let reason = "lost(1, an event of a kind this collector does not know: upgrade it)";
-        assert_eq!(gaps(&store, facet), [format!("{reason} 100..1000.000000001")]);
+        let reason = "lost(1, it is of a kind that is not known here: upgrade)";
+        let doubted = format!("{NOT_TOLD_AGAIN} 1000.000000001..1900.000000001");
+        let until_stated = format!("{NOT_STATED} 1000.000000001..10000");
+        assert_eq!(gaps(&store, facet), [format!("{reason} 100..1000.000000001"), doubted, until_stated]);
+    }
+    // It may have told of a connection that is open since, or that something is recorded no more.
+    for (seq, gaps_left) in [(4, 3), (8, 2)] {
+        let stated = announced(seq, all_complete(0));
+        let next = store.agents().unwrap()[0].host.as_ref().unwrap().1.next.seq.0;
+        store.commit(HOST, &batch(EPOCH, next, stated), at(3)).unwrap();
+        Facet::ALL.iter().for_each(|facet| assert_eq!(gaps(&store, *facet).len(), gaps_left));
     }
 }
 

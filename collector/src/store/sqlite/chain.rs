@@ -7,17 +7,18 @@ use alibi_proto::{
     chain::{Anchor, Anchored, ChainBreak, ChainStatus, Head},
     coverage::{Hole, another_past},
     event::Batch,
-    id::{Epoch, HostId, Seq},
+    id::{Cursor, Epoch, HostId, Seq},
     time::Timestamp,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    agents::{self, StoredHost},
+    agents,
     codec::{host_row, optional_time, signed, unsigned},
-    coverage,
+    coverage::Coverage,
+    ingest::Ring,
 };
-use crate::store::{ANCHORS_MAX, BREAKS_MAX, Progress, StoreError};
+use crate::store::{ANCHORS_MAX, BREAKS_MAX, Progress, ResumePoint, StoreError};
 
 /// The newest anchors are all kept, then one of each minute for an hour, and one of each hour.
 const NEWEST_KEPT: i64 = 16;
@@ -34,10 +35,15 @@ pub(super) fn check(
     wanted: u64,
     after_hole: bool,
 ) -> Result<(), StoreError> {
-    let (Some(link), Some(first)) = (&batch.link, batch.events.first()) else { return Ok(()) };
-    // Within a hole nobody knows the head; and what begins before what is wanted was stored already.
-    if after_hole || first.seq.0 != wanted {
+    let Some(link) = &batch.link else { return Ok(()) };
+    let (Some(first), Some(last)) = (batch.events.first(), batch.events.last()) else { return Ok(()) };
+    // Within a hole nobody knows the head; and of what was stored already, nothing is taken in.
+    if after_hole || last.seq.0 < wanted {
         return Ok(());
+    }
+    // It ends elsewhere than it did, so that it is not what it was.
+    if first.seq.0 < wanted {
+        return Err(StoreError::Broken { seq: wanted });
     }
     let known = match head(connection, ring)? {
         Some(head) => Some(head),
@@ -120,14 +126,18 @@ pub(super) fn note_hole(
     Ok(())
 }
 
-/// The anchors of the ring that the host is followed in, the newest first.
-pub(super) fn anchors(connection: &Connection, host: HostId) -> Result<Vec<Anchor>, StoreError> {
-    let Some(StoredHost { ring: Some(ring), .. }) = agents::load(connection, host)? else {
-        return Ok(Vec::new());
-    };
+/// Where a ring of a host is gone on with.
+pub(super) fn resume_point(
+    connection: &Connection,
+    host: HostId,
+    epoch: Epoch,
+) -> Result<ResumePoint, StoreError> {
+    let from_its_first = ResumePoint { next: Cursor { epoch, seq: Seq::FIRST }, anchors: Vec::new() };
+    let Some(row) = host_row(connection, host)? else { return Ok(from_its_first) };
+    let Some(ring) = Ring::find(connection, row, epoch)? else { return Ok(from_its_first) };
     let select = "SELECT seq, head FROM anchor WHERE ring = ? ORDER BY seq DESC LIMIT ?";
     let mut statement = connection.prepare_cached(select)?;
-    let mut rows = statement.query(params![ring, ANCHORS_MAX as i64])?;
+    let mut rows = statement.query(params![ring.row, ANCHORS_MAX as i64])?;
     let mut anchors = Vec::new();
     while let Some(row) = rows.next()? {
         anchors.push(Anchor {
@@ -135,7 +145,7 @@ pub(super) fn anchors(connection: &Connection, host: HostId) -> Result<Vec<Ancho
             head: read_head(&row.get::<_, Vec<u8>>(1)?)?,
         });
     }
-    Ok(anchors)
+    Ok(ResumePoint { next: Cursor { epoch, seq: Seq(ring.wanted) }, anchors })
 }
 
 /// What is known of a host's chain.
@@ -169,39 +179,54 @@ pub(super) fn status(connection: &Connection, host: HostId) -> Result<ChainStatu
     Ok(status)
 }
 
-/// What the host tells from `from` on is not what it told before: from there on it is another ring, whatever it says. Two
-/// pasts were told of the time since the last anchor before it, so that nothing is proven of that time.
+/// What the host tells in a ring from `from` on is not what it told before: from there on it is another ring, whatever it
+/// says. Two pasts were told of the time since the last anchor before it, so that nothing is proven of that time.
 pub(super) fn diverge(
     connection: &Connection,
     host: HostId,
-    from: Seq,
+    from: Cursor,
     known_until: Option<Timestamp>,
     reason: &str,
     heard: Timestamp,
 ) -> Result<Progress, StoreError> {
     let stored = agents::load(connection, host)?.ok_or(StoreError::UnknownHost(host))?;
     let known_until = stored.progress.known_until.max(known_until);
-    let epoch = stored.progress.next.epoch;
-    let Some(ring) = stored.ring else { return Ok(stored.progress) };
-    let common = "SELECT known_until FROM anchor WHERE ring = ? AND seq < ? ORDER BY seq DESC LIMIT 1";
-    let common: Option<Option<i64>> =
-        connection.query_row(common, params![ring, signed("seq", from.0)?], |row| row.get(0)).optional()?;
-    let begins = optional_time("watermark", common.flatten())?.unwrap_or_default();
-    store_break(connection, stored.row, epoch, from.0, reason, heard)?;
+    let Some(ring) = Ring::find(connection, stored.row, from.epoch)? else { return Ok(stored.progress) };
+    let (seq, epoch) = (signed("seq", from.seq.0)?, signed("epoch", from.epoch.0)?);
+    let common =
+        "SELECT seq, head, known_until FROM anchor WHERE ring = ? AND seq < ? ORDER BY seq DESC LIMIT 1";
+    let common: Option<(i64, Vec<u8>, Option<i64>)> = connection
+        .query_row(common, params![ring.row, seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let begins = common.as_ref().and_then(|(.., known_until)| *known_until);
+    let begins = optional_time("watermark", begins)?.unwrap_or_default();
+    let head = common.filter(|(last, ..)| last + 1 == seq).map(|(_, head, _)| head);
+    store_break(connection, stored.row, from.epoch, from.seq.0, reason, heard)?;
 
-    // Its rows stay as what was told; the number of its epoch is given to what is told from now on.
-    connection.execute("UPDATE ring SET epoch = -id WHERE id = ?", [ring])?;
-    let other: i64 = connection.query_row(
-        "INSERT INTO ring (host, epoch, next_seq) VALUES (?, ?, ?) RETURNING id",
-        params![stored.row, signed("epoch", epoch.0)?, signed("seq", from.0)?],
-        |row| row.get(0),
-    )?;
+    let mut other = ring.row;
+    if ring.wanted > from.seq.0 {
+        // Its rows stay as what was told; the number of its epoch, and what both pasts have in common, go on with what is
+        // told from now on.
+        connection.execute("UPDATE ring SET epoch = -id WHERE id = ?", [ring.row])?;
+        other = connection.query_row(
+            "INSERT INTO ring (host, epoch, next_seq, head) VALUES (?, ?, ?, ?) RETURNING id",
+            params![stored.row, epoch, seq, head],
+            |row| row.get(0),
+        )?;
+        let common = "UPDATE anchor SET ring = ? WHERE ring = ? AND seq < ?";
+        connection.execute(common, params![other, ring.row, seq])?;
+        connection.execute("DELETE FROM anchor WHERE ring = ?", [ring.row])?;
+    } else {
+        // Nothing was told beyond, so that there is no row that it contradicts.
+        connection.execute("UPDATE ring SET head = NULL WHERE id = ?", [ring.row])?;
+    }
     connection.execute("UPDATE host SET ring = ? WHERE id = ?", [other, stored.row])?;
     let until = known_until.unwrap_or(begins).max(begins);
-    another_past(reason, begins, until)
-        .try_for_each(|change| coverage::store(connection, stored.row, &change))?;
-    let mut progress = Progress { known_until, ..stored.progress };
-    progress.next.seq = from;
+    let mut coverage = Coverage::new(connection, stored.row);
+    another_past(reason, begins, until).try_for_each(|change| coverage.apply(&change))?;
+    coverage.write()?;
+    let next = Cursor { epoch: from.epoch, seq: from.seq.min(Seq(ring.wanted)) };
+    let progress = Progress { next, known_until, ..stored.progress };
     agents::persist(connection, host, &progress)?;
     Ok(progress)
 }

@@ -1,4 +1,6 @@
-//! Coverage as it was told, in order; played back into a [`Timeline`], which alone knows what it means.
+//! Coverage: all that was told of each facet of a host, as a [`Timeline`], which alone knows what it means.
+
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade, Hole, Timeline},
@@ -16,15 +18,12 @@ const CHANGE: i32 = 0;
 const HOLE: i32 = 1;
 /// A change that is true of a stretch only: no grade that stands depends on it.
 const STRETCH: i32 = 2;
-/// All that was told before, as a timeline.
+/// All that was told before, as a timeline. Only older versions have written others than this.
 const FOLDED: i32 = 3;
-
-/// A host's rows of one facet; more are folded into one. Few under test, so that it is done.
-const ROWS_MAX: i64 = if cfg!(test) { 8 } else { 512 };
 
 pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> Result<Timeline, StoreError> {
     let mut timeline = match host_row(connection, host)? {
-        Some(row) => replay(connection, row, facet, ALL)?,
+        Some(row) => stored(connection, row, facet)?,
         None => return Ok(Timeline::default()),
     };
     let forgotten = "SELECT until FROM forgotten";
@@ -41,12 +40,8 @@ pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> R
     Ok(timeline)
 }
 
-const ALL: &str = "SELECT kind, record FROM coverage WHERE host = ? AND facet = ? ORDER BY id";
-/// What a grade that stands depends on. Losses do not, of which a host may have any number.
-const STANDING: &str =
-    "SELECT kind, record FROM coverage WHERE host = ? AND facet = ? AND kind <> 2 ORDER BY id";
-
-fn replay(connection: &Connection, host: i64, facet: Facet, rows: &str) -> Result<Timeline, StoreError> {
+fn stored(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, StoreError> {
+    let rows = "SELECT kind, record FROM coverage WHERE host = ? AND facet = ? ORDER BY id";
     let mut statement = connection.prepare_cached(rows)?;
     let mut rows = statement.query(params![host, facet_number(facet)])?;
     let mut timeline = Timeline::default();
@@ -64,51 +59,58 @@ fn replay(connection: &Connection, host: i64, facet: Facet, rows: &str) -> Resul
     Ok(timeline)
 }
 
-/// Stores a change of one facet, unless it says nothing new: agents state the grade again wherever a reader can begin.
-pub(super) fn store(connection: &Connection, host: i64, change: &CoverageChange) -> Result<(), StoreError> {
-    let kind = if change.to.is_some() { STRETCH } else { CHANGE };
-    if kind == CHANGE {
-        let before = replay(connection, host, change.facet, STANDING)?;
-        let mut after = before.clone();
-        after.apply(change);
-        if after == before {
-            return Ok(());
-        }
-    }
-    let record = wire::CoverageChanged::from(change.clone()).encode_to_vec();
-    insert(connection, host, change.facet, kind, &record)
-}
-
-pub(super) fn store_hole(connection: &Connection, host: i64, hole: &Hole) -> Result<(), StoreError> {
-    let record = wire::Hole::from(hole.clone()).encode_to_vec();
-    Facet::ALL.into_iter().try_for_each(|facet| insert(connection, host, facet, HOLE, &record))
-}
-
-fn insert(
-    connection: &Connection,
+/// The coverage of a host while something is taken in: read once it is needed, and written once, however much is told.
+pub(super) struct Coverage<'a> {
+    connection: &'a Connection,
     host: i64,
-    facet: Facet,
-    kind: i32,
-    record: &[u8],
-) -> Result<(), StoreError> {
-    let mut statement =
-        connection.prepare_cached("INSERT INTO coverage (host, facet, kind, record) VALUES (?, ?, ?, ?)")?;
-    statement.execute(params![host, facet_number(facet), kind, record])?;
-    fold_if_many(connection, host, facet)
+    facets: BTreeMap<Facet, Told>,
 }
 
-/// A host can be told of any number of losses. What they come to is bounded, and the same whenever they are folded.
-fn fold_if_many(connection: &Connection, host: i64, facet: Facet) -> Result<(), StoreError> {
-    let count = "SELECT count(*) FROM coverage WHERE host = ? AND facet = ?";
-    let mut count = connection.prepare_cached(count)?;
-    let rows: i64 = count.query_row(params![host, facet_number(facet)], |row| row.get(0))?;
-    if rows <= ROWS_MAX {
-        return Ok(());
+struct Told {
+    before: Timeline,
+    now: Timeline,
+}
+
+impl<'a> Coverage<'a> {
+    pub(super) const fn new(connection: &'a Connection, host: i64) -> Self {
+        Self { connection, host, facets: BTreeMap::new() }
     }
-    let timeline = replay(connection, host, facet, ALL)?;
-    let mut delete = connection.prepare_cached("DELETE FROM coverage WHERE host = ? AND facet = ?")?;
-    delete.execute(params![host, facet_number(facet)])?;
-    insert(connection, host, facet, FOLDED, &wire::Timeline::from(timeline).encode_to_vec())
+
+    pub(super) fn apply(&mut self, change: &CoverageChange) -> Result<(), StoreError> {
+        self.timeline(change.facet)?.apply(change);
+        Ok(())
+    }
+
+    pub(super) fn apply_hole(&mut self, hole: &Hole) -> Result<(), StoreError> {
+        Facet::ALL.into_iter().try_for_each(|facet| {
+            self.timeline(facet)?.apply_hole(hole);
+            Ok(())
+        })
+    }
+
+    fn timeline(&mut self, facet: Facet) -> Result<&mut Timeline, StoreError> {
+        let told = match self.facets.entry(facet) {
+            Entry::Occupied(told) => told.into_mut(),
+            Entry::Vacant(place) => {
+                let before = stored(self.connection, self.host, facet)?;
+                place.insert(Told { now: before.clone(), before })
+            }
+        };
+        Ok(&mut told.now)
+    }
+
+    /// Writes what has changed. Agents state a grade again wherever a reader can begin, which mostly changes nothing.
+    pub(super) fn write(self) -> Result<(), StoreError> {
+        for (facet, told) in self.facets.into_iter().filter(|(_, told)| told.now != told.before) {
+            let facet = facet_number(facet);
+            let delete = "DELETE FROM coverage WHERE host = ? AND facet = ?";
+            self.connection.prepare_cached(delete)?.execute(params![self.host, facet])?;
+            let insert = "INSERT INTO coverage (host, facet, kind, record) VALUES (?, ?, ?, ?)";
+            let record = wire::Timeline::from(told.now).encode_to_vec();
+            self.connection.prepare_cached(insert)?.execute(params![self.host, facet, FOLDED, record])?;
+        }
+        Ok(())
+    }
 }
 
 /// From now on nothing before `before` is believed, of any host. Never goes back.

@@ -4,16 +4,17 @@ use alibi_proto::{
     clock::Difference,
     coverage::{Hole, another_ring, unrecognised},
     event::{Batch, Event, EventKind},
-    id::{Cursor, HostId, Seq},
+    id::{Cursor, Epoch, HostId, Seq},
     time::Timestamp,
 };
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{
     agents::{self, StoredHost},
     chain, clock,
     codec::{signed, unsigned},
-    coverage, executables,
+    coverage::Coverage,
+    executables,
     flows::{self, Place},
     names, processes,
 };
@@ -32,10 +33,18 @@ pub(super) fn commit(
     let known_until = stored.progress.known_until.max(known_until);
     stored.progress.known_until = known_until;
 
-    let ring = enter_ring(transaction, &stored, batch)?;
+    let mut coverage = Coverage::new(transaction, stored.row);
+    let ring = enter_ring(transaction, &stored, batch, &mut coverage)?;
     let steady = clock::saw(transaction, stored.row, batch, ring.wanted)?;
-    let mut stream =
-        Stream { connection: transaction, host: stored.row, ring: ring.row, wanted: ring.wanted, stored: 0 };
+    let mut stream = Stream {
+        connection: transaction,
+        host: stored.row,
+        ring: ring.row,
+        wanted: ring.wanted,
+        stored: 0,
+        known_until,
+        coverage,
+    };
     let before = stream.wanted;
     if let Some(hole) = &batch.hole {
         stream.take_hole(hole)?;
@@ -46,6 +55,7 @@ pub(super) fn commit(
     }
     chain::check(transaction, host, ring.row, batch, stream.wanted, after_hole)?;
     batch.events.iter().try_for_each(|event| stream.take(event))?;
+    stream.coverage.write()?;
 
     let progress = Progress {
         next: Cursor { epoch: batch.epoch, seq: Seq(stream.wanted) },
@@ -66,34 +76,45 @@ pub(super) fn commit(
     Ok((progress, steady))
 }
 
-struct Ring {
-    row: i64,
-    wanted: u64,
+/// A ring of a host, and the seq that is wanted next of it.
+pub(super) struct Ring {
+    pub(super) row: i64,
+    pub(super) wanted: u64,
+}
+
+impl Ring {
+    pub(super) fn find(connection: &Connection, host: i64, epoch: Epoch) -> Result<Option<Self>, StoreError> {
+        let find = "SELECT id, next_seq FROM ring WHERE host = ? AND epoch = ?";
+        let mut statement = connection.prepare_cached(find)?;
+        let columns = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?));
+        let found = statement.query_row([host, signed("epoch", epoch.0)?], columns).optional()?;
+        found.map(|(row, next)| Ok(Self { row, wanted: unsigned("seq", next)? })).transpose()
+    }
 }
 
 /// The ring that the batch comes from. Another one than before means that whatever the host did between them, it did
 /// not record.
-fn enter_ring(connection: &Connection, host: &StoredHost, batch: &Batch) -> Result<Ring, StoreError> {
+fn enter_ring(
+    connection: &Connection,
+    host: &StoredHost,
+    batch: &Batch,
+    coverage: &mut Coverage<'_>,
+) -> Result<Ring, StoreError> {
     let epoch = batch.epoch;
     let Progress { next, known_until, .. } = host.progress;
     if let Some(row) = host.ring {
         if next.epoch == epoch {
             return Ok(Ring { row, wanted: next.seq.0 });
         }
-        another_ring(known_until, batch.begins())
-            .try_for_each(|change| coverage::store(connection, host.row, &change))?;
+        another_ring(known_until, batch.begins()).try_for_each(|change| coverage.apply(&change))?;
     }
     let number = signed("epoch", epoch.0)?;
     if number == 0 {
         return Err(StoreError::OutOfRange { what: "epoch", value: 0 });
     }
     // An epoch that was left and comes back (a ring restored from a backup) goes on where it was left: each event once.
-    let seen = "SELECT id, next_seq FROM ring WHERE host = ? AND epoch = ?";
-    let seen = connection
-        .query_row(seen, [host.row, number], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))
-        .optional()?;
-    if let Some((row, next_seq)) = seen {
-        return Ok(Ring { row, wanted: unsigned("seq", next_seq)? });
+    if let Some(ring) = Ring::find(connection, host.row, epoch)? {
+        return Ok(ring);
     }
     let row = connection.query_row(
         "INSERT INTO ring (host, epoch, next_seq) VALUES (?, ?, ?) RETURNING id",
@@ -109,6 +130,9 @@ struct Stream<'a> {
     ring: i64,
     wanted: u64,
     stored: u64,
+    /// Before the batch.
+    known_until: Option<Timestamp>,
+    coverage: Coverage<'a>,
 }
 
 impl Stream<'_> {
@@ -121,7 +145,7 @@ impl Stream<'_> {
         }
         let next = after(hole.last)?;
         let missing = Hole { first: Seq(self.wanted), ..hole.clone() };
-        coverage::store_hole(self.connection, self.host, &missing)?;
+        self.coverage.apply_hole(&missing)?;
         self.wanted = next;
         Ok(())
     }
@@ -143,18 +167,23 @@ impl Stream<'_> {
             }
             EventKind::ProcessExited(exit) => processes::store_exit(self.connection, self.host, exit)?,
             EventKind::Listen(listen) => flows::store_listen(self.connection, place, listen)?,
-            EventKind::CoverageChanged(change) => coverage::store(self.connection, self.host, change)?,
+            EventKind::CoverageChanged(change) => self.coverage.apply(change)?,
             EventKind::ProcessExecuted(execution) => {
                 executables::store_execution(self.connection, place, execution)?
             }
             EventKind::NameResolved(resolution) => {
-                names::store_resolution(self.connection, self.host, resolution)?
+                names::store_resolution(self.connection, self.host, resolution, &mut self.coverage)?
             }
-            EventKind::ServerName(hello) => names::store_server_name(self.connection, place, hello)?,
+            EventKind::ServerName(hello) => {
+                names::store_server_name(self.connection, place, hello, &mut self.coverage)?
+            }
             EventKind::ExecutableSeen(seen) => executables::store(self.connection, self.host, seen)?,
             EventKind::LinkChanged(link) => executables::store_link(self.connection, place, link)?,
-            EventKind::Unrecognised => unrecognised(event.recorded.wall)
-                .try_for_each(|change| coverage::store(self.connection, self.host, &change))?,
+            EventKind::Unrecognised => {
+                let (hole, mut doubts) = unrecognised(event, self.known_until);
+                self.coverage.apply_hole(&hole)?;
+                doubts.try_for_each(|doubt| self.coverage.apply(&doubt))?;
+            }
         }
         self.wanted = next;
         self.stored += 1;

@@ -20,7 +20,7 @@ use rusqlite::{Connection, params};
 use super::{
     clock,
     codec::{address, address_key, damaged, decode, host_row, time},
-    coverage,
+    coverage::Coverage,
     flows::{Place, nothing},
 };
 use crate::store::{Bounded, Resolution, StoreError};
@@ -56,6 +56,7 @@ pub(super) fn store_resolution(
     connection: &Connection,
     host: i64,
     resolution: &NameResolution,
+    coverage: &mut Coverage<'_>,
 ) -> Result<(), StoreError> {
     let names: BTreeSet<String> = std::iter::once(&resolution.name)
         .chain(resolution.aliases.iter().take(ALIASES_MAX))
@@ -68,7 +69,7 @@ pub(super) fn store_resolution(
         let reason = format!(
             "a DNS answer was not kept whole: it has more than {ALIASES_MAX} aliases or {ADDRESSES_MAX} addresses, or a name of more than {NAME_BYTES_MAX} bytes"
         );
-        lose(connection, host, resolution.at, reason)?;
+        lose(coverage, resolution.at, reason)?;
     }
     let at = resolution.at.as_nanos_i64();
     let mut statement = connection.prepare_cached(
@@ -90,11 +91,12 @@ pub(super) fn store_server_name(
     connection: &Connection,
     place: Place,
     hello: &ServerNameRecord,
+    coverage: &mut Coverage<'_>,
 ) -> Result<(), StoreError> {
     let Some(name) = hello.name.as_deref().map(normal) else { return Ok(()) };
     if name.len() > NAME_BYTES_MAX {
         let reason = format!("a ClientHello asks for a name of more than {NAME_BYTES_MAX} bytes");
-        return lose(connection, place.host, hello.at, reason);
+        return lose(coverage, hello.at, reason);
     }
     let mut statement = connection.prepare_cached(
         "INSERT INTO server_name (host, name, time, ring, seq, record) VALUES (?, ?, ?, ?, ?, ?)",
@@ -105,16 +107,15 @@ pub(super) fn store_server_name(
     Ok(())
 }
 
-fn lose(connection: &Connection, host: i64, at: Timestamp, reason: String) -> Result<(), StoreError> {
-    let change = CoverageChange {
+fn lose(coverage: &mut Coverage<'_>, at: Timestamp, reason: String) -> Result<(), StoreError> {
+    coverage.apply(&CoverageChange {
         facet: Facet::Names,
         grade: Grade::Lost { count: 1, reason },
         from: at,
         to: Some(at.saturating_add(Duration::from_nanos(1))),
         scope: None,
         announced_from: None,
-    };
-    coverage::store(connection, host, &change)
+    })
 }
 
 pub(super) fn addresses(

@@ -17,7 +17,8 @@ pub(super) const APPLICATION_ID: i32 = 0x416c_6962;
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Step n brings version n to version n + 1. A step that was released is never changed.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
+const MIGRATIONS: &[&str] =
+    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
 
 /// Times are nanoseconds since 1970 (UTC), uids and host ids their 16 bytes, records the messages of the schema.
 ///
@@ -251,6 +252,10 @@ const VERSION_6: &str = "
 /// `coverage` of kind 3 is a Timeline: all that the rows before it came to. The rows of a host that has many are folded into
 /// one when the next comes; nothing is changed before.
 const VERSION_7: &str = "";
+
+/// `coverage` has one row of each host and facet, of kind 3. What was written before in several becomes one when the next is
+/// told.
+const VERSION_8: &str = "DROP INDEX coverage_standing;";
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITER_CACHE_KIB: i32 = 64 * 1024;

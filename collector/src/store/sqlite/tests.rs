@@ -4,14 +4,16 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use alibi_proto::{
     clock::{BootBegin, ClockReading, Difference},
-    coverage::Facet,
-    event::Batch,
+    coverage::{CoverageChange, Facet, Grade, Hole, Timeline},
+    event::{Batch, Event, EventKind},
     id::{Epoch, HostId, ProcessUid, Seq},
     name::NamePattern,
     target::Target,
     time::{Moment, Timestamp},
     window::Window,
+    wire,
 };
+use prost::Message as _;
 use rusqlite::Connection;
 
 use super::{
@@ -170,6 +172,62 @@ fn damage_is_named() {
     check(store.links(host, Window::new(Timestamp::ZERO, Timestamp::MAX).unwrap(), 1));
 }
 
+#[test]
+fn coverage_that_an_older_version_wrote_in_rows_becomes_one() {
+    let directory = Directory::new();
+    let store = directory.open();
+    directory.edit(
+        "INSERT INTO host (id, uuid, description) VALUES (1, x'07070707070707070707070707070707', x'')",
+    );
+    let at = Timestamp::from_secs;
+    let grade = Grade::NotRecorded { reason: "stopped".into() };
+    let (facet, scope, announced_from) = (Facet::Names, None, None);
+    let change = |grade: &Grade, from, to: Option<u64>| CoverageChange {
+        facet,
+        grade: grade.clone(),
+        from: at(from),
+        to: to.map(at),
+        scope: scope.clone(),
+        announced_from,
+    };
+    let changes = [
+        change(&Grade::Complete, 10, None),
+        change(&grade, 20, Some(30)),
+        change(&grade, 40, None),
+        change(&Grade::Complete, 50, None),
+    ];
+    let hole = Hole { first: Seq(1), last: Seq(1), from: at(60), to: at(61), reason: "damaged".into() };
+    let connection = Connection::open(directory.file()).unwrap();
+    let row = |kind: i32, record: Vec<u8>| {
+        let insert = "INSERT INTO coverage (host, facet, kind, record) VALUES (1, ?, ?, ?)";
+        connection
+            .execute(insert, rusqlite::params![super::codec::facet_number(facet), kind, record])
+            .unwrap();
+    };
+    let mut told = Timeline::default();
+    for (change, kind) in changes.iter().zip([0, 2, 0, 0]) {
+        row(kind, wire::CoverageChanged::from(change.clone()).encode_to_vec());
+        told.apply(change);
+    }
+    row(1, wire::Hole::from(hole.clone()).encode_to_vec());
+    told.apply_hole(&hole);
+    assert_eq!(store.coverage(HOST, facet).unwrap(), told);
+
+    let change = change(&grade, 70, Some(80));
+    told.apply(&change);
+    let event = Event {
+        seq: Seq(1),
+        recorded: Moment { wall: at(80), boot_ns: 1 },
+        kind: EventKind::CoverageChanged(change),
+    };
+    let events = vec![event];
+    let batch = Batch { epoch: Epoch(5), hole: None, events, link: None, watermark: None, clock: None };
+    store.commit(HOST, &batch, at(100)).unwrap();
+    assert_eq!(store.coverage(HOST, facet).unwrap(), told);
+    let rows: i64 = connection.query_row("SELECT count(*) FROM coverage", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 1);
+}
+
 /// A watermark that comes alone each second costs no write, and is seen all the same.
 #[test]
 fn a_watermark_that_comes_alone_is_written_later() {
@@ -233,7 +291,7 @@ fn what_was_recorded_before_clocks_were_measured_is_of_no_known_time() {
     drop(store);
     directory.edit(
         "DROP TABLE clock; DROP TABLE anchor; DROP TABLE chain_break; ALTER TABLE ring DROP COLUMN head;
-         PRAGMA user_version = 4",
+         CREATE INDEX coverage_standing ON coverage (host, facet) WHERE kind <> 2; PRAGMA user_version = 4",
     );
     let store = directory.open();
     let mut history = store.clock(HOST).unwrap();

@@ -18,6 +18,7 @@ fn grade() -> impl Strategy<Value = Grade> {
     prop_oneof![
         3 => Just(Grade::Complete),
         1 => (1..3_u64).prop_map(|secs| Grade::Sampled { period: Duration::from_secs(secs) }),
+        1 => reason().prop_map(|reason| Grade::Doubtful { reason }),
         2 => (0..4_u64, reason()).prop_map(|(count, reason)| Grade::Lost { count, reason }),
         1 => reason().prop_map(|reason| Grade::NotRecorded { reason }),
     ]
