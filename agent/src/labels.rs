@@ -90,7 +90,7 @@ pub fn of_pattern(pattern: &NamePattern) -> Key {
 
 /// Every event of the process has this key.
 pub fn of_owner(uid: ProcessUid) -> Key {
-    Key::of(sort::PROCESS, uid.as_bytes())
+    Key::of_rare(sort::PROCESS, uid.as_bytes())
 }
 
 /// Every event of the executable file has this key.
@@ -98,7 +98,7 @@ pub fn of_file(file: &FileIdentity) -> Key {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&file.device.to_le_bytes());
     bytes[8..].copy_from_slice(&file.inode.to_le_bytes());
-    Key::of(sort::FILE, &bytes)
+    Key::of_rare(sort::FILE, &bytes)
 }
 
 fn of_process(uid: ProcessUid, from: Timestamp) -> Labels {

@@ -23,17 +23,21 @@ use alibi_proto::{
         Evidence, HostAnswer, NAME_ADDRESSES_MAX, NameEvidence, NamedRemotes, Question, judge, unnamed_since,
     },
     time::Timestamp,
-    wire,
 };
-use prost::Message as _;
 
-use self::glimpse::Glimpse;
+use self::{
+    glimpse::Glimpse,
+    reading::{Read, read},
+};
 use crate::{
     labels,
-    ring::{self, Key, Reader, RingError, Selection, View},
+    ring::{RingError, Selection, View},
 };
 
 mod glimpse;
+mod reading;
+
+const ALWAYS: RangeInclusive<Timestamp> = Timestamp::ZERO..=Timestamp::MAX;
 
 /// Records that one answer is made of. Few under test, so that the bound is met.
 const RECORDS_MAX: usize = if cfg!(test) { 8 } else { 10_000 };
@@ -96,7 +100,8 @@ fn remotes(
     let until = question.window.to();
     let keys = Some(vec![labels::of_pattern(pattern)]);
     let is_meant = |glimpse: &Glimpse<'_>| glimpse.may_name(|name| pattern.matches(name));
-    read(view, labels::NAMES, keys, Timestamp::ZERO..=until, is_meant, |item| match item {
+    let selection = Selection { kinds: labels::NAMES, keys, times: Timestamp::ZERO..=until };
+    read(view, &selection, is_meant, |item| match item {
         Read::Hole(hole) => holes.add(hole),
         Read::Event(event) => match event.kind {
             EventKind::NameResolved(resolution) if resolution.at < until => {
@@ -162,13 +167,10 @@ impl Coverage {
     /// From the ring, and from the holes that were met elsewhere in it.
     fn read(view: &View, mut holes: Holes) -> Result<Self, QueryError> {
         let mut coverage = Self::default();
-        let always = Timestamp::ZERO..=Timestamp::MAX;
         let kinds = labels::COVERAGE | labels::UNKNOWN;
         read(
             view,
-            kinds,
-            None,
-            always,
+            &Selection { kinds, keys: None, times: ALWAYS },
             |_| true,
             |item| match item {
                 Read::Hole(hole) => {
@@ -284,7 +286,7 @@ fn find(
             first < window.to() && last >= question.looks_back_to() && (by_name || target.contains(remote))
         })
     };
-    read(view, labels::FLOWS, keys, times, may_be_meant, |item| match item {
+    read(view, &Selection { kinds: labels::FLOWS, keys, times }, may_be_meant, |item| match item {
         Read::Hole(hole) => holes.add(hole),
         Read::Event(event) => match event.kind {
             EventKind::Flow(flow) if near(&flow) => {
@@ -361,12 +363,10 @@ fn add_executables(view: &View, lives: &mut HashMap<ProcessUid, ProcessLife>) ->
         return Ok(());
     }
     let mut seen: BTreeMap<(FileIdentity, ExecutableSighting), ExecutableRecord> = BTreeMap::new();
-    let (keys, always) = (files.iter().map(labels::of_file).collect(), Timestamp::ZERO..=Timestamp::MAX);
+    let keys = Some(files.iter().map(labels::of_file).collect());
     read(
         view,
-        labels::EXECUTABLES,
-        Some(keys),
-        always,
+        &Selection { kinds: labels::EXECUTABLES, keys, times: ALWAYS },
         |_| true,
         |item| {
             if let Read::Event(Event { kind: EventKind::ExecutableSeen(executable), .. }) = item
@@ -392,11 +392,6 @@ fn add_executables(view: &View, lives: &mut HashMap<ProcessUid, ProcessLife>) ->
     Ok(())
 }
 
-enum Read {
-    Event(Event),
-    Hole(Hole),
-}
-
 /// Reads what is said of these processes.
 fn read_processes<'a>(
     view: &View,
@@ -406,42 +401,7 @@ fn read_processes<'a>(
     let owners: HashSet<[u8; 16]> = owners.into_iter().map(|uid| *uid.as_bytes()).collect();
     let keys = owners.iter().map(|uid| labels::of_owner(ProcessUid::from_bytes(*uid))).collect();
     let is_meant = |glimpse: &Glimpse<'_>| glimpse.uid().is_none_or(|uid| owners.contains(&uid));
-    let always = Timestamp::ZERO..=Timestamp::MAX;
-    read(view, labels::PROCESSES, Some(keys), always, is_meant, take)
-}
-
-/// Reads events of these kinds, at least those with one of the keys and of these times, but those that are not meant by
-/// what is seen of them at a glance.
-fn read(
-    view: &View,
-    kinds: u32,
-    keys: Option<Vec<Key>>,
-    times: RangeInclusive<Timestamp>,
-    is_meant: impl Fn(&Glimpse<'_>) -> bool,
-    mut take: impl FnMut(Read),
-) -> Result<(), QueryError> {
-    let mut reader = Reader::selecting(view.clone(), Seq::FIRST, Selection { kinds, keys, times });
-    let mut record = Vec::new();
-    loop {
-        match reader.next_records()? {
-            ring::Read::Records(_, columns) => {
-                for row in columns.rows() {
-                    if Glimpse::of(row).is_some_and(|seen| seen.kinds() & kinds == 0 || !is_meant(&seen)) {
-                        continue;
-                    }
-                    record.clear();
-                    row.append_to(&mut record);
-                    take(Read::Event(decode(&record)?));
-                }
-            }
-            ring::Read::Hole(hole) => take(Read::Hole(hole)),
-            ring::Read::CaughtUp => return Ok(()),
-        }
-    }
-}
-
-fn decode(record: &[u8]) -> Result<Event, QueryError> {
-    Ok(Event::try_from(wire::Event::decode(record)?)?)
+    read(view, &Selection { kinds: labels::PROCESSES, keys: Some(keys), times: ALWAYS }, is_meant, take)
 }
 
 /// The ring cannot answer.

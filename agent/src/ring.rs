@@ -36,6 +36,8 @@ mod eviction;
 mod files;
 mod filter;
 mod frame;
+mod key;
+mod places;
 mod reader;
 mod recovery;
 mod seal;
@@ -48,7 +50,7 @@ mod writer;
 
 #[cfg(test)]
 pub(crate) use files::fault;
-pub use filter::Key;
+pub use key::Key;
 pub use reader::{ChainedFrame, Item, Read, Reader, Selection};
 pub use view::{Standing, View};
 pub use writer::Ring;

@@ -5,6 +5,8 @@
 //! they are compressed: what does not change costs nothing then, and what is the same in two fields costs once. What
 //! the bytes mean is not looked at.
 
+use std::cell::RefCell;
+
 use crate::id::Seq;
 
 /// A frame has at most so many records.
@@ -32,6 +34,12 @@ const ROWS_TURNED: usize = 16;
 const LENGTH_BYTES_MAX: usize = 4;
 /// Faster levels save no time here, and slower ones little room.
 const LEVEL: i32 = 1;
+
+thread_local! {
+    /// To make one costs as much as to unpack a frame.
+    static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> =
+        RefCell::new(zstd::bulk::Decompressor::new().expect("there is memory for a context"));
+}
 
 /// Some records whose seqs follow on each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +101,9 @@ impl Frame {
         if count == 0 || count > RECORDS_MAX || columns_bytes > UNPACKED_BYTES_MAX {
             return Err(FrameError::Bounds { count, bytes: columns_bytes });
         }
-        let columns =
-            zstd::bulk::decompress(compressed, columns_bytes).map_err(|_| FrameError::Compression)?;
+        let columns = DECOMPRESSOR
+            .with_borrow_mut(|decompressor| decompressor.decompress(compressed, columns_bytes))
+            .map_err(|_| FrameError::Compression)?;
         if columns.len() != columns_bytes {
             return Err(FrameError::Compression);
         }
@@ -133,6 +142,15 @@ struct Place {
     step: u32,
 }
 
+/// The records of one length.
+struct Group {
+    length: u32,
+    count: usize,
+    /// Where the first byte of the next of them is.
+    next: usize,
+    step: usize,
+}
+
 impl Columns {
     fn of(mut bytes: Vec<u8>, count: usize) -> Result<Self, FrameError> {
         let mut rest = bytes.as_slice();
@@ -144,12 +162,19 @@ impl Columns {
             rows.push(Place { length: length as u32, first: 0, step: 0 });
         }
         let mut start = bytes.len() - rest.len();
-        let mut sorted: Vec<(u32, usize)> = rows.iter().map(|row| row.length).zip(0..).collect();
-        sorted.sort_unstable();
-        for group in sorted.chunk_by(|one, other| one.0 == other.0).filter(|group| group[0].0 > 0) {
-            let mark_bytes = usize::from(group.len() >= MARKED_FROM);
-            let step = mark_bytes + group.len();
-            let end = start + group[0].0 as usize * step;
+        // Few lengths occur, so that counting is faster than sorting.
+        let mut groups: Vec<Group> = Vec::new();
+        for row in &rows {
+            match groups.binary_search_by_key(&row.length, |group| group.length) {
+                Ok(at) => groups[at].count += 1,
+                Err(at) => groups.insert(at, Group { length: row.length, count: 1, next: 0, step: 0 }),
+            }
+        }
+        for group in groups.iter_mut().filter(|group| group.length > 0) {
+            let mark_bytes = usize::from(group.count >= MARKED_FROM);
+            let step = mark_bytes + group.count;
+            let end = start + group.length as usize * step;
+            (group.next, group.step) = (start + mark_bytes, step);
             let columns = bytes.get_mut(start..end).ok_or(FrameError::Columns)?;
             if mark_bytes > 0 {
                 for column in columns.chunks_exact_mut(step) {
@@ -160,13 +185,17 @@ impl Columns {
                     }
                 }
             }
-            for (at, (_, row)) in group.iter().enumerate() {
-                (rows[*row].first, rows[*row].step) = ((start + mark_bytes + at) as u32, step as u32);
-            }
             start = end;
         }
         if start != bytes.len() {
             return Err(FrameError::Columns);
+        }
+        for row in &mut rows {
+            if let Ok(at) = groups.binary_search_by_key(&row.length, |group| group.length) {
+                let group = &mut groups[at];
+                (row.first, row.step) = (group.next as u32, group.step as u32);
+                group.next += 1;
+            }
         }
         Ok(Self { bytes, rows })
     }

@@ -13,7 +13,9 @@ use alibi_proto::{
     target::Target,
     time::Moment,
     window::Window,
+    wire,
 };
+use prost::Message as _;
 
 use super::*;
 use crate::ring::{Labels, Options, Record, Ring};

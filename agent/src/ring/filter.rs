@@ -1,22 +1,6 @@
 //! Filters: whether a segment may hold a record with some key, answered without reading it. Pure.
 
-/// What a record can be found by: a hash that whoever writes and whoever asks make alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(u64);
-
-impl Key {
-    /// The key of these bytes among those of one sort. FNV-1a, and the finish of MurmurHash3, so that keys that differ in
-    /// a bit differ in all. Somebody who makes keys that collide has a filter say "maybe" more often, and no more.
-    pub fn of(sort: u8, bytes: &[u8]) -> Self {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for byte in std::iter::once(&sort).chain(bytes) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        Self(hash ^ (hash >> 33))
-    }
-}
+use super::Key;
 
 /// Bits that a key sets. With half of all bits set, one in 2⁶ keys that were never put in is taken for one that was.
 const BITS_PER_KEY: u64 = 6;
@@ -39,6 +23,11 @@ impl Filter {
         Self { words: vec![0; bytes / 8] }
     }
 
+    /// Its size.
+    pub(super) const fn bytes(&self) -> usize {
+        self.words.len() * 8
+    }
+
     pub(super) fn put(&mut self, key: Key) {
         for (word, bit) in self.places(key) {
             self.words[word] |= bit;
@@ -52,7 +41,7 @@ impl Filter {
 
     /// The same in as few bytes as still tell most keys apart.
     pub(super) fn folded(mut self) -> Self {
-        while self.words.len() * 8 > Self::BYTES_MIN {
+        while self.bytes() > Self::BYTES_MIN {
             let (low, high) = self.words.split_at(self.words.len() / 2);
             let folded: Vec<u64> = low.iter().zip(high).map(|(low, high)| low | high).collect();
             let set: u64 = folded.iter().map(|word| u64::from(word.count_ones())).sum();
@@ -78,7 +67,7 @@ impl Filter {
 
     fn places(&self, key: Key) -> impl Iterator<Item = (usize, u64)> + use<> {
         let mask = self.words.len() as u64 * 64 - 1;
-        let (first, step) = (key.0 & 0xffff_ffff, (key.0 >> 32) | 1);
+        let (first, step) = (key.hash & 0xffff_ffff, (key.hash >> 32) | 1);
         (0..BITS_PER_KEY).map(move |nth| {
             let bit = first.wrapping_add(nth * step) & mask;
             ((bit / 64) as usize, 1 << (bit % 64))
@@ -114,9 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn sorts_are_apart_and_sizes_are_checked() {
-        assert_ne!(Key::of(1, b"a"), Key::of(2, b"a"));
-        assert_ne!(Key::of(1, b"a"), Key::of(1, b"b"));
+    fn sizes_are_checked() {
         for bytes in [0, 8, 15, 17, 24, Filter::BYTES_MAX * 2] {
             assert_eq!(Filter::from_bytes(&vec![0; bytes]), None, "{bytes}");
         }

@@ -1,6 +1,10 @@
 //! Reading: every frame once, in order, and a hole in place of each stretch that cannot be had.
 
-use std::{io, ops::RangeInclusive};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    ops::RangeInclusive,
+};
 
 use alibi_proto::{
     chain::Head,
@@ -13,6 +17,7 @@ use alibi_proto::{
 use super::{
     Key, RingError, Times,
     frame::FrameHeader,
+    places::Print,
     segment::{self, Found, Frames},
     view::{Place, Segment, View},
 };
@@ -24,10 +29,15 @@ use super::{
 pub struct Reader {
     view: View,
     selection: Option<Selection>,
+    /// The keys that are selected, if all of them are rare, and what that leaves of a segment.
+    prints: Option<HashSet<Print>>,
+    selected: Option<Selected>,
     /// What comes after a hole.
     next: Option<(Times, ChainedFrame)>,
     /// The position after what was returned, and `next`.
     expected: Seq,
+    /// Nothing is returned that begins there or later.
+    until: Option<Seq>,
     open: Option<Open>,
     /// When the record before `expected` was recorded, if it was read, and the head of the chain there.
     last_recorded: Option<Timestamp>,
@@ -45,6 +55,14 @@ pub struct Selection {
     pub times: RangeInclusive<Timestamp>,
 }
 
+impl Selection {
+    /// Whether it may be among records of these kinds, that are labelled with no earlier time than `from`, and were recorded
+    /// until `recorded_to`.
+    fn admits(&self, kinds: u32, from: Timestamp, recorded_to: Timestamp) -> bool {
+        self.kinds & kinds != 0 && *self.times.start() <= recorded_to && from <= *self.times.end()
+    }
+}
+
 /// What a reader finds next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
@@ -52,7 +70,7 @@ pub enum Item {
     Frame(ChainedFrame),
     /// Records that were there and cannot be had any more.
     Hole(Hole),
-    /// Nothing yet.
+    /// Nothing yet, or nothing more up to where it was to read.
     CaughtUp,
 }
 
@@ -78,6 +96,13 @@ pub struct ChainedFrame {
     pub head: Head,
 }
 
+/// The frames of the segment that begins with `segment` which may have what is selected.
+#[derive(Debug)]
+struct Selected {
+    segment: Seq,
+    frames: BTreeSet<Seq>,
+}
+
 #[derive(Debug)]
 struct Open {
     first_seq: Seq,
@@ -92,13 +117,31 @@ impl Reader {
     /// A reader whose first item has the record at `from`, or a hole in its place.
     pub fn new(view: View, from: Seq) -> Self {
         let expected = from.max(Seq::FIRST);
-        Self { view, selection: None, next: None, expected, open: None, last_recorded: None, head: None }
+        Self {
+            view,
+            selection: None,
+            prints: None,
+            selected: None,
+            next: None,
+            expected,
+            until: None,
+            open: None,
+            last_recorded: None,
+            head: None,
+        }
     }
 
     /// A reader of the ring from `from` on that passes over what need not be read to find what is selected. A hole is passed over
     /// where the seal of its segment says that nothing selected was in it.
     pub fn selecting(view: View, from: Seq, selection: Selection) -> Self {
-        Self { selection: Some(selection), ..Self::new(view, from) }
+        let prints = selection.keys.as_ref().and_then(|keys| keys.iter().map(Print::of).collect());
+        Self { selection: Some(selection), prints, ..Self::new(view, from) }
+    }
+
+    /// Goes on at `from`, up to `until`, if that is where a segment begins; and knows nothing any more of what it has read.
+    pub fn go_to(&mut self, from: Seq, until: Option<Seq>) {
+        (self.expected, self.until) = (from.max(Seq::FIRST), until);
+        (self.next, self.open, self.last_recorded, self.head) = (None, None, None, None);
     }
 
     /// The position that the next item begins with, or has, if that is the first.
@@ -116,6 +159,9 @@ impl Reader {
             if let Some((times, chained)) = self.next.take() {
                 self.last_recorded = Some(times.recorded_to);
                 return Ok(Item::Frame(chained));
+            }
+            if self.until.is_some_and(|until| self.expected >= until) {
+                return Ok(Item::CaughtUp);
             }
             let place = self.view.index().locate(self.expected)?;
             match place {
@@ -162,7 +208,7 @@ impl Reader {
 
     /// Whether nothing that is selected is in this segment, into which nothing more comes: by its seal. What the seal does
     /// not know of, it does not vouch for.
-    fn can_pass(&self, segment: &Segment, end: Seq) -> Result<bool, RingError> {
+    fn can_pass(&mut self, segment: &Segment, end: Seq) -> Result<bool, RingError> {
         let Some(selection) = self.selection.as_ref().filter(|_| self.expected == segment.first_seq) else {
             return Ok(false);
         };
@@ -171,15 +217,18 @@ impl Reader {
             read => read.map_err(|source| RingError::Io { path: segment.path.clone(), source })?,
         };
         let Some((seal, _)) = seal.filter(|(seal, _)| seal.last_seq.next() == end) else { return Ok(false) };
-        let is_of_the_time = selection.times.start() <= &seal.times.recorded_to
-            && &seal.labelled_from <= selection.times.end();
-        let may_have = |keys: &Vec<Key>| {
-            seal.filter.as_ref().is_none_or(|filter| keys.iter().any(|key| filter.may_have(*key)))
-        };
-        let may_be_here = is_of_the_time
-            && selection.kinds & seal.kinds != 0
-            && selection.keys.as_ref().is_none_or(may_have);
-        Ok(!may_be_here)
+        if !selection.admits(seal.kinds, seal.labelled_from, seal.times.recorded_to) {
+            return Ok(true);
+        }
+        if let (Some(prints), Some(places)) = (&self.prints, &seal.places) {
+            let frames = places.find(|print| prints.contains(&print));
+            let can_pass = frames.is_empty();
+            self.selected = Some(Selected { segment: segment.first_seq, frames });
+            return Ok(can_pass);
+        }
+        let may_have =
+            |key: &Key| key.is_rare || seal.filter.as_ref().is_none_or(|filter| filter.may_have(*key));
+        Ok(!selection.keys.as_ref().is_none_or(|keys| keys.iter().any(may_have)))
     }
 
     /// Goes on within a segment, to the next frame, and returns the hole before it; or nothing, if it was evicted meanwhile.
@@ -203,9 +252,14 @@ impl Reader {
             self.head = segment::previous_head(&segment.path)?;
         }
         let expected = self.expected;
-        let kinds = self.selection.as_ref().map_or(u32::MAX, |selection| selection.kinds);
+        let selection = self.selection.as_ref();
+        let selected = self.selected.as_ref().filter(|selected| selected.segment == segment.first_seq);
+        // No label is of an earlier time than what its record speaks of.
         let is_wanted = |header: &FrameHeader| {
-            header.end_seq() > expected && (header.kinds & kinds != 0 || kinds == u32::MAX)
+            let Times { speaks_from, recorded_to, .. } = header.times;
+            header.end_seq() > expected
+                && selection.is_none_or(|selection| selection.admits(header.kinds, speaks_from, recorded_to))
+                && selected.is_none_or(|selected| selected.frames.contains(&header.first_seq))
         };
         let found = loop {
             match open.frames.next(segment.bytes, end, is_wanted).map_err(error)? {

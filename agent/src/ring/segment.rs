@@ -167,6 +167,8 @@ pub(super) struct Frames {
     /// What the file holds from `window_offset` on.
     window: Vec<u8>,
     window_offset: u64,
+    /// The last frame was not wanted, so that no more is read at once than it takes to see the next one's header.
+    is_passing: bool,
 }
 
 /// What comes next in a segment.
@@ -186,7 +188,8 @@ impl Frames {
     /// Those of the segment that begins with `first_seq`.
     pub(super) fn open(path: &Path, epoch: Epoch, first_seq: Seq) -> io::Result<Self> {
         let (file, offset) = (File::open(path)?, HEADER_BYTES as u64);
-        Ok(Self { file, epoch, offset, next_seq: first_seq, window: Vec::new(), window_offset: offset })
+        let (window, window_offset) = (Vec::new(), offset);
+        Ok(Self { file, epoch, offset, next_seq: first_seq, window, window_offset, is_passing: false })
     }
 
     /// Where the next frame begins.
@@ -220,7 +223,8 @@ impl Frames {
             return Ok(Found::Damage);
         }
         self.next_seq = header.end_seq();
-        if !wanted(&header) {
+        self.is_passing = !wanted(&header);
+        if self.is_passing {
             self.offset = frame_end;
             return Ok(Found::Passed(header));
         }
@@ -236,6 +240,7 @@ impl Frames {
     /// Goes to the next header that holds, or to the end.
     fn find_header(&mut self, end: u64) -> io::Result<()> {
         self.offset += 1;
+        self.is_passing = false;
         loop {
             let epoch = self.epoch;
             let bytes = self.peek(frame::HEADER_BYTES as u64, end)?;
@@ -271,7 +276,8 @@ impl Frames {
             self.window.drain(..consumed.min(self.window.len()));
             self.window_offset = self.offset;
             self.file.seek(SeekFrom::Start(self.offset + there))?;
-            let missing = (bytes - there).max(CHUNK_BYTES).min(left - there);
+            let at_once = if self.is_passing { 0 } else { CHUNK_BYTES };
+            let missing = (bytes - there).max(at_once).min(left - there);
             (&mut self.file).take(missing).read_to_end(&mut self.window)?;
         }
         let start = usize::try_from(self.offset - self.window_offset).unwrap_or(usize::MAX);

@@ -29,11 +29,11 @@ const EPOCH: Epoch = Epoch(0xa11b1);
 const TINY: Options = Options { bytes_max: 5 * 700, segment_bytes: 700, record_bytes_max: 120 };
 const ROOMY: Options = Options { bytes_max: 25_000, segment_bytes: 1000, record_bytes_max: 120 };
 
-/// By what a record of these bytes can be found: what it tells, and that it is a long or a short one.
+/// By what a record of these bytes can be found: what it tells, some as what is rare, and that it is a long or a short one.
 fn label(bytes: &[u8]) -> Labels {
     Labels {
         kinds: if bytes.len() > 60 { 2 } else { 1 },
-        keys: vec![Key::of(1, bytes)],
+        keys: vec![if bytes.len().is_multiple_of(3) { Key::of_rare(1, bytes) } else { Key::of(1, bytes) }],
         from: Timestamp::ZERO,
     }
 }

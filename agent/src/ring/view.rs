@@ -124,6 +124,15 @@ impl View {
         self.index().next_seq
     }
 
+    /// Where the ring is cut into pieces that can be read each by itself, in order: each from a position up to another, the last
+    /// up to the end, wherever that is by then. What is not kept any more belongs to the first.
+    pub fn stretches(&self) -> Vec<(Seq, Option<Seq>)> {
+        let index = self.index();
+        let cuts: Vec<Seq> = index.segments.iter().skip(1).map(|segment| segment.first_seq).collect();
+        let begins = std::iter::once(Seq::FIRST).chain(cuts.iter().copied());
+        begins.zip(cuts.iter().copied().map(Some).chain([None])).collect()
+    }
+
     /// The position after the last record that survives a power cut. What a reader got beyond it may be lost in one, and
     /// its seqs given to others.
     pub fn durable_next_seq(&self) -> Seq {

@@ -65,7 +65,8 @@ fn record(seq: u64, salt: u8) -> Record {
 fn label(bytes: &[u8]) -> Option<Labels> {
     let last = bytes.last()?;
     let from = Timestamp::from_secs(900_000);
-    Some(Labels { kinds: 1 << (last % 3), keys: vec![Key::of(1, &[*last])], from })
+    let key = if last.is_multiple_of(2) { Key::of_rare(1, &[*last]) } else { Key::of(1, &[*last]) };
+    Some(Labels { kinds: 1 << (last % 3), keys: vec![key], from })
 }
 
 fn moment(secs: u64) -> Moment {

@@ -43,6 +43,9 @@ pub struct Options {
     /// Events that are made safe together
     #[arg(long, default_value_t = 400)]
     together: usize,
+    /// Only questions whose description has this in it
+    #[arg(long, default_value = "")]
+    question: String,
     /// Times that each question is asked
     #[arg(long, default_value_t = 9)]
     times: usize,
@@ -155,6 +158,9 @@ pub fn measure(options: &Options) -> Result<()> {
         ("a name, last 10 minutes", name(3), last, None),
         ("a name that was never asked for, 10 minutes", "nobody.example.org".to_owned(), near, None),
     ] {
+        if !words.contains(&options.question) {
+            continue;
+        }
         let question = Question { target: Target::parse(&target, None, None)?, window };
         let mut connections = 0;
         let (view, known_until) = (view.clone(), laptop.now);
