@@ -2,9 +2,15 @@
 
 use super::*;
 
+/// A place for thousands of rings: in memory where that can be, since each of them waits for its disk.
+fn workshop() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
 #[test]
 fn a_tail_torn_anywhere_costs_what_it_held_and_no_more() {
-    let temporary = tempfile::tempdir().unwrap();
+    let temporary = workshop();
     for unsynced in [0, 6, 18] {
         let dir = temporary.path().join(unsynced.to_string());
         let written = small_ring(&dir, unsynced);
@@ -56,9 +62,45 @@ fn frames_end(path: &Path) -> usize {
     sealed.map_or(usize::MAX, |(_, begins)| begins as usize)
 }
 
+/// Opens a ring of which one file has been changed, reads it and goes on: nothing is wrong, and what is missing is told.
+/// How many records are missing; none if the ring is refused, and left as it is.
+fn missing_after(
+    dir: &Path,
+    written: &[Record],
+    name: &OsString,
+    changed: Vec<u8>,
+    context: &str,
+) -> Option<usize> {
+    fs::write(dir.join(name), changed).unwrap();
+    let files = files_of(dir);
+    let opened = View::open_read_only(dir);
+    assert_eq!(files_of(dir), files, "a reader changes nothing");
+    let (mut ring, recovery) = match Ring::open(dir, TINY, HOST, EPOCH, |bytes| Some(label(bytes))) {
+        Ok(opened) => opened,
+        Err(RingError::Foreign { path } | RingError::Newer { path, .. }) => {
+            assert!(opened.is_err(), "{context}");
+            assert_eq!((path, files_of(dir)), (dir.join(name), files), "{context}");
+            return None;
+        }
+        Err(error) => panic!("{context}: {error}"),
+    };
+    let (mut left, holes) = read(ring.view());
+    check_against(written, &left, &holes);
+    let next_seq = ring.next_seq().0;
+    assert!(next_seq > written.len() as u64 || recovery.cut_bytes > 0, "{context}: silence");
+    assert_eq!(read(opened.unwrap()).0, left, "{context}");
+    let missing = written.len() - left.len();
+    check_selections(&ring.view(), &written[..left.last().map_or(0, |(seq, _)| seq.0 as usize)]);
+    let fresh = records(next_seq, 2, 1);
+    ring.append(&fresh).unwrap();
+    left.extend(seen(&fresh));
+    assert_eq!(read(ring.view()).0, left, "{context}");
+    Some(missing)
+}
+
 #[test]
 fn a_byte_flipped_anywhere_is_refused_or_accounted_for() {
-    let temporary = tempfile::tempdir().unwrap();
+    let temporary = workshop();
     let mut refused = 0;
     for unsynced in [0, 6, 18] {
         let dir = temporary.path().join(unsynced.to_string());
@@ -70,42 +112,59 @@ fn a_byte_flipped_anywhere_is_refused_or_accounted_for() {
             put(&dir, &files);
             let frames_end = frames_end(&dir.join(name));
             for at in (0..bytes.len()).filter(|at| !is_checkpoint || at % 4096 < 100 || at % 97 == 0) {
-                let mut flipped = files.clone();
-                flipped.get_mut(name).unwrap()[at] ^= if at % 2 == 0 { 0xff } else { 1 << (at % 8) };
-                put(&dir, &flipped);
+                put(&dir, &files);
+                let mut flipped = bytes.clone();
+                flipped[at] ^= if at % 2 == 0 { 0xff } else { 1 << (at % 8) };
                 let context = format!("byte {at} of {}", name.to_string_lossy());
-                let opened = View::open_read_only(&dir);
-                assert_eq!(files_of(&dir), flipped, "a reader changes nothing");
-                let (mut ring, recovery) =
-                    match Ring::open(&dir, TINY, HOST, EPOCH, |bytes| Some(label(bytes))) {
-                        Ok(opened) => opened,
-                        Err(RingError::Foreign { path } | RingError::Newer { path, .. }) => {
-                            assert!(opened.is_err(), "{context}");
-                            assert_eq!((path, files_of(&dir)), (dir.join(name), flipped), "{context}");
-                            refused += 1;
-                            continue;
-                        }
-                        Err(error) => panic!("{context}: {error}"),
-                    };
-                let (mut left, holes) = read(ring.view());
-                check_against(&written, &left, &holes);
-                let next_seq = ring.next_seq().0;
-                assert!(next_seq > written.len() as u64 || recovery.cut_bytes > 0, "{context}: silence");
-                assert_eq!(read(opened.unwrap()).0, left, "{context}");
-                if !is_checkpoint {
-                    let missing = written.len() - left.len();
-                    let is_frame = (segment::HEADER_BYTES..frames_end).contains(&at);
-                    assert!((1..=3).contains(&missing) || !is_frame && missing == 0, "{context}: {missing}");
+                match missing_after(&dir, &written, name, flipped, &context) {
+                    None => refused += 1,
+                    Some(missing) if !is_checkpoint => {
+                        let is_frame = (segment::HEADER_BYTES..frames_end).contains(&at);
+                        assert!(
+                            (1..=3).contains(&missing) || !is_frame && missing == 0,
+                            "{context}: {missing}"
+                        );
+                    }
+                    Some(_) => {}
                 }
-                check_selections(&ring.view(), &written[..left.last().map_or(0, |(seq, _)| seq.0 as usize)]);
-                let fresh = records(next_seq, 2, 1);
-                ring.append(&fresh).unwrap();
-                left.extend(seen(&fresh));
-                assert_eq!(read(ring.view()).0, left, "{context}");
             }
         }
     }
     assert!(refused > 0);
+}
+
+/// Of the newest segment, see [`a_tail_torn_anywhere_costs_what_it_held_and_no_more`].
+#[test]
+fn a_file_cut_anywhere_costs_what_it_held_and_no_more() {
+    let temporary = workshop();
+    for unsynced in [0, 6, 18] {
+        let dir = temporary.path().join(unsynced.to_string());
+        let written = small_ring(&dir, unsynced);
+        let files = files_of(&dir);
+        let newest = segment_files(&dir).pop().unwrap();
+        let others = files.iter().filter(|(name, _)| Some(name.as_os_str()) != newest.file_name());
+        for (name, bytes) in others {
+            put(&dir, &files);
+            let frames_end = frames_end(&dir.join(name));
+            let mut missing_most = 0;
+            // Most of a slot of the checkpoint is zeros.
+            let is_checkpoint = name == checkpoint::NAME;
+            let lengths = (0..bytes.len()).rev();
+            for length in lengths.filter(|at| !is_checkpoint || at % 4096 < 100 || at % 97 == 0) {
+                put(&dir, &files);
+                let context = format!("{length} bytes of {}", name.to_string_lossy());
+                let cut = bytes[..length].to_vec();
+                let missing = missing_after(&dir, &written, name, cut, &context).expect("it is ours");
+                assert!(missing >= missing_most, "{context}: {missing}");
+                // The seal can be missed.
+                assert!(
+                    name == checkpoint::NAME || (missing > 0) == (length < frames_end),
+                    "{context}: {missing}"
+                );
+                missing_most = missing;
+            }
+        }
+    }
 }
 
 #[test]
