@@ -215,13 +215,20 @@ impl Pipeline {
         self.restate_encrypted(now);
     }
 
-    /// `count` events, from `next_seq` on, that spoke of instants since `from` could not be kept: their numbers are given
-    /// again, and the loss is said.
-    pub fn lose(&mut self, count: u64, from: Timestamp, next_seq: Seq, reason: &str, now: Moment) {
+    /// `count` events, from `next_seq` on, that spoke of instants between `from` and `to` could not be kept: their numbers are
+    /// given again, and the loss is said.
+    pub fn lose(
+        &mut self,
+        count: u64,
+        (from, to): (Timestamp, Timestamp),
+        next_seq: Seq,
+        reason: &str,
+        now: Moment,
+    ) {
         self.next_seq = next_seq;
         self.events.clear();
         self.ledger.forget(next_seq);
-        let losses = self.ledger.lose(count, reason, from, now.wall);
+        let losses = self.ledger.lose(count, reason, from, to);
         self.push_all(now, losses);
         self.restate(now);
     }

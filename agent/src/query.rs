@@ -4,7 +4,7 @@
 //! is a frame of other kinds of events. What is damaged where nothing is looked for takes nothing away.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     net::IpAddr,
     ops::RangeInclusive,
 };
@@ -62,13 +62,29 @@ pub fn answer(
     name: String,
     known_until: Option<Timestamp>,
 ) -> Result<(HostAnswer, Vec<String>), QueryError> {
+    answer_with(view, question, host, name, known_until, &[])
+}
+
+/// The same, where this is to be said of coverage besides.
+///
+/// # Errors
+/// When the ring cannot be read.
+pub fn answer_with(
+    view: &View,
+    question: &Question,
+    host: HostId,
+    name: String,
+    known_until: Option<Timestamp>,
+    besides: &[CoverageChange],
+) -> Result<(HostAnswer, Vec<String>), QueryError> {
     let mut holes = Holes::default();
     let remotes = match question.target.name() {
         Some(pattern) => remotes(view, question, pattern, &mut holes)?,
         None => NamedRemotes::default(),
     };
     let found = find(view, question, &remotes, &mut holes)?;
-    let coverage = Coverage::read(view, holes)?;
+    let mut coverage = Coverage::read(view, holes)?;
+    besides.iter().for_each(|change| coverage.apply(change));
     let unnamed_since = found.unnamed.since(view)?;
     let flows: Vec<FlowRecord> = found.flows.into_values().collect();
     let lives = lives(view, &flows, question.window.to())?;
@@ -139,14 +155,24 @@ impl Holes {
             && !self.0.contains_key(&hole.first)
             && let Some(mut last) = self.0.last_entry()
         {
-            let last = last.get_mut();
-            last.first = last.first.min(hole.first);
-            last.last = last.last.max(hole.last);
-            last.from = last.from.min(hole.from);
-            last.to = last.to.max(hole.to);
+            unite(last.get_mut(), hole);
             return;
         }
-        self.0.entry(hole.first).or_insert(hole);
+        match self.0.entry(hole.first) {
+            Entry::Vacant(place) => {
+                place.insert(hole);
+            }
+            Entry::Occupied(mut met) => unite(met.get_mut(), hole),
+        }
+    }
+
+    /// Takes out the one that begins with this one, and makes of both what is missing by either: who passes over other frames
+    /// may see another end.
+    fn united(&mut self, mut hole: Hole) -> Hole {
+        if let Some(met) = self.0.remove(&hole.first) {
+            unite(&mut hole, met);
+        }
+        hole
     }
 
     /// Takes out those that begin before `seq`.
@@ -154,6 +180,14 @@ impl Holes {
         let after = self.0.split_off(&seq);
         std::mem::replace(&mut self.0, after)
     }
+}
+
+/// Makes one hole reach as far as another does as well.
+fn unite(hole: &mut Hole, other: Hole) {
+    hole.first = hole.first.min(other.first);
+    hole.last = hole.last.max(other.last);
+    hole.from = hole.from.min(other.from);
+    hole.to = hole.to.max(other.to);
 }
 
 /// What was said of coverage.
@@ -175,9 +209,7 @@ impl Coverage {
             |item| match item {
                 Read::Hole(hole) => {
                     coverage.lose(holes.before(hole.first));
-                    // The one that was met twice is one.
-                    holes.0.remove(&hole.first);
-                    coverage.lose([(hole.first, hole)]);
+                    coverage.lose([(hole.first, holes.united(hole))]);
                 }
                 Read::Event(Event { seq, kind: EventKind::CoverageChanged(change), .. }) => {
                     coverage.lose(holes.before(seq));
@@ -413,6 +445,9 @@ pub enum QueryError {
     /// A record is no event.
     #[error("a recorded event cannot be read: {0}")]
     Decode(#[from] prost::DecodeError),
+    /// The system has no thread to read it with.
+    #[error("cannot start a thread to read the ring: {0}")]
+    Thread(#[source] std::io::Error),
     /// An event breaks the contract.
     #[error("a recorded event cannot be read: {0}")]
     Convert(#[from] ConvertError),

@@ -420,12 +420,14 @@ impl Recorder {
         if self.pending.len() > PENDING_EVENTS_MAX {
             let lost = std::mem::take(&mut self.pending);
             let from = lost.iter().map(|record| record.speaks_from).min().unwrap_or(now.wall);
+            // Later than now, where the clock was set back since.
+            let to = lost.iter().map(|record| record.recorded).max().unwrap_or_default().max(now.wall);
             let reason = format!("the ring could not be written: {error}");
             // What said that others were lost before is said anew, of all of them.
             let said_before = if self.let_go > 0 { Facet::ALL.len() } else { 0 };
             let events = (lost.len() - said_before) as u64;
             self.let_go += events;
-            self.pipeline.lose(self.let_go, from, self.ring.next_seq(), &reason, now);
+            self.pipeline.lose(self.let_go, (from, to), self.ring.next_seq(), &reason, now);
             // Until their loss is in the ring, nothing that comes after them may be vouched for.
             self.collect();
             tracing::error!(events, "events were lost");
@@ -458,8 +460,8 @@ pub fn remember(ledger: &mut Ledger, ring: &Ring) -> Result<(), RingError> {
     let summary = summary.unwrap_or_default();
     let from = summary.next;
     ledger.restore(summary);
-    let selection =
-        Selection { kinds: labels::COVERAGE, keys: None, times: Timestamp::ZERO..=Timestamp::MAX };
+    let kinds = labels::COVERAGE | labels::UNKNOWN;
+    let selection = Selection { kinds, keys: None, times: Timestamp::ZERO..=Timestamp::MAX };
     let mut reader = Reader::selecting(ring.view(), from, selection);
     loop {
         match reader.next_records()? {

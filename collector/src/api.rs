@@ -35,6 +35,10 @@ use crate::{
     store::{FollowedAgent, Store, StoreError},
 };
 
+mod unanswered;
+
+use unanswered::{never_answered, unanswerable};
+
 /// Records of one host that an answer is made of.
 const RECORDS_MAX: usize = 2_000;
 /// Connections that a whole answer lists.
@@ -136,8 +140,12 @@ impl Service {
             if let Some(window) = window {
                 let host = description.host;
                 let clock = self.store.clock(host).map_err(store_status)?.clock(clock::now());
-                let processes = self.store.coverage(host, Facet::Processes).map_err(store_status)?;
-                if !saw_every_process(&processes, window, &clock, progress.known_until) {
+                let saw_all = match self.store.coverage(host, Facet::Processes) {
+                    Ok(processes) => saw_every_process(&processes, window, &clock, progress.known_until),
+                    Err(StoreError::Damaged { .. }) => false,
+                    Err(error) => return Err(store_status(error)),
+                };
+                if !saw_all {
                     used.push(agent);
                 }
             }
@@ -245,7 +253,14 @@ impl Service {
         let agents = self.in_scope(scope, Some(question.window))?;
         let remotes = self.remotes(&question).map_err(store_status)?;
         for agent in agents {
-            let mut answer = self.answer_for(&question, &remotes, agent).map_err(store_status)?;
+            let mut answer = match self.answer_for(&question, &remotes, agent.clone()) {
+                // What is damaged of one host keeps nobody from an answer about the others.
+                Err(error @ StoreError::Damaged { .. }) => {
+                    tracing::error!(%error, agent = agent.address, "what is stored of a host is damaged");
+                    unanswerable(&question, agent, &error)
+                }
+                answer => answer.map_err(store_status)?,
+            };
             keep_within(&mut answer, &mut connections_left);
             bytes += wire::HostAnswer::from(answer.clone()).encoded_len();
             if bytes > ANSWER_BYTES_FULL {
@@ -371,20 +386,6 @@ fn is_called(agent: &FollowedAgent, word: &str) -> bool {
             description.name.eq_ignore_ascii_case(word)
                 || description.host.to_string() == word.to_ascii_lowercase()
         })
-}
-
-fn never_answered(question: &Question, address: String) -> HostAnswer {
-    let evidence = Evidence {
-        host: None,
-        name: address,
-        clock: &HostClock::default(),
-        connections: &Timeline::default(),
-        known_until: None,
-        names: None,
-        flows: Vec::new(),
-        flows_left_out: 0,
-    };
-    judge(question, evidence, |_| None)
 }
 
 /// Keeps what a whole answer lists within its bound; what is left out is counted, and the verdict stands.

@@ -270,6 +270,7 @@ impl Timeline {
         let step = |from, grade: &Grade| Step { from, grade: grade.clone(), scope: scope.cloned() };
         let Some(newest) = self.steps.last() else {
             self.steps.push(step(from, grade));
+            self.compact(INTERVALS_MAX);
             return;
         };
         if newest.grade == *grade && newest.scope.as_ref() == scope && newest.from <= from {
@@ -375,7 +376,7 @@ pub fn at_most(mut gaps: Vec<Gap>, max: usize) -> Vec<Gap> {
     if gaps.len() > max {
         let rest = gaps.split_off(max.saturating_sub(1));
         let reason = format!("{} further gaps, listed as one", rest.len());
-        let count = rest.iter().map(|gap| gap.grade.count()).sum();
+        let count = rest.iter().fold(0_u64, |count, gap| count.saturating_add(gap.grade.count()));
         let from = rest.iter().map(|gap| gap.from).min();
         let to = rest.iter().map(|gap| gap.to).max();
         if let (Some(from), Some(to), Some(first)) = (from, to, rest.first()) {

@@ -30,6 +30,10 @@ impl Event {
     pub fn speaks_from(&self) -> Timestamp {
         let from = match &self.kind {
             EventKind::Flow(flow) => flow.first,
+            // A grade that is stated again tells nothing of the past that was not told before.
+            EventKind::CoverageChanged(change) if change.to.is_none() && change.announced_from.is_some() => {
+                self.recorded.wall
+            }
             EventKind::CoverageChanged(change) => change.from,
             EventKind::ProcessExited(exit) => exit.exited,
             EventKind::ProcessExecuted(execution) => execution.executed,

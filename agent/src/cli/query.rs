@@ -14,7 +14,13 @@ use alibi_proto::{
 use anyhow::{Context as _, Result};
 
 use super::{ADDRESS, DATA_FORMAT, PROGRAM, QueryArgs, RING};
-use crate::{identity, query, ring::View, sys};
+use crate::{
+    boots, identity,
+    ledger::{Ledger, Past},
+    query,
+    ring::View,
+    sys,
+};
 
 pub(super) async fn query(arguments: QueryArgs) -> Result<u8> {
     let question = arguments.question.question(sys::now().wall)?;
@@ -61,5 +67,11 @@ fn read_ring(data: &Path, question: &Question) -> Result<(HostAnswer, Vec<String
         identity::load(data)?.context("the data directory has no identity: nothing was recorded yet")?;
     let view = View::open_read_only(&data.join(RING))?;
     let known_until = view.recorded_until();
-    Ok(query::answer(&view, question, host, sys::host_facts().name, known_until)?)
+    let facts = sys::host_facts();
+    // A clock that was set back since may have shown times again that were recorded, and were not the second time.
+    let now = sys::now();
+    let past = Past::of(&view.recovery(), boots::number(&facts.boot_id), sys::last_restart(now));
+    let mut since = Ledger::default().begin(past, now);
+    since.retain(|change| change.to.is_some());
+    Ok(query::answer_with(&view, question, host, facts.name, known_until, &since)?)
 }

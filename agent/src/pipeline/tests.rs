@@ -238,7 +238,7 @@ fn what_could_not_be_kept_is_numbered_anew_and_said() {
     let close = Report { observations: vec![Observation { at: at(4), fact: closed(1) }], seen_until: at(4) };
     pipeline.take(close, at(4));
     let lost = pipeline.events();
-    pipeline.lose(lost.len() as u64, speaks_from(&lost), next, "the disk is full", at(9));
+    pipeline.lose(lost.len() as u64, (speaks_from(&lost), at(9).wall), next, "the disk is full", at(9));
     let events = pipeline.events();
     assert_eq!(events[0].seq, next);
     let EventKind::CoverageChanged(change) = &events[0].kind else { panic!() };
@@ -343,7 +343,7 @@ fn what_is_open_is_believed_past_a_loss_that_ends_later_than_the_source_has_seen
     pipeline.take(Report { observations: vec![], seen_until: at(5) }, at(5));
     let lost = pipeline.events();
     let next = events.last().unwrap().seq.next();
-    pipeline.lose(lost.len() as u64, speaks_from(&lost), next, "the disk is full", at(9));
+    pipeline.lose(lost.len() as u64, (speaks_from(&lost), at(9).wall), next, "the disk is full", at(9));
     go_on(&mut pipeline, 6, 100, 6);
     events.extend(pipeline.events());
     assert_eq!(verdict(&events, 50, 60, 100), Verdict::Talked);

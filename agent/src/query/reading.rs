@@ -44,18 +44,21 @@ pub(super) fn read(
     let threads = thread::available_parallelism().map_or(1, NonZero::get).clamp(1, THREADS_MAX);
     let threads = threads.min(stretches.len());
     thread::scope(|scope| {
-        let pieces: Vec<Receiver<Piece>> = (0..threads)
-            .map(|thread| {
+        let pieces: Result<Vec<Receiver<Piece>>, QueryError> = (0..threads)
+            .map(|nth| {
                 let (sender, receiver) = sync_channel(PIECES_QUEUED_MAX);
                 let (stretches, is_meant) = (&stretches, &is_meant);
-                scope.spawn(move || {
+                let read = move || {
                     let segments = Segments { view, selection, is_meant, pieces: sender };
                     // Whoever took no more has an error to tell.
-                    let _ = segments.tell(stretches.iter().skip(thread).step_by(threads));
-                });
-                receiver
+                    let _ = segments.tell(stretches.iter().skip(nth).step_by(threads));
+                };
+                // A system that has no thread left costs an answer, and not the recording.
+                thread::Builder::new().spawn_scoped(scope, read).map_err(QueryError::Thread)?;
+                Ok(receiver)
             })
             .collect();
+        let pieces = pieces?;
         for at in 0..stretches.len() {
             loop {
                 match pieces[at % threads].recv() {

@@ -467,3 +467,123 @@ fn what_was_overwritten_is_a_gap_for_connections_and_for_names() {
     let answer = host.check("cloud.example.com", (NOON + 400, NOON + 410), Verdict::Unknown);
     assert!(answer.gaps.iter().any(|gap| gap.facet == Facet::Names), "{:#?}", answer.gaps);
 }
+
+/// A ring whose frames are these; each event with the wall clock and the time that it is recorded at. And where they begin in its
+/// only segment.
+fn frames(groups: Vec<Vec<(EventKind, u64, u64)>>) -> (tempfile::TempDir, Vec<u64>) {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("ring");
+    let (mut ring, _) =
+        Ring::open(&dir, Options::default(), HOST, Epoch(7), crate::recorder::labels_of).unwrap();
+    let mut seqs = (1..).map(Seq);
+    let mut begins = Vec::new();
+    for group in groups {
+        begins.push(std::fs::metadata(segment(&directory)).map_or(88, |metadata| metadata.len()));
+        let records = group.into_iter().zip(&mut seqs).map(|((kind, wall, recorded), seq)| {
+            let event = Event { seq, recorded: Moment { wall: at(wall), boot_ns: 0 }, kind };
+            let (speaks_from, labels) = (event.speaks_from(), labels::of(&event));
+            let bytes = wire::Event::from(event).encode_to_vec();
+            Record { seq, speaks_from, recorded: at(recorded), labels, bytes }
+        });
+        ring.append(&records.collect::<Vec<_>>()).unwrap();
+    }
+    ring.sync(at(2 * NOON), Moment { wall: at(2 * NOON), boot_ns: 0 }).unwrap();
+    (directory, begins)
+}
+
+fn segment(directory: &tempfile::TempDir) -> std::path::PathBuf {
+    directory.path().join("ring/0000000000000001.segment")
+}
+
+fn flip(directory: &tempfile::TempDir, offset: u64) {
+    let mut bytes = std::fs::read(segment(directory)).unwrap();
+    bytes[usize::try_from(offset).unwrap()] ^= 4;
+    std::fs::write(segment(directory), bytes).unwrap();
+}
+
+fn verdict(directory: &tempfile::TempDir, from: u64, to: u64) -> Verdict {
+    let view = View::open_read_only(&directory.path().join("ring")).unwrap();
+    let target = Target::parse("198.51.100.7", None, None).unwrap();
+    let question = Question { target, window: Window::new(at(from), at(to)).unwrap() };
+    answer(&view, &question, HOST, "laptop".into(), Some(at(2 * NOON))).unwrap().0.verdict
+}
+
+fn announced(seq: u64) -> EventKind {
+    let EventKind::CoverageChanged(change) = complete(Facet::Connections) else { unreachable!("it is one") };
+    EventKind::CoverageChanged(CoverageChange { announced_from: Some(Seq(seq)), ..change })
+}
+
+/// A payload, of a frame whose header is good.
+const PAYLOAD: u64 = 84 + 3;
+const HEADER: u64 = 10;
+
+/// What is said of the past can be missed long after it.
+#[test]
+fn a_damaged_frame_is_a_hole_of_all_that_it_spoke_of() {
+    let change = |grade: Grade, from, to| {
+        let to = Some(at(to));
+        let facet = Facet::Connections;
+        EventKind::CoverageChanged(CoverageChange {
+            facet,
+            grade,
+            from: at(from),
+            to,
+            scope: None,
+            announced_from: None,
+        })
+    };
+    let twice = || change(Grade::NotRecorded { reason: "the clock was set back".into() }, 20_000, NOON);
+    let begins = || all_complete().into_iter().map(|kind| (kind, BEGUN, BEGUN)).collect::<Vec<_>>();
+    let other = |number, first| told(flow(number, 7, OTHER, first, first + 1));
+    let set_back = || {
+        let talked = told(flow(2, 7, TARGET, 20_000, 20_001));
+        vec![
+            begins(),
+            vec![(other(1, NOON - 5), NOON - 3, NOON)],
+            vec![(twice(), 20_001, NOON), (talked, 20_002, NOON)],
+            vec![(other(3, 20_010), 20_012, NOON)],
+            vec![(announced(7), 20_020, NOON)],
+        ]
+    };
+    let late = || {
+        vec![
+            begins(),
+            vec![(other(1, NOON - 5), NOON - 3, NOON - 3)],
+            vec![(lost(Facet::Connections, 20_000, NOON), NOON, NOON)],
+            vec![(other(3, NOON + 1), NOON + 3, NOON + 3)],
+            vec![(announced(6), NOON + 4, NOON + 4)],
+        ]
+    };
+    for (groups, from, whole) in [
+        (set_back(), 20_000, Verdict::Talked),
+        (set_back(), 30_000, Verdict::Unknown),
+        (late(), 20_000, Verdict::Unknown),
+    ] {
+        for damage in [HEADER, PAYLOAD] {
+            let (directory, begins) = frames(groups.clone());
+            assert_eq!(verdict(&directory, from, from + 5), whole);
+            flip(&directory, begins[2] + damage);
+            assert_eq!(verdict(&directory, from, from + 5), Verdict::Unknown, "{from}, at {damage}");
+        }
+    }
+}
+
+/// Who looks for connections misses both frames, and who looks for coverage passes over the second.
+#[test]
+fn two_holes_that_begin_at_one_event_are_as_wide_as_the_wider() {
+    let (directory, begins) = frames(vec![
+        all_complete().into_iter().map(|kind| (kind, BEGUN, BEGUN)).collect(),
+        vec![(told(flow(1, 7, OTHER, NOON, NOON + 1)), NOON + 2, NOON + 2)],
+        vec![
+            (told(flow(3, 7, OTHER, NOON + 5, NOON + 6)), NOON + 10, NOON + 10),
+            (told(flow(2, 7, TARGET, NOON + 20, NOON + 25)), NOON + 30, NOON + 30),
+        ],
+        vec![(announced(5), NOON + 40, NOON + 40)],
+    ]);
+    let ask = || verdict(&directory, NOON + 15, NOON + 28);
+    assert_eq!(ask(), Verdict::Talked);
+    flip(&directory, begins[2] + PAYLOAD);
+    assert_eq!(ask(), Verdict::Unknown);
+    flip(&directory, begins[1] + HEADER);
+    assert_eq!(ask(), Verdict::Unknown);
+}

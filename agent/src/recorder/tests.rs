@@ -393,3 +393,33 @@ fn what_was_said_of_coverage_outlives_its_eviction_and_the_program() {
     let gaps = remembered().timeline(Facet::Connections).gaps(Facet::Connections, window, Some(at(9).wall));
     assert!(!gaps.is_empty() && gaps.iter().all(|gap| gap.grade.count() != 3), "{gaps:?}");
 }
+
+/// What is let go may be of a later time than it is now.
+#[test]
+fn what_is_let_go_after_the_clock_was_set_back_is_lost_up_to_where_it_was() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut recording = Recording::begin(&temporary.path().join("ring"));
+    recording.take(3000, 0, vec![]);
+    recording.take(5000, 0, vec![]);
+    recording.recorder.sync();
+    let take = |recording: &mut Recording, wall: u64, boot: u64, facts: Vec<Fact>| {
+        let now = Moment { wall: Timestamp::from_secs(wall), boot_ns: boot * 1_000_000_000 };
+        let observations = facts.into_iter().map(|fact| Observation { at: now, fact }).collect();
+        recording.recorder.take(Report { observations, seen_until: now }, now);
+    };
+    fault::set_room(Some(0));
+    take(&mut recording, 5010, 5010, vec![over(1, TARGET)]);
+    take(&mut recording, 4011, 5011, vec![]);
+    for second in 5012..5030 {
+        let both = [0, 1000].map(|more| over(second as u16 + more, OTHER));
+        take(&mut recording, second - 1000, second, both.to_vec());
+    }
+    fault::set_room(None);
+    for second in 5030..6100 {
+        take(&mut recording, second - 1000, second, vec![]);
+        recording.recorder.sync();
+        if second == 5040 || second == 6099 {
+            assert_eq!(recording.verdict(5005, 5011), Verdict::Unknown, "at {second}");
+        }
+    }
+}

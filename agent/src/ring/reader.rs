@@ -33,7 +33,7 @@ pub struct Reader {
     prints: Option<HashSet<Print>>,
     selected: Option<Selected>,
     /// What comes after a hole.
-    next: Option<(Times, ChainedFrame)>,
+    next: Option<Next>,
     /// The position after what was returned, and `next`.
     expected: Seq,
     /// Nothing is returned that begins there or later.
@@ -74,6 +74,13 @@ pub enum Item {
     CaughtUp,
 }
 
+/// The same, with what is known of a frame's times.
+enum Step {
+    Frame(Next),
+    Hole(Hole),
+    CaughtUp,
+}
+
 /// The same, as columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read {
@@ -103,6 +110,14 @@ struct Selected {
     frames: BTreeSet<Seq>,
 }
 
+/// A frame that was found, and when the record before it was recorded, if that is known.
+#[derive(Debug)]
+struct Next {
+    before: Option<Timestamp>,
+    times: Times,
+    chained: ChainedFrame,
+}
+
 #[derive(Debug)]
 struct Open {
     first_seq: Seq,
@@ -111,6 +126,26 @@ struct Open {
     damaged: bool,
     /// Of it, a frame that does not continue the chain.
     changed: bool,
+    /// The earliest instant that the records spoke of that are missing since then, as the headers of their frames tell.
+    speaks_from: Timestamp,
+    /// There are some of which nothing tells.
+    is_untold: bool,
+}
+
+impl Open {
+    fn damaged(&mut self, header: Option<&FrameHeader>) {
+        self.damaged = true;
+        match header {
+            Some(header) => self.speaks_from = self.speaks_from.min(header.times.speaks_from),
+            None => self.is_untold = true,
+        }
+    }
+
+    /// The last frame was good.
+    fn is_whole(&mut self) {
+        (self.damaged, self.changed) = (false, false);
+        (self.speaks_from, self.is_untold) = (Timestamp::MAX, false);
+    }
 }
 
 impl Reader {
@@ -146,7 +181,7 @@ impl Reader {
 
     /// The position that the next item begins with, or has, if that is the first.
     pub fn position(&self) -> Seq {
-        self.next.as_ref().map_or(self.expected, |(_, next)| next.frame.first_seq)
+        self.next.as_ref().map_or(self.expected, |next| next.chained.frame.first_seq)
     }
 
     /// What comes next.
@@ -155,29 +190,39 @@ impl Reader {
     /// When the position lies beyond the end of the ring, or the system cannot read a file that is there. The position
     /// stays, so that it can be tried again.
     pub fn next_item(&mut self) -> Result<Item, RingError> {
+        Ok(match self.find()? {
+            Step::Frame(next) => Item::Frame(next.chained),
+            Step::Hole(hole) => Item::Hole(hole),
+            Step::CaughtUp => Item::CaughtUp,
+        })
+    }
+
+    fn find(&mut self) -> Result<Step, RingError> {
         loop {
-            if let Some((times, chained)) = self.next.take() {
-                self.last_recorded = Some(times.recorded_to);
-                return Ok(Item::Frame(chained));
+            if let Some(next) = self.next.take() {
+                self.last_recorded = Some(next.times.recorded_to);
+                return Ok(Step::Frame(next));
             }
             if self.until.is_some_and(|until| self.expected >= until) {
-                return Ok(Item::CaughtUp);
+                return Ok(Step::CaughtUp);
             }
             let place = self.view.index().locate(self.expected)?;
             match place {
-                Place::CaughtUp => return Ok(Item::CaughtUp),
-                Place::Overwritten(hole) => {
+                Place::CaughtUp => return Ok(Step::CaughtUp),
+                Place::Overwritten(mut hole) => {
+                    // What comes after it is told to whoever reads there.
+                    hole.last = self.until.map_or(hole.last, |until| hole.last.min(Seq(until.0 - 1)));
                     self.expected = hole.last.next();
                     self.open = None;
                     (self.last_recorded, self.head) = (None, None);
-                    return Ok(Item::Hole(hole));
+                    return Ok(Step::Hole(hole));
                 }
                 Place::In { segment, end, times, last } => {
                     if !last && self.can_pass(&segment, end)? {
                         (self.expected, self.open, self.head) = (end, None, None);
                         self.last_recorded = segment.times.map(|times| times.recorded_to);
                     } else if let Some(hole) = self.advance_in(&segment, end, times)? {
-                        return Ok(Item::Hole(hole));
+                        return Ok(Step::Hole(hole));
                     }
                 }
             }
@@ -189,21 +234,18 @@ impl Reader {
     /// # Errors
     /// As [`Reader::next_item`].
     pub fn next_records(&mut self) -> Result<Read, RingError> {
-        let before = self.last_recorded;
-        match self.next_item()? {
-            Item::Frame(ChainedFrame { frame, .. }) => match frame.columns() {
-                Ok(columns) => Ok(Read::Records(frame.first_seq, columns)),
+        Ok(match self.find()? {
+            Step::Frame(Next { before, times, chained: ChainedFrame { frame, .. } }) => match frame.columns()
+            {
+                Ok(columns) => Read::Records(frame.first_seq, columns),
                 Err(error) => {
-                    let until = self.last_recorded.unwrap_or_default();
                     let (first, last) = (frame.first_seq, Seq(frame.end_seq().0 - 1));
-                    let times =
-                        Times { speaks_from: Timestamp::ZERO, recorded_from: until, recorded_to: until };
-                    Ok(Read::Hole(hole(first, last, before, times, error.to_string())))
+                    Read::Hole(hole(first, last, before, times, error.to_string()))
                 }
             },
-            Item::Hole(hole) => Ok(Read::Hole(hole)),
-            Item::CaughtUp => Ok(Read::CaughtUp),
-        }
+            Step::Hole(hole) => Read::Hole(hole),
+            Step::CaughtUp => Read::CaughtUp,
+        })
     }
 
     /// Whether nothing that is selected is in this segment, into which nothing more comes: by its seal. What the seal does
@@ -237,7 +279,14 @@ impl Reader {
         let mut open = match self.open.take().filter(|open| open.first_seq == segment.first_seq) {
             Some(open) => open,
             None => match Frames::open(&segment.path, self.view.epoch(), segment.first_seq) {
-                Ok(frames) => Open { first_seq: segment.first_seq, frames, damaged: false, changed: false },
+                Ok(frames) => Open {
+                    first_seq: segment.first_seq,
+                    frames,
+                    damaged: false,
+                    changed: false,
+                    speaks_from: Timestamp::MAX,
+                    is_untold: false,
+                },
                 Err(source) if source.kind() == io::ErrorKind::NotFound => {
                     if self.view.first_seq() > segment.first_seq {
                         return Ok(None);
@@ -268,11 +317,12 @@ impl Reader {
                     if header.first_seq == expected
                         && self.head.is_some_and(|head| head.then(&frame) != header.head) =>
                 {
-                    (open.damaged, open.changed, self.head) = (true, true, None);
+                    open.damaged(Some(&header));
+                    (open.changed, self.head) = (true, None);
                 }
                 Found::Frame(header, frame) => break Some((header, Some(frame))),
                 Found::End => break None,
-                Found::Damage => open.damaged = true,
+                Found::Damage(header) => open.damaged(header.as_ref()),
                 Found::Passed(header) if header.end_seq() > expected => break Some((header, None)),
                 Found::Passed(header) => self.head = Some(header.head),
             }
@@ -286,16 +336,24 @@ impl Reader {
                 true => format!("damaged on disk, in {}", name(segment)),
                 false => format!("lost before they were safe on disk, after {}", name(segment)),
             };
-            let until = Times { recorded_to: recorded.unwrap_or(times.recorded_to), ..times };
-            hole = Some(self.skip_to(next, until, reason));
+            // Of what left no trace, the segment's times are all that is known.
+            let speaks_from = match open.damaged && !open.is_untold {
+                true => open.speaks_from,
+                false => open.speaks_from.min(times.speaks_from),
+            };
+            let recorded_to = recorded.unwrap_or(times.recorded_to);
+            hole = Some(self.skip_to(next, Times { speaks_from, recorded_to, ..times }, reason));
         }
         if let Some((header, frame)) = found {
             self.expected = self.expected.max(header.end_seq());
-            self.last_recorded = Some(header.times.recorded_to);
+            let before = self.last_recorded.replace(header.times.recorded_to);
             let previous = self.head.replace(header.head);
-            self.next =
-                frame.map(|frame| (header.times, ChainedFrame { frame, previous, head: header.head }));
-            (open.damaged, open.changed) = (false, false);
+            self.next = frame.map(|frame| Next {
+                before,
+                times: header.times,
+                chained: ChainedFrame { frame, previous, head: header.head },
+            });
+            open.is_whole();
         }
         self.open = Some(open);
         Ok(hole)
@@ -310,10 +368,12 @@ impl Reader {
 }
 
 /// What is in a hole was recorded between what was read `before` it and the end of `times`, and may speak of what was up to
-/// the longest span of a record before that. A clock that was set back makes the hole wider.
+/// the longest span of a record before that, or of what its frames say, if that is earlier: after a clock that was set back,
+/// or where something was found to be missing since long before. A clock that was set back makes the hole wider.
 fn hole(first: Seq, last: Seq, before: Option<Timestamp>, times: Times, reason: String) -> Hole {
     let recorded = before.unwrap_or(times.recorded_from);
     let from = recorded.min(times.recorded_to).saturating_sub(alibi_proto::flow::RECORD_SPAN_MAX);
+    let from = from.min(times.speaks_from);
     Hole { first, last, from, to: recorded.max(times.recorded_to), reason }
 }
 

@@ -80,6 +80,18 @@ pub(super) fn survey(dir: &Path, writer: Option<(&Options, Labeller)>) -> Result
     let next_seq = tail.end_seq.max(
         remembered.map_or(Seq::FIRST, |checkpoint| checkpoint.next_seq.max(checkpoint.acknowledged.next())),
     );
+    let lost_at_end = next_seq.0 - tail.good_end_seq.unwrap_or(next_seq).0;
+    let mut recorded_max = tail.recorded_max;
+    if lost_at_end > 0 {
+        // Nobody knows what they spoke of, and they were recorded until the checkpoint was written.
+        if let Some(newest) = segments.back_mut() {
+            newest.times = None;
+        }
+        let known = remembered.and_then(|checkpoint| {
+            checkpoint.recorded_until.max(checkpoint.recorded_at.map(|recorded_at| recorded_at.wall))
+        });
+        recorded_max = recorded_max.max(known.unwrap_or_default());
+    }
     // Read by whoever goes on with it; what is newer is refused here, before anything is changed.
     summary::read(dir, epoch, next_seq)?;
     // What is missing at the end is still stood for by the head that was remembered after it.
@@ -99,7 +111,7 @@ pub(super) fn survey(dir: &Path, writer: Option<(&Options, Labeller)>) -> Result
         evicted: None,
         recorded_until: remembered.and_then(|checkpoint| checkpoint.recorded_until),
         recorded_at: remembered.and_then(|checkpoint| checkpoint.recorded_at),
-        recorded_max: tail.recorded_max,
+        recorded_max,
         closed_cleanly: remembered.is_some_and(|checkpoint| checkpoint.closed_cleanly),
         boot: remembered.and_then(|checkpoint| checkpoint.boot),
     };
@@ -113,7 +125,7 @@ pub(super) fn survey(dir: &Path, writer: Option<(&Options, Labeller)>) -> Result
         torn: tail.torn,
         unfinished: names.unfinished,
         cut_bytes: tail.cut_bytes,
-        lost_at_end: next_seq.0 - tail.good_end_seq.unwrap_or(next_seq).0,
+        lost_at_end,
         index,
     }))
 }

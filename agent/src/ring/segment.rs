@@ -178,8 +178,8 @@ pub(super) enum Found {
     Frame(FrameHeader, Frame),
     /// A frame that is not wanted; its payload was not looked at.
     Passed(FrameHeader),
-    /// Bytes that are no frame, up to the next that may be one.
-    Damage,
+    /// Bytes that are no frame, up to the next that may be one; what its header says, if that holds.
+    Damage(Option<FrameHeader>),
     /// Nothing.
     End,
 }
@@ -211,16 +211,16 @@ impl Frames {
         let epoch = self.epoch;
         let Some(header) = FrameHeader::decode(epoch, self.peek(frame::HEADER_BYTES as u64, end)?) else {
             self.find_header(end)?;
-            return Ok(Found::Damage);
+            return Ok(Found::Damage(None));
         };
         let frame_end = self.offset.saturating_add(header.frame_bytes());
         if frame_end > end {
             self.offset = end;
-            return Ok(Found::Damage);
+            return Ok(Found::Damage(Some(header)));
         }
         if header.first_seq < self.next_seq || header.end_seq() > end_seq {
             self.offset = frame_end;
-            return Ok(Found::Damage);
+            return Ok(Found::Damage(None));
         }
         self.next_seq = header.end_seq();
         self.is_passing = !wanted(&header);
@@ -234,7 +234,7 @@ impl Frames {
             .get(frame::HEADER_BYTES..frame_bytes)
             .and_then(|payload| header.with_payload(epoch, payload));
         self.offset = frame_end;
-        Ok(frame.map_or(Found::Damage, |frame| Found::Frame(header, frame)))
+        Ok(frame.map_or(Found::Damage(Some(header)), |frame| Found::Frame(header, frame)))
     }
 
     /// Goes to the next header that holds, or to the end.
@@ -322,7 +322,7 @@ pub(super) fn scan(
                 scan.head = Some(header.head);
                 scan.times = Some(scan.times.map_or(header.times, |times| times.and(header.times)));
             }
-            Found::Passed(_) | Found::Damage => {}
+            Found::Passed(_) | Found::Damage(_) => {}
             Found::End => return Ok(scan),
         }
     }
@@ -381,7 +381,7 @@ mod tests {
                     match frames.next(end, SEQ_MAX, |_| true).unwrap() {
                         Found::Frame(header, _) => found.push(header.first_seq),
                         Found::End => break,
-                        Found::Damage | Found::Passed(_) => {}
+                        Found::Damage(_) | Found::Passed(_) => {}
                     }
                 }
                 assert_eq!(found, [Seq(9)], "{length} bytes before it");

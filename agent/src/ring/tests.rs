@@ -609,3 +609,48 @@ fn only_the_user_can_read_it() {
         assert_eq!(mode & 0o777, 0o600, "{name:?}");
     }
 }
+
+/// The segment that comes after them tells until when they may have been recorded.
+#[test]
+fn what_is_lost_at_the_end_stays_a_hole_that_reaches_far_enough() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("ring");
+    let (mut ring, _) = open(&dir, ROOMY);
+    ring.append(&records(1, 5, 0)).unwrap();
+    let path = segment_files(&dir)[0].clone();
+    let good_bytes = fs::metadata(&path).unwrap().len();
+    ring.append(&records(6, 5, 0)).unwrap();
+    ring.sync(moment(1_000_011).wall, moment(1_000_011)).unwrap();
+    drop(ring);
+    fs::File::options().write(true).open(&path).unwrap().set_len(good_bytes).unwrap();
+    let (mut ring, recovery) = open(&dir, ROOMY);
+    assert_eq!(recovery.lost_at_end, 5);
+    let written = records(1, 10, 0);
+    for _ in 0..2 {
+        let (left, holes) = read(ring.view());
+        assert_eq!(holes.len(), 1);
+        check_against(&written, &left[..5], &holes);
+        ring.append(&records(ring.next_seq().0.max(11), 2, 0)).unwrap();
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_ring_takes_no_more_of_the_disk_than_its_budget() {
+    use std::os::unix::fs::MetadataExt as _;
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("ring");
+    let options = Options::within(4 << 20);
+    let (mut ring, _) = open(&dir, options);
+    let mut random = fastrand::Rng::with_seed(1);
+    for seq in 1..300 {
+        // So large that many a one does not fit into what a segment has left.
+        let bytes = (0..60_000).map(|_| random.u8(..)).collect();
+        ring.append(&[Record { labels: Labels::default(), ..record(seq, bytes) }]).unwrap();
+        ring.prepare().unwrap();
+        let entries = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+        let disk_bytes: u64 = entries.map(|metadata| metadata.blocks() * 512).sum();
+        // A file's last block is counted whole, and the checkpoint besides.
+        assert!(disk_bytes <= options.bytes_max + (64 << 10), "{disk_bytes} at {seq}");
+    }
+}

@@ -9,13 +9,12 @@ use std::{
 use alibi_proto::{
     chain::{Anchor, Head},
     coverage::{Hole, OVERWRITTEN},
-    flow::RECORD_SPAN_MAX,
     id::{Epoch, Seq},
     time::{Moment, Timestamp},
 };
 
 use super::{
-    RingError, Span, Times, recovery,
+    Recovery, RingError, Span, Times, recovery,
     segment::{self, Found, Frames},
 };
 
@@ -159,6 +158,11 @@ impl View {
         self.index().closed_cleanly
     }
 
+    /// What a writer would find that opened it now, as far as its checkpoint tells.
+    pub fn recovery(&self) -> Recovery {
+        self.index().recovery()
+    }
+
     /// The head of the chain after everything that survives a power cut.
     pub fn anchor(&self) -> Anchor {
         let index = self.index();
@@ -208,7 +212,7 @@ impl View {
                 }
                 Found::Passed(header) if header.first_seq >= after => return Ok(Standing::Gone),
                 Found::End => return Ok(Standing::Gone),
-                Found::Passed(_) | Found::Frame(..) | Found::Damage => {}
+                Found::Passed(_) | Found::Frame(..) | Found::Damage(_) => {}
             }
         }
     }
@@ -220,6 +224,16 @@ impl View {
 }
 
 impl Index {
+    pub(super) fn recovery(&self) -> Recovery {
+        Recovery {
+            was_closed_cleanly: self.closed_cleanly,
+            recorded_until: self.recorded_until,
+            recorded_at: self.recorded_at,
+            boot: self.boot,
+            ..Recovery::default()
+        }
+    }
+
     pub(super) fn first_seq(&self) -> Seq {
         self.segments.front().map_or(self.next_seq, |segment| segment.first_seq)
     }
@@ -229,13 +243,14 @@ impl Index {
         self.segments.get(at + 1).map_or(self.next_seq, |next| next.first_seq)
     }
 
-    /// Between which times the records of segment `at` were recorded, as its neighbours tell. Widened, never narrowed,
-    /// by what is not known.
+    /// Between which times the records of segment `at` were recorded, as its neighbours tell, and what they speak of, as its
+    /// seal or its writer does. Widened, never narrowed, by what is not known.
     pub(super) fn bounds_of(&self, at: usize) -> Times {
         let known = |segment: &Segment| segment.created;
         let from = self.segments.iter().take(at + 1).rev().find_map(known).unwrap_or_default();
         let to = self.segments.iter().skip(at + 1).find_map(known).unwrap_or_else(|| self.latest());
-        Times { speaks_from: from.saturating_sub(RECORD_SPAN_MAX), recorded_from: from, recorded_to: to }
+        let speaks_from = self.segments[at].times.map_or(Timestamp::ZERO, |times| times.speaks_from);
+        Times { speaks_from, recorded_from: from, recorded_to: to }
     }
 
     /// No record is known to be recorded later.

@@ -101,14 +101,10 @@ impl Ring {
             return Err(RingError::OtherHost { dir: dir.to_owned() });
         }
         let recovery = Recovery {
-            is_new: false,
-            was_closed_cleanly: survey.index.closed_cleanly,
-            recorded_until: survey.index.recorded_until,
-            recorded_at: survey.index.recorded_at,
-            boot: survey.index.boot,
             cut_bytes: survey.cut_bytes,
             lost_at_end: survey.lost_at_end,
             checkpoint_lost: survey.generation.is_none(),
+            ..survey.index.recovery()
         };
         Ok((Self::recover(dir, options, host, survey)?, recovery))
     }
@@ -462,8 +458,12 @@ impl Ring {
                 bytes.extend(seal.encode(epoch));
             }
             active.is_dirty |= !bytes.is_empty();
-            files::write_at(&mut active.file, committed, &bytes)
-                .map_err(|source| io_error(&active.path, source))?;
+            let mut written = files::write_at(&mut active.file, committed, &bytes);
+            if !plan.new.is_empty() {
+                // It ends here, and gives back the room that was set aside for more.
+                written = written.and_then(|()| active.file.set_len(committed + bytes.len() as u64));
+            }
+            written.map_err(|source| io_error(&active.path, source))?;
         }
         if !plan.new.is_empty() {
             self.sync_active()?;
@@ -494,7 +494,8 @@ impl Ring {
                 bytes.extend(seal.encode(epoch));
             }
             if let Some(Started { segment, file, .. }) = started.last() {
-                files::sync(file).map_err(|source| io_error(&segment.path, source))?;
+                let whole = file.set_len(segment.file_bytes).and_then(|()| files::sync(file));
+                whole.map_err(|source| io_error(&segment.path, source))?;
             }
             let path = segment::path(&self.dir, first_seq);
             let file = self.create_segment(&path, &bytes).map_err(|source| io_error(&path, source))?;

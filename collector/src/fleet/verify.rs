@@ -118,12 +118,10 @@ impl Check {
         {
             self.verified.problem(format!("the chain is broken before event {}", frames[0].first_seq.0));
         }
+        // Where what was before is not known, nothing tells that these frames lead to the head that is said.
         let mut head = link.previous;
-        for (at, frame) in frames.iter().enumerate() {
+        for frame in &frames {
             head = head.map(|head| head.then(frame));
-            if at + 1 == frames.len() {
-                head = Some(link.head);
-            }
             self.reach(frame, head);
         }
         self.head = Some(link.head);
@@ -251,11 +249,36 @@ mod tests {
             })
         };
         let damaged = without_the_second("damaged");
-        assert_eq!((damaged.anchors, damaged.anchors_gone), (1, 1));
+        // Nothing tells what the third goes on from.
+        assert_eq!((damaged.anchors, damaged.anchors_gone), (1, 2));
         assert!(problems(damaged).contains("events 3 to 3 are missing: damaged"));
         // What was overwritten meanwhile is no more: that takes nothing away from what is there.
         let overwritten = without_the_second(OVERWRITTEN);
-        assert_eq!((overwritten.anchors, overwritten.anchors_gone), (1, 1));
+        assert_eq!((overwritten.anchors, overwritten.anchors_gone), (1, 2));
         assert!(!problems(overwritten).contains("are missing"));
+    }
+
+    #[test]
+    fn heads_that_are_only_claimed_prove_nothing() {
+        let verified = check(|frames, before| {
+            let mut head = before;
+            let claim = |frame: &Frame| {
+                head = head.then(frame);
+                // Another event under the same seqs, with the head that was anchored.
+                let last = frame.end_seq().0 - 1;
+                let forged: Vec<Vec<u8>> = (frame.first_seq.0..=last)
+                    .map(|seq| wire::Event { seq, time_ns: 99, ..wire::Event::default() }.encode_to_vec())
+                    .collect();
+                let payload = Packer::default().pack(&forged.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                wire::TailResponse {
+                    epoch: 1,
+                    head: Some(head.as_bytes().to_vec()),
+                    frames: vec![Frame { payload, ..frame.clone() }.into()],
+                    ..Default::default()
+                }
+            };
+            frames.iter().map(claim).collect()
+        });
+        assert_eq!((verified.anchors, verified.anchors_gone), (0, 3), "{verified:?}");
     }
 }

@@ -38,7 +38,8 @@ macro_rules! suite {
             are_written_before_what_a_clock_stamped_that_was_set, tell_whether_a_name_was_resolved_before
         }
         suite! { $home, stream:
-            takes_each_event_once, refuses_what_does_not_continue_it_and_stores_nothing_of_it,
+            says_that_a_time_happened_twice_whatever_a_ring_that_comes_back_begins_with,
+            keeps_what_it_can_read_however_much_is_lost_before_the_first_grade, takes_each_event_once, refuses_what_does_not_continue_it_and_stores_nothing_of_it,
             makes_a_hole_a_loss_of_every_facet, stops_all_recording_where_the_ring_was_made_anew,
             rules_nothing_out_by_the_old_ring_in_a_time_that_happens_twice,
             goes_on_where_an_epoch_was_left, loses_what_it_does_not_know, never_goes_back_in_time,

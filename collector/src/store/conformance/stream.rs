@@ -1,9 +1,10 @@
 //! How a host's stream is taken in.
 
 use alibi_proto::{
-    coverage::{CoverageChange, Facet, Grade},
+    coverage::{CoverageChange, Facet, Grade, INTERVALS_MAX},
     event::{Batch, EventKind},
     id::{Cursor, Epoch, HostId, Seq},
+    time::Moment,
 };
 
 use super::{Home, samples::*};
@@ -133,6 +134,61 @@ pub(in crate::store) fn goes_on_where_an_epoch_was_left<H: Home>() {
     // The old ring, restored from a backup.
     let after = store.commit(HOST, &batch(EPOCH, 1, some_flows(6)), at(4)).unwrap();
     assert_eq!((after.next.seq, after.events, stored_flows(&store)), (Seq(7), 7, 7));
+}
+
+pub(in crate::store) fn says_that_a_time_happened_twice_whatever_a_ring_that_comes_back_begins_with<
+    H: Home,
+>() {
+    let recorded = |mut batch: Batch, second: u64| {
+        let recorded = Moment { wall: at(second), boot_ns: second };
+        batch.events.iter_mut().for_each(|event| event.recorded = recorded);
+        batch
+    };
+    let grade = Grade::NotRecorded { reason: "stopped".into() };
+    let stopped = Facet::ALL.map(|facet| standing(facet, grade.clone(), 100));
+    let of_both = [false, true].map(|is_empty_first| {
+        let home = H::new();
+        let store = home.open();
+        follow(&store);
+        store.commit(HOST, &recorded(batch(EPOCH, 1, announced(1, all_complete(10))), 10), at(11)).unwrap();
+        let last = Batch { watermark: Some(at(100)), ..batch(EPOCH, 4, stopped.to_vec()) };
+        store.commit(HOST, &recorded(last, 100), at(100)).unwrap();
+        let other =
+            Batch { watermark: Some(at(200)), ..batch(EPOCH + 1, 1, announced(1, all_complete(110))) };
+        store.commit(HOST, &recorded(other, 110), at(200)).unwrap();
+        // The first comes back; the clock was set back to 120 meanwhile, and it records from 150 on.
+        if is_empty_first {
+            store.commit(HOST, &batch(EPOCH, 1, vec![]), at(250)).unwrap();
+        }
+        let again = Batch { watermark: Some(at(400)), ..batch(EPOCH, 7, announced(7, all_complete(150))) };
+        store.commit(HOST, &recorded(again, 150), at(500)).unwrap();
+        gaps(&store, Facet::Connections)
+    });
+    assert_eq!(of_both[0], of_both[1]);
+    assert!(of_both[0].iter().any(|gap| gap.ends_with("0..200")), "{of_both:?}");
+}
+
+pub(in crate::store) fn keeps_what_it_can_read_however_much_is_lost_before_the_first_grade<H: Home>() {
+    let home = H::new();
+    let store = home.open();
+    follow(&store);
+    let lost =
+        |n: u64| match standing(Facet::Connections, Grade::Lost { count: 1, reason: "x".into() }, n * 10) {
+            EventKind::CoverageChanged(change) => {
+                EventKind::CoverageChanged(CoverageChange { to: Some(at(n * 10 + 1)), ..change })
+            }
+            other => other,
+        };
+    let losses = INTERVALS_MAX as u64;
+    let kinds = (1..=losses).map(lost).chain([complete(Facet::Connections, 5)]).collect();
+    store.commit(HOST, &batch(EPOCH, 1, kinds), at(2)).unwrap();
+    store.commit(HOST, &batch(EPOCH, losses + 2, vec![complete(Facet::Connections, 6)]), at(3)).unwrap();
+    assert!(store.coverage(HOST, Facet::Connections).unwrap().intervals() <= INTERVALS_MAX);
+}
+
+fn standing(facet: Facet, grade: Grade, from: u64) -> EventKind {
+    let (to, scope, announced_from) = (None, None, None);
+    EventKind::CoverageChanged(CoverageChange { facet, grade, from: at(from), to, scope, announced_from })
 }
 
 pub(in crate::store) fn loses_what_it_does_not_know<H: Home>() {

@@ -33,6 +33,13 @@ pub(super) fn commit(
     let known_until = stored.progress.known_until.max(known_until);
     stored.progress.known_until = known_until;
 
+    // What a ring means that is entered, the first thing that it tells of decides.
+    let is_another = stored.ring.is_some() && stored.progress.next.epoch != batch.epoch;
+    if is_another && batch.events.is_empty() && batch.hole.is_none() {
+        let progress = Progress { heard: Some(heard), ..stored.progress };
+        agents::persist(transaction, host, &progress)?;
+        return Ok((progress, None));
+    }
     let mut coverage = Coverage::new(transaction, stored.row);
     let ring = enter_ring(transaction, &stored, batch, &mut coverage)?;
     let steady = clock::saw(transaction, stored.row, batch, ring.wanted)?;
