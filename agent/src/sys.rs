@@ -58,6 +58,17 @@ pub(crate) fn set_room_aside(file: &std::fs::File, bytes: u64) -> io::Result<()>
     os::set_room_aside(file, bytes)
 }
 
+/// Whether the disk cannot read what is on it.
+pub(crate) fn is_bad_medium(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| os::BAD_MEDIUM.contains(&code))
+}
+
+/// What the system says then.
+#[cfg(test)]
+pub(crate) fn bad_medium() -> io::Error {
+    io::Error::from_raw_os_error(os::BAD_MEDIUM[0])
+}
+
 /// Who and what this machine is.
 pub fn host_facts() -> HostFacts {
     os::host_facts()

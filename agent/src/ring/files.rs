@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -91,6 +91,14 @@ pub(super) fn write_at(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result
     file.write_all(bytes)
 }
 
+/// Reads up to so many bytes from `offset` on, as far as the file has them, to the end of `into`.
+pub(super) fn read_at(file: &mut File, offset: u64, bytes: u64, into: &mut Vec<u8>) -> io::Result<()> {
+    #[cfg(test)]
+    fault::check_read(offset, bytes)?;
+    file.seek(SeekFrom::Start(offset))?;
+    file.take(bytes).read_to_end(into).map(drop)
+}
+
 /// What was written to `file` survives a power cut from here on.
 pub(super) fn sync(file: &File) -> io::Result<()> {
     #[cfg(test)]
@@ -116,7 +124,10 @@ fn options() -> OpenOptions {
 #[cfg(test)]
 pub(crate) mod fault {
     use super::*;
-    use std::cell::{Cell, RefCell};
+    use std::{
+        cell::{Cell, RefCell},
+        ops::Range,
+    };
 
     /// What was asked of the file system, whichever file it was.
     #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +141,18 @@ pub(crate) mod fault {
     thread_local! {
         static ROOM: Cell<Option<usize>> = const { Cell::new(None) };
         static DONE: RefCell<Option<Vec<Done>>> = const { RefCell::new(None) };
+        static BAD: RefCell<Range<u64>> = const { RefCell::new(0..0) };
+    }
+
+    /// These bytes of whatever file this thread reads cannot be read, until it is given others.
+    pub(crate) fn set_bad(bytes: Range<u64>) {
+        BAD.set(bytes);
+    }
+
+    /// Whether so many bytes from here on can be read.
+    pub(super) fn check_read(offset: u64, bytes: u64) -> io::Result<()> {
+        let is_bad = BAD.with_borrow(|bad| bad.start < offset + bytes && offset < bad.end);
+        if is_bad { Err(crate::sys::bad_medium()) } else { Ok(()) }
     }
 
     /// How many bytes this thread can still write, until it is given others.

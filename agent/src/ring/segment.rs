@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -14,10 +14,11 @@ use alibi_proto::{
 };
 
 use super::{
-    RingError, SEQ_MAX, Times,
+    RingError, SEQ_MAX, Times, files,
     frame::{self, FrameHeader, head_at, u32_at, u64_at},
     seal::{self, Seal},
 };
+use crate::sys;
 
 /// Bytes of a segment's header.
 pub(super) const HEADER_BYTES: usize = 88;
@@ -25,6 +26,8 @@ pub(super) const HEADER_BYTES: usize = 88;
 const MAGIC: [u8; 8] = *b"ALIBIRNG";
 const FORMAT: u16 = 1;
 const SUFFIX: &str = ".segment";
+/// What a disk cannot read goes on for so long, at least.
+const SECTOR_BYTES: u64 = 4096;
 /// What is read at once, at least.
 const CHUNK_BYTES: u64 = 64 * 1024;
 
@@ -82,15 +85,18 @@ impl SegmentHeader {
         bytes
     }
 
-    /// The header of the segment at `path`; none if it is damaged or was never wholly written.
+    /// The header of the segment at `path`; none if it is damaged, cannot be read or was never wholly written.
     ///
     /// # Errors
     /// When the file is not a segment, or was written by a newer version.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, RingError> {
         let error = |source| RingError::Io { path: path.to_owned(), source };
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(error)?;
-        file.take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(error)?;
+        let mut file = File::open(path).map_err(error)?;
+        match files::read_at(&mut file, 0, HEADER_BYTES as u64, &mut bytes) {
+            Err(source) if sys::is_bad_medium(&source) => return Ok(None),
+            read => read.map_err(error)?,
+        }
         check_magic(path, &bytes, MAGIC, FORMAT)?;
         let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         if u32_at(bytes, 12) != checksum(bytes) {
@@ -117,15 +123,21 @@ pub(super) fn previous_head(path: &Path) -> Result<Option<Head>, RingError> {
     }
 }
 
-/// The seal of the segment at `path`, if it has one that holds, and where it begins.
+/// The seal of the segment at `path`, if it has one that holds and can be read, and where it begins.
 pub(super) fn read_seal(path: &Path, epoch: Epoch) -> io::Result<Option<(Seal, u64)>> {
+    match try_read_seal(path, epoch) {
+        Err(source) if sys::is_bad_medium(&source) => Ok(None),
+        seal => seal,
+    }
+}
+
+fn try_read_seal(path: &Path, epoch: Epoch) -> io::Result<Option<(Seal, u64)>> {
     let mut file = File::open(path)?;
     let file_bytes = file.metadata()?.len();
     let mut read = |bytes: usize| -> io::Result<Option<Vec<u8>>> {
         let Some(from) = file_bytes.checked_sub(bytes as u64) else { return Ok(None) };
-        file.seek(SeekFrom::Start(from))?;
         let mut content = Vec::with_capacity(bytes);
-        (&mut file).take(bytes as u64).read_to_end(&mut content)?;
+        files::read_at(&mut file, from, bytes as u64, &mut content)?;
         Ok(Some(content))
     };
     let footer = read(seal::FOOTER_BYTES)?;
@@ -198,8 +210,27 @@ impl Frames {
     }
 
     /// What comes next before byte `end` of the file, up to which it does not change any more, and before `end_seq`. A frame
-    /// of other seqs than those that can be there is damage, whatever its checksums say.
+    /// of other seqs than those that can be there is damage, whatever its checksums say, and so is what the disk cannot read.
     pub(super) fn next(
+        &mut self,
+        end: u64,
+        end_seq: Seq,
+        wanted: impl FnOnce(&FrameHeader) -> bool,
+    ) -> io::Result<Found> {
+        let before = self.offset;
+        match self.try_next(end, end_seq, wanted) {
+            Err(source) if sys::is_bad_medium(&source) => {
+                self.window.clear();
+                self.offset =
+                    (self.offset.max(before) / SECTOR_BYTES + 1).saturating_mul(SECTOR_BYTES).min(end);
+                self.window_offset = self.offset;
+                Ok(Found::Damage(None))
+            }
+            found => found,
+        }
+    }
+
+    fn try_next(
         &mut self,
         end: u64,
         end_seq: Seq,
@@ -275,10 +306,19 @@ impl Frames {
             let consumed = usize::try_from(self.offset - self.window_offset).unwrap_or(usize::MAX);
             self.window.drain(..consumed.min(self.window.len()));
             self.window_offset = self.offset;
-            self.file.seek(SeekFrom::Start(self.offset + there))?;
             let at_once = if self.is_passing { 0 } else { CHUNK_BYTES };
-            let missing = (bytes - there).max(at_once).min(left - there);
-            (&mut self.file).take(missing).read_to_end(&mut self.window)?;
+            let from = self.offset + there;
+            let [needed, more] =
+                [bytes - there, (bytes - there).max(at_once)].map(|bytes| bytes.min(left - there));
+            let known = self.window.len();
+            match files::read_at(&mut self.file, from, more, &mut self.window) {
+                // What is needed may be readable where what comes after it is not.
+                Err(source) if more > needed && sys::is_bad_medium(&source) => {
+                    self.window.truncate(known);
+                    files::read_at(&mut self.file, from, needed, &mut self.window)?;
+                }
+                read => read?,
+            }
         }
         let start = usize::try_from(self.offset - self.window_offset).unwrap_or(usize::MAX);
         Ok(self.window.get(start..).unwrap_or_default())

@@ -73,6 +73,9 @@ pub(super) fn set_room_aside(file: &std::fs::File, bytes: u64) -> io::Result<()>
     }
 }
 
+/// EIO.
+pub(super) const BAD_MEDIUM: [i32; 1] = [libc::EIO];
+
 pub(super) fn host_facts() -> HostFacts {
     let booted = booted();
     HostFacts {

@@ -33,6 +33,9 @@ pub(super) fn last_restart(_: Moment) -> Option<Restart> {
     None
 }
 
+/// EIO.
+pub(super) const BAD_MEDIUM: [i32; 1] = [5];
+
 pub(super) fn host_facts() -> HostFacts {
     let booted = System::boot_time().map_or(Timestamp::ZERO, Timestamp::from_secs);
     HostFacts {

@@ -38,6 +38,9 @@ pub(super) fn last_restart(_: Moment) -> Option<Restart> {
     None
 }
 
+/// ERROR_CRC, ERROR_SECTOR_NOT_FOUND and ERROR_IO_DEVICE.
+pub(super) const BAD_MEDIUM: [i32; 3] = [23, 27, 1117];
+
 pub(super) fn host_facts() -> HostFacts {
     let booted = System::boot_time().map_or(Timestamp::ZERO, Timestamp::from_secs);
     HostFacts {

@@ -268,3 +268,35 @@ fn a_frame_of_seqs_that_cannot_be_there_is_damage() {
         }
     }
 }
+
+/// It is damage, and neither keeps the ring from being opened nor a reader from going on.
+#[test]
+fn what_the_disk_cannot_read_is_a_hole() {
+    let temporary = workshop();
+    let dir = temporary.path().join("ring");
+    let options = Options { bytes_max: 400_000, segment_bytes: 100_000, record_bytes_max: 9_000 };
+    let (mut ring, _) = open(&dir, options);
+    let mut random = fastrand::Rng::with_seed(1);
+    let written: Vec<Record> =
+        (1..=60).map(|seq| record(seq, (0..3_000).map(|_| random.u8(..)).collect())).collect();
+    for records in written.chunks(2) {
+        ring.append(records).unwrap();
+    }
+    ring.sync(moment(1_000_100).wall, moment(1_000_100)).unwrap();
+    drop(ring);
+    let files = files_of(&dir);
+    for bad in [0..10, 5_000..5_001, 40_000..60_000, 90_000..100_000] {
+        put(&dir, &files);
+        fault::set_bad(bad.clone());
+        let (mut ring, _) = open(&dir, options);
+        let (left, holes) = read(ring.view());
+        check_against(&written, &left, &holes);
+        let missing = written.len() - left.len();
+        assert_eq!(holes.iter().map(Hole::count).sum::<u64>(), missing as u64, "{bad:?}");
+        assert!(missing <= 22 && (missing > 0 || bad.start < 88), "{bad:?}: {missing}");
+        let fresh = records(ring.next_seq().0, 2, 1);
+        ring.append(&fresh).unwrap();
+        fault::set_bad(0..0);
+        assert!(read(ring.view()).0.ends_with(&seen(&fresh)), "{bad:?}");
+    }
+}
