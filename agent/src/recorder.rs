@@ -13,6 +13,7 @@ use std::{
 };
 
 use alibi_proto::{
+    clock::STEP_MIN,
     coverage::{CoverageChange, Facet, Summary},
     event::{Event, EventKind},
     host::UserPresence,
@@ -69,8 +70,22 @@ pub struct Progress {
     pub next_seq: Seq,
     /// Everything before this is in the ring.
     pub watermark: Option<Timestamp>,
+    /// When the source last looked at the clock.
+    pub looked: Moment,
     /// Users with processes.
     pub users: Arc<[UserPresence]>,
+}
+
+impl Progress {
+    /// Up to when everything is in the ring, of all that the clock has shown until `now`. It may have been set back since the
+    /// source last looked, and shown times again of which nothing is recorded yet.
+    pub fn known_until(&self, now: Moment) -> Option<Timestamp> {
+        let passed = Duration::from_nanos(now.boot_ns.saturating_sub(self.looked.boot_ns));
+        let expected = self.looked.wall.saturating_add(passed);
+        let was_set_back = expected.since(now.wall) >= STEP_MIN;
+        self.watermark
+            .map(|until| if was_set_back { until.min(now.wall.saturating_sub(passed)) } else { until })
+    }
 }
 
 /// The highest event that a collector has acknowledged; shared with the server.
@@ -437,10 +452,11 @@ impl Recorder {
     fn publish(&mut self) {
         let watermark = if self.pending.is_empty() { Some(self.pipeline.watermark()) } else { None };
         let users = std::mem::take(&mut self.users_changed).then(|| self.pipeline.users(USERS_MAX));
-        let next_seq = self.ring.next_seq();
+        let (next_seq, looked) = (self.ring.next_seq(), self.looked());
         self.progress.send_modify(|progress| {
             progress.next_seq = next_seq;
             progress.watermark = watermark.unwrap_or(progress.watermark);
+            progress.looked = looked;
             if let Some(users) = users {
                 progress.users = users.into();
             }

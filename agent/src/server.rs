@@ -211,7 +211,7 @@ async fn known_until(
     let reached = progress.wait_for(|progress| progress.watermark >= Some(question.window.to()));
     // A window that ends in the future is answered as far as it goes; a stopped recorder, with what it left.
     let _ = tokio::time::timeout(KNOWN_UNTIL_WAIT, reached).await;
-    progress.borrow().watermark
+    progress.borrow().known_until(sys::now())
 }
 
 /// Where in this ring a follower goes on, and what it is told of its past. One that comes from another ring, or from none,

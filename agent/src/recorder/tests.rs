@@ -423,3 +423,14 @@ fn what_is_let_go_after_the_clock_was_set_back_is_lost_up_to_where_it_was() {
         }
     }
 }
+
+/// Whoever asks just then is not told that nothing happened in a time that is only now being shown again.
+#[test]
+fn nothing_is_known_of_times_that_the_clock_shows_again_until_the_source_has_looked() {
+    let moment = |wall: u64, boot: u64| Moment { wall: at(wall).wall, boot_ns: boot * 1_000_000_000 };
+    let progress =
+        Progress { watermark: Some(at(5000).wall), looked: moment(5000, 100), ..Progress::default() };
+    for (now, want) in [((5000, 100), 5000), ((5002, 102), 5000), ((4002, 102), 4000), ((5003, 102), 5000)] {
+        assert_eq!(progress.known_until(moment(now.0, now.1)), Some(at(want).wall), "{now:?}");
+    }
+}
