@@ -123,11 +123,13 @@ pub(super) fn previous_head(path: &Path) -> Result<Option<Head>, RingError> {
     }
 }
 
-/// The seal of the segment at `path`, if it has one that holds and can be read, and where it begins.
+/// The seal of the segment at `path`, if it has one that holds and can be read, and where it begins. One that tells of no
+/// record that can be there is another segment's.
 pub(super) fn read_seal(path: &Path, epoch: Epoch) -> io::Result<Option<(Seal, u64)>> {
+    let first_seq = path.file_name().and_then(|name| first_seq_of(name.to_str()?));
     match try_read_seal(path, epoch) {
         Err(source) if sys::is_bad_medium(&source) => Ok(None),
-        seal => seal,
+        seal => Ok(seal?.filter(|(seal, _)| Some(seal.last_seq) >= first_seq)),
     }
 }
 
@@ -253,10 +255,9 @@ impl Frames {
             self.offset = frame_end;
             return Ok(Found::Damage(None));
         }
-        self.next_seq = header.end_seq();
         self.is_passing = !wanted(&header);
         if self.is_passing {
-            self.offset = frame_end;
+            (self.offset, self.next_seq) = (frame_end, header.end_seq());
             return Ok(Found::Passed(header));
         }
         let frame_bytes = usize::try_from(header.frame_bytes()).unwrap_or(usize::MAX);
@@ -265,7 +266,10 @@ impl Frames {
             .get(frame::HEADER_BYTES..frame_bytes)
             .and_then(|payload| header.with_payload(epoch, payload));
         self.offset = frame_end;
-        Ok(frame.map_or(Found::Damage(Some(header)), |frame| Found::Frame(header, frame)))
+        // What a damaged frame claims keeps no other from being where it is.
+        let Some(frame) = frame else { return Ok(Found::Damage(Some(header))) };
+        self.next_seq = header.end_seq();
+        Ok(Found::Frame(header, frame))
     }
 
     /// Goes to the next header that holds, or to the end.

@@ -269,6 +269,62 @@ fn a_frame_of_seqs_that_cannot_be_there_is_damage() {
     }
 }
 
+/// Found by fuzzing: a header that holds, of a frame that does not, with seqs that are yet to come.
+#[test]
+fn a_damaged_frame_that_claims_seqs_to_come_keeps_none_from_being_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("ring");
+    let (mut ring, _) = open(&dir, ROOMY);
+    let written = records(1, 4, 0);
+    ring.append(&written[..2]).unwrap();
+    let path = segment_files(&dir)[0].clone();
+    let end = fs::metadata(&path).unwrap().len() as usize;
+    ring.append(&written[2..]).unwrap();
+    drop(ring);
+    let head = View::open_read_only(&dir).unwrap().index().head;
+    let packer = &mut alibi_proto::frame::Packer::default();
+    let mut forged = frame::encode(EPOCH, head, &records(5, 3, 9), 500, packer).remove(0).bytes;
+    *forged.last_mut().unwrap() ^= 1;
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.splice(end..end, forged);
+    fs::write(&path, bytes).unwrap();
+    let (mut ring, _) = open(&dir, ROOMY);
+    let fresh = records(5, 3, 1);
+    ring.append(&fresh).unwrap();
+    assert_eq!(read(ring.view()), (seen(&[written, fresh].concat()), vec![]));
+}
+
+/// Found by fuzzing: a seal of another segment at the end of the newest.
+#[test]
+fn a_seal_that_tells_of_earlier_records_is_not_believed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("ring");
+    let written = small_ring(&dir, 0);
+    let segments = segment_files(&dir);
+    let (_, begins) = segment::read_seal(&segments[0], EPOCH).unwrap().unwrap();
+    let seal = fs::read(&segments[0]).unwrap().split_off(begins as usize);
+    let newest = segments.last().unwrap();
+    let bytes = [fs::read(newest).unwrap(), seal].concat();
+    // Its frames are there, or none is.
+    for length in [bytes.len(), segment::HEADER_BYTES] {
+        let mut bytes = bytes.clone();
+        let end = fs::metadata(newest).unwrap().len() as usize;
+        bytes.drain(length.min(end)..end);
+        let other = temporary.path().join(length.to_string());
+        put(&other, &files_of(&dir));
+        fs::write(other.join(newest.file_name().unwrap()), bytes).unwrap();
+        fs::remove_file(other.join(checkpoint::NAME)).unwrap();
+        let (mut ring, _) = Ring::open(&other, TINY, HOST, EPOCH, |bytes| Some(label(bytes))).unwrap();
+        let first_seq = segment::first_seq_of(newest.file_name().unwrap().to_str().unwrap()).unwrap();
+        assert!(ring.next_seq() >= first_seq, "{length}");
+        let (left, holes) = read(ring.view());
+        check_against(&written, &left, &holes);
+        let fresh = records(ring.next_seq().0, 2, 1);
+        ring.append(&fresh).unwrap();
+        assert_eq!(read(ring.view()).0, [left, seen(&fresh)].concat(), "{length}");
+    }
+}
+
 /// It is damage, and neither keeps the ring from being opened nor a reader from going on.
 #[test]
 fn what_the_disk_cannot_read_is_a_hole() {
