@@ -1,8 +1,11 @@
 use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::mpsc,
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        atomic::{AtomicU16, Ordering},
+        mpsc,
+    },
 };
 
 use crate::{
@@ -19,10 +22,17 @@ use crate::{
 
 const NUMBER: u16 = 7;
 
+/// A server of its own for each answer: the source may still look at the socket that was closed before.
+fn server() -> Ipv4Addr {
+    static SERVERS: AtomicU16 = AtomicU16::new(1);
+    let [high, low] = SERVERS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    Ipv4Addr::new(127, 1, high, low)
+}
+
 /// An answer from one address to another, by UDP, with or without a question.
 fn by_udp(name: &str, is_asked: bool) {
     let (server, client) =
-        (UdpSocket::bind("127.0.0.53:53").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        (UdpSocket::bind((server(), 53)).unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     if is_asked {
         client.send_to(&question(NUMBER, name), server.local_addr().unwrap()).unwrap();
         server.recv(&mut [0; 512]).unwrap();
@@ -33,9 +43,9 @@ fn by_udp(name: &str, is_asked: bool) {
 
 /// As a container's resolver does: asked at another port than it answers from.
 fn translated(name: &str) {
-    let (server, client) =
-        (UdpSocket::bind("127.0.0.11:53").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-    let asked = UdpSocket::bind("127.0.0.11:0").unwrap();
+    let address = server();
+    let (server, client) = (UdpSocket::bind((address, 53)).unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let asked = UdpSocket::bind((address, 0)).unwrap();
     client.send_to(&question(NUMBER, name), asked.local_addr().unwrap()).unwrap();
     server.send_to(&answer(NUMBER, name), client.local_addr().unwrap()).unwrap();
     client.recv(&mut [0; 512]).unwrap();
@@ -47,7 +57,7 @@ fn framed(message: &[u8]) -> Vec<u8> {
 
 /// The same by TCP, the question in one segment with its length.
 fn by_tcp(name: &str, is_asked: bool) {
-    let listener = TcpListener::bind("127.0.0.53:53").unwrap();
+    let listener = TcpListener::bind((server(), 53)).unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut server, _) = listener.accept().unwrap();
     if is_asked {
