@@ -202,15 +202,16 @@ impl View {
             frames => frames.map_err(error)?,
         };
         loop {
-            match frames.next(segment.bytes, end, |_| false).map_err(error)? {
-                Found::Passed(header) if header.end_seq() == after => {
+            // Whole frames, since what the header of a damaged one claims is no past.
+            match frames.next(segment.bytes, end, |_| true).map_err(error)? {
+                Found::Frame(header, _) if header.end_seq() == after => {
                     return Ok(standing(header.head == anchor.head));
                 }
                 // What ended there once has become a part of something else.
-                Found::Passed(header) if header.first_seq < after && after < header.end_seq() => {
+                Found::Frame(header, _) if header.first_seq < after && after < header.end_seq() => {
                     return Ok(Standing::Other);
                 }
-                Found::Passed(header) if header.first_seq >= after => return Ok(Standing::Gone),
+                Found::Frame(header, _) if header.first_seq >= after => return Ok(Standing::Gone),
                 Found::End => return Ok(Standing::Gone),
                 Found::Passed(_) | Found::Frame(..) | Found::Damage(_) => {}
             }

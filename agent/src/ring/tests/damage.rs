@@ -292,6 +292,10 @@ fn a_damaged_frame_that_claims_seqs_to_come_keeps_none_from_being_read() {
     let fresh = records(5, 3, 1);
     ring.append(&fresh).unwrap();
     assert_eq!(read(ring.view()), (seen(&[written, fresh].concat()), vec![]));
+    ring.sync(moment(1_000_100).wall, moment(1_000_100)).unwrap();
+    let anchor = ring.view().anchor();
+    ring.append(&records(8, 1, 1)).unwrap();
+    assert_eq!(ring.view().compare(&anchor).unwrap(), Standing::Same);
 }
 
 /// Found by fuzzing: a seal of another segment at the end of the newest.
