@@ -298,6 +298,7 @@ impl Outlet {
     }
 
     /// For a source that sees executables being written, if anybody wants to know of them.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "no source sees that there"))]
     pub(crate) fn writers(&self) -> Option<Writers> {
         self.identifier.as_ref().map(|identifier| identifier.borrow().writers())
     }

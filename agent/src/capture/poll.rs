@@ -10,15 +10,17 @@ use alibi_proto::{
     host::{FacetCoverage, SourceDescription},
 };
 
-use super::{CaptureError, Fact, Observation, Outlet, Report, Source};
+use super::{CaptureError, Outlet, Report, Source};
 use crate::sys;
 
 mod differ;
 mod tables;
 
 use differ::Differ;
+#[cfg(target_os = "linux")]
 pub(super) use differ::owner;
 use tables::Tables;
+#[cfg(target_os = "linux")]
 pub(super) use tables::bounded;
 
 const NAME: &str = "poll";
@@ -67,9 +69,11 @@ impl Source for Poll {
 ///
 /// # Errors
 /// When the process table cannot be read.
-pub(super) fn running_processes() -> Result<Vec<Observation>, CaptureError> {
+#[cfg(target_os = "linux")]
+pub(super) fn running_processes() -> Result<Vec<super::Observation>, CaptureError> {
     let report = look(&mut Tables::open()?, &mut Differ::new(PERIOD_MIN, None));
-    let is_process = |observation: &Observation| matches!(observation.fact, Fact::ProcessStarted(_));
+    let is_process =
+        |observation: &super::Observation| matches!(observation.fact, super::Fact::ProcessStarted(_));
     Ok(report.observations.into_iter().filter(is_process).collect())
 }
 

@@ -429,7 +429,7 @@ pub(crate) fn path_of(file: &File) -> Option<String> {
 }
 
 /// Says that a test cannot run here; where none may be skipped, as in CI, that is a failure.
-#[cfg(test)]
+#[cfg(all(test, unix))]
 pub(crate) fn skip(why: &str) {
     let is_forbidden = std::env::var("ALIBI_LAB_SKIP").as_deref() == Ok("forbid");
     assert!(!is_forbidden, "no test may be skipped here, and this one cannot run: {why}");

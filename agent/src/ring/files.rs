@@ -122,6 +122,10 @@ fn options() -> OpenOptions {
 
 /// A disk that is full when a test says so, and remembers what was asked of it if a test wants to know.
 #[cfg(test)]
+#[cfg_attr(
+    windows,
+    allow(clippy::missing_const_for_thread_local, reason = "they are, and it is not seen there")
+)]
 pub(crate) mod fault {
     use super::*;
     use std::{

@@ -13,6 +13,7 @@ use super::{
     header::build::{Parts, header},
     *,
 };
+#[cfg(unix)]
 use crate::enrich::executable::skip;
 
 /// A file as packages made here have it.
