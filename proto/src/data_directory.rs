@@ -20,8 +20,8 @@ const LOCK: &str = "lock";
 pub struct DataDirectory {
     path: PathBuf,
     made: Option<Made>,
-    // Unlocked when closed.
-    _lock: File,
+    /// Unlocked when closed.
+    lock: Option<File>,
 }
 
 /// What did not exist: directories, innermost first. If there is none of them, the directory was empty.
@@ -48,11 +48,11 @@ impl DataDirectory {
         let options = File::options().create(true).truncate(false).write(true).clone();
         let locked = options.open(path.join(LOCK)).map_err(TryLockError::Error);
         match locked.and_then(|lock| lock.try_lock().map(|()| lock)) {
-            Ok(lock) => Ok(Self { path: path.to_owned(), made, _lock: lock }),
+            Ok(lock) => Ok(Self { path: path.to_owned(), made, lock: Some(lock) }),
             // Whoever was quicker has what was made.
             Err(TryLockError::WouldBlock) => Err(DataDirectoryError::InUse(path.to_owned())),
             Err(TryLockError::Error(source)) => {
-                made.iter().for_each(|made| made.take_away(path));
+                made.iter().for_each(|made| made.take_away(path, None));
                 Err(error(source))
             }
         }
@@ -72,20 +72,27 @@ impl DataDirectory {
 impl Drop for DataDirectory {
     fn drop(&mut self) {
         if let Some(made) = self.made.take() {
-            made.take_away(&self.path);
+            made.take_away(&self.path, self.lock.take());
         }
     }
 }
 
 impl Made {
     /// Best effort: there is an error to tell already, and it says why.
-    fn take_away(&self, path: &Path) {
+    fn take_away(&self, path: &Path, lock: Option<File>) {
         // It was empty and has been ours alone since, so everything in it is ours.
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            if entry.file_name() == LOCK {
+                continue;
+            }
             let path = entry.path();
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         }
+        // Last, since there may be systems that remove no directory in which a file is open: as long as it has this one
+        // and no mark, nobody else takes it for theirs.
+        drop(lock);
+        let _ = fs::remove_file(path.join(LOCK));
         for directory in &self.0 {
             let _ = fs::remove_dir(directory);
         }

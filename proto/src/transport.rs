@@ -36,7 +36,8 @@ impl FromStr for Address {
         let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         if let Some(path) = text.strip_prefix("unix:") {
             let path = PathBuf::from(path);
-            return if path.is_absolute() {
+            // Not `is_absolute`, which takes a drive on Windows: analysts there read the same instructions.
+            return if path.has_root() {
                 Ok(Self::Unix(path))
             } else {
                 Err(AddressError::Nonsense(text.into()))

@@ -139,7 +139,11 @@ impl Tables {
             name: String::new(),
             arguments,
             arguments_truncated,
-            working_directory: process.cwd().map(text).filter(|path| !path.is_empty()),
+            // Windows keeps it with a separator at its end.
+            working_directory: process
+                .cwd()
+                .map(|path| text(path.components().as_path()))
+                .filter(|path| !path.is_empty()),
             user: user.map(|id| self.people.user(id)),
             effective_user: effective.map(|id| self.people.user(id)),
             terminal: None,

@@ -52,7 +52,8 @@ const UNSAVED_MAX: usize = 4_096;
 /// What is known, and its file.
 pub(super) struct Known {
     path: PathBuf,
-    file: File,
+    /// To append to. None where the file has to be written anew first.
+    file: Option<File>,
     /// How much of the file is whole records.
     bytes: u64,
     entries_max: usize,
@@ -103,9 +104,8 @@ impl Known {
         for (identity, content) in contents.records {
             files.insert(identity, content);
         }
-        let options = File::options().create(true).truncate(false).read(true).write(true).clone();
         let mut known = Self {
-            file: options.open(path).map_err(error)?,
+            file: if is_there { Some(open_to_append(path).map_err(error)?) } else { None },
             path: path.to_owned(),
             bytes: bytes as u64,
             entries_max,
@@ -152,14 +152,14 @@ impl Known {
 
     fn append(&mut self) -> io::Result<()> {
         let records_max = 2 * self.entries_max as u64 * RECORD_BYTES as u64;
-        if self.bytes + self.unsaved.len() as u64 > (HEADER_BYTES + FILTER_BYTES) as u64 + records_max {
-            return self.write_anew();
-        }
+        let is_full =
+            self.bytes + self.unsaved.len() as u64 > (HEADER_BYTES + FILTER_BYTES) as u64 + records_max;
+        let Some(file) = self.file.as_mut().filter(|_| !is_full) else { return self.write_anew() };
         // Also cuts what a write that failed has left.
-        self.file.set_len(self.bytes)?;
-        self.file.seek(io::SeekFrom::Start(self.bytes))?;
-        self.file.write_all(&self.unsaved)?;
-        self.file.sync_data()?;
+        file.set_len(self.bytes)?;
+        file.seek(io::SeekFrom::Start(self.bytes))?;
+        file.write_all(&self.unsaved)?;
+        file.sync_data()?;
         self.bytes += self.unsaved.len() as u64;
         self.unsaved.clear();
         Ok(())
@@ -177,12 +177,18 @@ impl Known {
         for (identity, content) in self.files.iter() {
             bytes.extend(record(identity, content));
         }
+        // Closed first: Windows replaces no file that is open.
+        self.file = None;
         write_whole(&self.path, &bytes)?;
-        self.file = File::options().read(true).write(true).open(&self.path)?;
+        self.file = Some(open_to_append(&self.path)?);
         self.bytes = bytes.len() as u64;
         self.unsaved.clear();
         Ok(())
     }
+}
+
+fn open_to_append(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).open(path)
 }
 
 fn put_aside(path: &Path, problem: &str) -> io::Result<()> {
@@ -446,7 +452,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("executables");
         let mut known = learnt(&path, 100, 0..1);
-        let file = std::mem::replace(&mut known.file, File::open(&path).unwrap());
+        let file = known.file.replace(File::open(&path).unwrap());
         known.learn(&state(1), content(1));
         let problem = known.save().unwrap_err().to_string();
         assert!(
