@@ -26,6 +26,8 @@ use windows as os;
 // Linux has cheaper ways of its own; its tests run this one too, so that it is run somewhere.
 #[cfg(any(test, not(target_os = "linux")))]
 mod portable;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// Who and what this machine is, in this boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -267,7 +269,11 @@ mod tests {
         for sockets in [SocketTable::default().read(), portable::SocketTable.read()] {
             let sockets = sockets.unwrap();
             let socket = sockets.iter().find(|socket| socket.local == local).unwrap();
-            assert_eq!((socket.state, &socket.pids[..]), (TcpState::Listen, &[std::process::id()][..]));
+            assert_eq!(socket.state, TcpState::Listen);
+            if socket.pids.is_empty() && testing::wine_cannot("tell whose a listener is") {
+                continue;
+            }
+            assert_eq!(socket.pids, [std::process::id()]);
             assert_ne!(socket.identity, 0);
         }
     }

@@ -9,7 +9,7 @@ use alibi_proto::{executable::Package, time::Timestamp};
 use tempfile::TempDir;
 
 use super::*;
-use crate::sys;
+use crate::sys::testing::set_modified;
 
 const LIMITS: Limits = Limits {
     files_max: 8,
@@ -124,7 +124,7 @@ fn what_has_been_seen_in_another_run_is_not_new() {
     let path = image.path.clone().unwrap();
     let modified = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, "two").unwrap();
-    fs::File::open(&path).unwrap().set_modified(modified).unwrap();
+    set_modified(Path::new(&path), modified);
     let mut identifier = host.open(LIMITS);
     identifier.identify(GONE, now(), &mut image);
     let [found] = &wait(&mut identifier, 1)[..] else { panic!() };
@@ -188,7 +188,7 @@ fn a_running_process_is_read_wherever_its_file_is_now() {
     let mut child =
         command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
     fs::remove_file(&path).unwrap();
-    let process = ProcessKey { pid: child.id(), start: sys::process_start(child.id()).unwrap() };
+    let process = ProcessKey { pid: child.id(), start: crate::sys::process_start(child.id()).unwrap() };
     let named = ProcessImage { path: Some(text(&path)), file: Some(file), ..ProcessImage::default() };
     let mut unnamed = ProcessImage { file: None, ..named.clone() };
     // On some file systems the kernel knows the device by another number.

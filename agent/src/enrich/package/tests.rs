@@ -8,6 +8,7 @@ use alibi_proto::time::Timestamp;
 use tempfile::TempDir;
 
 use super::*;
+use crate::sys::testing::set_modified;
 
 /// dpkg does not say what a file must be like.
 const ANY: FileIdentity = FileIdentity { device: 0, inode: 0, modified: Timestamp::from_secs(0), size: 0 };
@@ -150,7 +151,7 @@ fn what_has_changed_in_the_database_is_read_again() {
     let mut later = SystemTime::now();
     let mut change = |name: &str| {
         later += Duration::from_secs(60);
-        fs::File::open(system.path(name)).unwrap().set_modified(later).unwrap();
+        set_modified(&system.path(name), later);
     };
 
     system.install("new", "1", &["/usr/bin/new"]);

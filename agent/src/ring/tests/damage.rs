@@ -1,6 +1,20 @@
 //! Damage anywhere: nothing that is read is wrong, and what is missing is told.
 
 use super::*;
+use crate::sys::testing::wine_cannot;
+
+/// Of the places in a file, how many there are from one that is damaged to the next. All of them where a ring is quickly made;
+/// on Windows, where each file that is opened costs ten times as much, the others are left to the systems that share the
+/// code. Prime to the sizes of what is written, so that every field is met.
+const APART: usize = if cfg!(windows) { 11 } else { 1 };
+
+/// Where the file of this name and so many bytes is damaged.
+fn places(name: &OsString, bytes: usize) -> Vec<usize> {
+    // Most of a slot of the checkpoint is zeros.
+    let is_checkpoint = name == checkpoint::NAME;
+    let places = (0..bytes).filter(|at| !is_checkpoint || at % 4096 < 100 || at % 97 == 0);
+    places.step_by(APART).collect()
+}
 
 /// A place for thousands of rings: in memory where that can be, since each of them waits for its disk.
 fn workshop() -> tempfile::TempDir {
@@ -21,7 +35,7 @@ fn a_tail_torn_anywhere_costs_what_it_held_and_no_more() {
             let (_, checkpoint) = checkpoint::read(&dir.join(checkpoint::NAME)).unwrap().unwrap();
             checkpoint.next_seq.0
         };
-        for length in 0..files[&name].len() {
+        for length in (0..files[&name].len()).step_by(APART) {
             let mut torn = files.clone();
             torn.get_mut(&name).unwrap().truncate(length);
             put(&dir, &torn);
@@ -107,11 +121,10 @@ fn a_byte_flipped_anywhere_is_refused_or_accounted_for() {
         let written = small_ring(&dir, unsynced);
         let files = files_of(&dir);
         for (name, bytes) in &files {
-            // Most of a slot of the checkpoint is zeros.
             let is_checkpoint = name == checkpoint::NAME;
             put(&dir, &files);
             let frames_end = frames_end(&dir.join(name));
-            for at in (0..bytes.len()).filter(|at| !is_checkpoint || at % 4096 < 100 || at % 97 == 0) {
+            for at in places(name, bytes.len()) {
                 put(&dir, &files);
                 let mut flipped = bytes.clone();
                 flipped[at] ^= if at % 2 == 0 { 0xff } else { 1 << (at % 8) };
@@ -147,10 +160,7 @@ fn a_file_cut_anywhere_costs_what_it_held_and_no_more() {
             put(&dir, &files);
             let frames_end = frames_end(&dir.join(name));
             let mut missing_most = 0;
-            // Most of a slot of the checkpoint is zeros.
-            let is_checkpoint = name == checkpoint::NAME;
-            let lengths = (0..bytes.len()).rev();
-            for length in lengths.filter(|at| !is_checkpoint || at % 4096 < 100 || at % 97 == 0) {
+            for length in places(name, bytes.len()).into_iter().rev() {
                 put(&dir, &files);
                 let context = format!("{length} bytes of {}", name.to_string_lossy());
                 let cut = bytes[..length].to_vec();
@@ -203,8 +213,14 @@ fn a_segment_that_is_gone_is_a_hole() {
         let (ring, _) = open(temporary.path(), TINY);
         fs::remove_file(gone).unwrap();
         // Under the eyes of the writer, and before it is opened.
-        let both = [read(ring.view()), read(View::open_read_only(temporary.path()).unwrap())];
-        for (records, holes) in both {
+        let mut views = vec![ring.view()];
+        if gone.exists() && wine_cannot("take away the name of a file that is open") {
+            views.clear();
+            drop(ring);
+            assert!(!gone.exists());
+        }
+        views.push(View::open_read_only(temporary.path()).unwrap());
+        for (records, holes) in views.into_iter().map(read) {
             check_against(&written, &records, &holes);
             assert_eq!(holes.len(), 1);
             assert_eq!(records.len() as u64 + holes[0].count(), written.len() as u64);
