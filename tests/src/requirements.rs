@@ -36,6 +36,8 @@ pub enum Requirement {
     Strace,
     /// The `faketime` command: a wall clock that is wrong.
     FakeTime,
+    /// Wine, and the Windows programs in the directory that `ALIBI_WINDOWS_PROGRAMS` names.
+    Wine,
 }
 
 impl Requirement {
@@ -56,6 +58,11 @@ impl Requirement {
             Self::Root if !root => Some("root, to become another user"),
             Self::OpenSsl if !runs("openssl", "version") => Some("the `openssl` command"),
             Self::FakeTime if !runs("faketime", "--version") => Some("the `faketime` command"),
+            Self::Wine
+                if std::env::var_os("ALIBI_WINDOWS_PROGRAMS").is_none() || !runs("wine", "--version") =>
+            {
+                Some("Wine and the Windows programs, which `.ci/cross` makes and `.ci/run` names")
+            }
             Self::Strace if !runs("strace", "-V") => Some("the `strace` command"),
             _ => None,
         }

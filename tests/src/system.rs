@@ -142,9 +142,21 @@ impl Running {
     ///
     /// # Panics
     /// When it cannot be asked.
-    pub fn stop(mut self) -> ExitStatus {
+    pub fn stop(self) -> ExitStatus {
+        self.end_by(rustix::process::Signal::TERM)
+    }
+
+    /// Asks it to stop as Ctrl-C does, which a Windows program hears too, and waits until it has.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    pub fn interrupt(self) -> ExitStatus {
+        self.end_by(rustix::process::Signal::INT)
+    }
+
+    fn end_by(mut self, signal: rustix::process::Signal) -> ExitStatus {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be asked");
+        rustix::process::kill_process(pid, signal).expect("it can be asked");
         self.child.wait().expect("it stops")
     }
 
