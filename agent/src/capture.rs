@@ -25,11 +25,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::enrich::executable::{Identifier, Writers};
 
+#[cfg(any(target_os = "linux", target_os = "windows"))]
+mod canary;
 mod fallback;
 #[cfg(target_os = "linux")]
 mod linux;
 mod poll;
 mod replay;
+// What it decides is tested everywhere; only Windows runs it.
+#[cfg(any(test, target_os = "windows"))]
+#[cfg_attr(not(target_os = "windows"), allow(dead_code, reason = "its source is not compiled here"))]
+mod windows;
 
 /// A way of capturing.
 pub trait Source: Send {
@@ -137,8 +143,8 @@ pub enum Fact {
 pub struct ProcessKey {
     /// The system's number for it.
     pub pid: u32,
-    /// When it started, in the finest unit that the system keeps unchanged (Linux: clock ticks since boot; elsewhere
-    /// seconds since 1970). Every source on a system must use the same.
+    /// When it started, in the finest unit that the system keeps unchanged (Linux: clock ticks since boot; Windows: 100 ns
+    /// since 1970; macOS: seconds since 1970). Every source on a system must use the same.
     pub start: u64,
 }
 
@@ -221,11 +227,11 @@ pub struct ObservedResolution {
     pub aliases: Vec<String>,
     /// Its addresses, canonical.
     pub addresses: Vec<IpAddr>,
-    /// The shortest time to live in the answer, in seconds.
+    /// The shortest time to live in the answer, in seconds; 0 where the system does not tell.
     pub ttl_s: u32,
-    /// Who gave the answer.
+    /// Who gave the answer; unspecified where the system does not tell.
     pub server: SocketAddr,
-    /// Where the answer arrived.
+    /// Where the answer arrived; unspecified where the system does not tell.
     pub local: SocketAddr,
     /// Who asked, where known.
     pub process: Option<ProcessKey>,
@@ -363,6 +369,17 @@ pub enum CaptureError {
     /// Another system's source.
     #[error("the source {0} does not exist on this system: write auto or poll")]
     NotHere(&'static str),
+    /// Windows refuses the trace, or has ended it.
+    #[error(
+        "cannot {what} of Event Tracing for Windows: {problem} (it takes an administrator, the system, or a member of \
+         Performance Log Users with the right to kernel events)"
+    )]
+    Etw {
+        /// What was to be done.
+        what: &'static str,
+        /// The system's words.
+        problem: String,
+    },
     /// The kernel does not tell what it is asked for.
     #[error("cannot {what}: {source} ({way_out})")]
     Kernel {
@@ -405,6 +422,8 @@ pub enum Choice {
     Ebpf,
     /// The kernel's messages on processes and sockets, and its tables each second (Linux).
     Netlink,
+    /// Events by Event Tracing for Windows.
+    Etw,
     /// The socket and process tables, each second.
     Poll,
     /// Reports from a file, one in a line, as fast as they are taken.
@@ -419,9 +438,12 @@ impl FromStr for Choice {
             ("auto", _) => Ok(Self::Auto),
             ("ebpf", _) => Ok(Self::Ebpf),
             ("netlink", _) => Ok(Self::Netlink),
+            ("etw", _) => Ok(Self::Etw),
             ("poll", _) => Ok(Self::Poll),
             (_, Some(("replay", path))) if !path.is_empty() => Ok(Self::Replay(path.into())),
-            _ => Err(format!("`{text}` is not a source: write auto, ebpf, netlink, poll or replay:FILE")),
+            _ => {
+                Err(format!("`{text}` is not a source: write auto, ebpf, netlink, etw, poll or replay:FILE"))
+            }
         }
     }
 }
@@ -435,10 +457,12 @@ pub fn open(choice: &Choice, options: &Options) -> Result<Box<dyn Source>, Captu
         Choice::Auto => fallback::first_that_opens(vec![
             ("ebpf", Box::new(|| ebpf(options))),
             ("netlink", Box::new(|| netlink(options))),
+            ("etw", Box::new(|| etw(options))),
             ("poll", Box::new(|| poll(options))),
         ]),
         Choice::Ebpf => ebpf(options),
         Choice::Netlink => netlink(options),
+        Choice::Etw => etw(options),
         Choice::Poll => poll(options),
         Choice::Replay(path) => Ok(Box::new(replay::Replay::open(path)?)),
     }
@@ -473,6 +497,16 @@ fn netlink(options: &Options) -> Result<Box<dyn Source>, CaptureError> {
 #[cfg(not(target_os = "linux"))]
 fn netlink(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
     Err(CaptureError::NotHere("netlink"))
+}
+
+#[cfg(target_os = "windows")]
+fn etw(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    Ok(Box::new(windows::etw()?))
+}
+
+#[cfg(not(target_os = "windows"))]
+fn etw(_options: &Options) -> Result<Box<dyn Source>, CaptureError> {
+    Err(CaptureError::NotHere("etw"))
 }
 
 fn poll(options: &Options) -> Result<Box<dyn Source>, CaptureError> {

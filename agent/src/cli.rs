@@ -39,7 +39,7 @@ struct RunArgs {
     /// Where to serve: a loopback address or unix:/path
     #[arg(long, env = "ALIBI_LISTEN", default_value = "127.0.0.1:8441")]
     listen: Address,
-    /// How to capture: auto, ebpf, netlink, poll or replay:FILE
+    /// How to capture: auto, ebpf or netlink (Linux), etw (Windows), poll or replay:FILE
     #[arg(long, env = "ALIBI_SOURCE", default_value = "auto")]
     source: Choice,
     /// Time between two looks of the poll source
@@ -62,7 +62,7 @@ struct RunArgs {
 /// `alibi-agent selftest`.
 #[derive(Debug, clap::Args)]
 struct SelftestArgs {
-    /// How to capture: auto, ebpf or poll
+    /// How to capture: auto, ebpf, etw or poll
     #[arg(long, env = "ALIBI_SOURCE", default_value = "auto")]
     source: Choice,
     /// Time between two looks of the poll source

@@ -123,6 +123,9 @@ pub(crate) fn stand_back() {
     os::stand_back();
 }
 
+/// On a system on which this was never run, a sentence that says so; empty where it was.
+pub(crate) const NEVER_RUN: &str = os::NEVER_RUN;
+
 /// Where the agent keeps its data unless told otherwise.
 pub fn default_data_directory() -> PathBuf {
     os::default_data_directory()

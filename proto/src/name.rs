@@ -124,9 +124,9 @@ pub struct NameResolution {
     pub aliases: Vec<String>,
     /// Its addresses; an IPv4 address mapped into IPv6 is IPv4.
     pub addresses: Vec<IpAddr>,
-    /// The shortest time to live in the answer, in seconds.
+    /// The shortest time to live in the answer, in seconds; 0 where the system did not tell.
     pub ttl_s: u32,
-    /// Who gave the answer.
+    /// Who gave the answer; unspecified where the system did not tell.
     pub server: SocketAddr,
     /// Who asked, where known.
     pub process: Option<ProcessUid>,

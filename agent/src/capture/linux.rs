@@ -14,10 +14,9 @@ use alibi_proto::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{CaptureError, Fact, Observation, Options, Outlet, Report, Source};
+use super::{CaptureError, Fact, Observation, Options, Outlet, Report, Source, canary::Canary};
 use crate::sys;
 
-mod canary;
 mod clock;
 mod ebpf;
 mod links;
@@ -27,7 +26,6 @@ mod netlink;
 mod users;
 mod written;
 
-use canary::Canary;
 use names::Names;
 
 /// A report comes at least so often, so that the watermark goes on.

@@ -14,11 +14,15 @@ use super::{CaptureError, Outlet, Report, Source};
 use crate::sys;
 
 mod differ;
-mod tables;
+pub(super) mod tables;
 
 use differ::Differ;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "windows"))]
 pub(super) use differ::owner;
+#[cfg(any(test, target_os = "windows"))]
+pub(super) use differ::state_of;
+#[cfg(any(test, target_os = "windows"))]
+pub(super) use tables::ProcessRow;
 use tables::Tables;
 #[cfg(target_os = "linux")]
 pub(super) use tables::bounded;
@@ -104,7 +108,11 @@ fn scope(facet: Facet) -> Scope {
         ),
         Facet::Names => ("nothing", "name lookups"),
     };
-    Scope { source: NAME.to_owned(), covers: covers.to_owned(), cannot_see: cannot_see.to_owned() }
+    let cannot_see = match sys::NEVER_RUN {
+        "" => cannot_see.to_owned(),
+        never_run => format!("{cannot_see}; {never_run}"),
+    };
+    Scope { source: NAME.to_owned(), covers: covers.to_owned(), cannot_see }
 }
 
 #[cfg(test)]

@@ -70,6 +70,8 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
 
 pub(super) fn stand_back() {}
 
+pub(super) const NEVER_RUN: &str = "this was compiled for macOS, and never run there";
+
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = PathBuf::from("/Library/Application Support/alibi-agent");
     match env::home_dir() {

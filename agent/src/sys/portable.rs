@@ -1,50 +1,17 @@
 //! The process and socket tables by way of sysinfo and netstat2 alone: for every system without a cheaper way.
 
-use std::io;
-
-use alibi_proto::time::Timestamp;
 use netstat2::{AddressFamilyFlags, ProtocolFlags, SocketInfo};
-use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, ThreadKind};
 
-use super::{RunningProcess, TcpSocket, tcp_socket};
+use super::{TcpSocket, tcp_socket};
 
-/// Kept between reads: a process that is known already is not asked for its name again.
-#[derive(Debug)]
-pub(crate) struct ProcessTable {
-    system: System,
-}
+// Windows has a cheaper way to its processes, whose tests run this one, too.
+#[cfg(any(test, not(target_os = "windows")))]
+mod processes;
 
-impl ProcessTable {
-    pub(crate) fn open() -> io::Result<Self> {
-        let system = System::new().map_err(|problem| io::Error::other(format!("{problem:?}")))?;
-        Ok(Self { system })
-    }
-
-    pub(crate) fn read(&mut self) -> io::Result<Vec<RunningProcess>> {
-        let what = ProcessRefreshKind::nothing().without_tasks();
-        self.system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
-        let processes: Vec<_> = self.system.processes().values().filter_map(running).collect();
-        if processes.is_empty() {
-            return Err(io::Error::other("the process table is empty"));
-        }
-        Ok(processes)
-    }
-}
-
-fn running(process: &sysinfo::Process) -> Option<RunningProcess> {
-    if matches!(process.thread_kind(), Some(ThreadKind::Userland)) {
-        return None;
-    }
-    Some(RunningProcess {
-        pid: process.pid().as_u32(),
-        parent_pid: process.parent().map(sysinfo::Pid::as_u32),
-        start: process.start_time(),
-        started: Timestamp::from_secs(process.start_time()),
-        name: process.name().to_string_lossy().into_owned(),
-        ended: matches!(process.status(), ProcessStatus::Zombie | ProcessStatus::Dead),
-        terminal: None,
-    })
-}
+#[cfg(any(test, not(target_os = "windows")))]
+pub(crate) use processes::ProcessTable;
+#[cfg(target_os = "macos")]
+pub(crate) use processes::process_start;
 
 #[derive(Debug, Default)]
 pub(crate) struct SocketTable;
@@ -60,19 +27,12 @@ impl SocketTable {
     pub(crate) fn forget_owner(&mut self, _pid: u32) {}
 }
 
-/// These systems number no sockets: its owner has to do. Pid 0 stands for a socket without one.
+/// These systems number no sockets: owner and port have to do, which two at once may not share towards one remote. Above all
+/// numbers and instants that may stand for a socket elsewhere. Pid 0 stands for a socket without an owner.
 fn with_owner_as_identity(mut socket: SocketInfo) -> Option<TcpSocket> {
     socket.associated_pids.retain(|pid| *pid != 0);
-    let identity = socket.associated_pids.iter().min().copied().unwrap_or(0);
-    tcp_socket(socket, identity.into())
-}
-
-/// When process `pid` started, in seconds since 1970.
-#[cfg_attr(target_os = "linux", expect(dead_code, reason = "Linux counts in clock ticks"))]
-pub(crate) fn process_start(pid: u32) -> Option<u64> {
-    let mut system = System::new().ok()?;
-    let pid = sysinfo::Pid::from_u32(pid);
-    let what = ProcessRefreshKind::nothing().without_tasks();
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, what);
-    system.process(pid).map(sysinfo::Process::start_time)
+    let owner = socket.associated_pids.iter().min().copied();
+    let socket = tcp_socket(socket, 0)?;
+    let identity = |owner: u32| 1 << 63 | u64::from(owner) << 16 | u64::from(socket.local.port());
+    Some(TcpSocket { identity: owner.map_or(0, identity), ..socket })
 }

@@ -10,9 +10,13 @@ use std::{
 use alibi_proto::time::{Moment, Timestamp};
 use sysinfo::{Product, System};
 
-pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
+pub(super) use super::portable::SocketTable;
 use super::{HostFacts, boot_id_from};
 use crate::ledger::Restart;
+
+mod processes;
+
+pub(super) use processes::{ProcessTable, process_start};
 
 /// The uptime is told in seconds only; the performance counter, which goes on while the machine sleeps, is fine enough
 /// but counts from nowhere in particular. Tied together once, at the first look at the clock.
@@ -76,6 +80,9 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
 }
 
 pub(super) fn stand_back() {}
+
+pub(super) const NEVER_RUN: &str =
+    "this was never run on a real Windows: the tests run it under wine, which has no ETW";
 
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);

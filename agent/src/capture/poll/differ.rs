@@ -304,8 +304,8 @@ impl Differ {
         }))
     }
 
-    /// A socket that has no identity when it is first seen is named by that instant, which no identity can equal (they
-    /// have 32 bits): the same two ends may be used again in this boot.
+    /// A socket that has no identity when it is first seen is named by that instant, which no identity can equal (they have 32
+    /// bits, or the topmost): the same two ends may be used again in this boot.
     fn socket_key(&mut self, (_, remote): Ends, identity: u64, at: Moment) -> SocketKey {
         let socket = if identity == 0 {
             self.unnamed = at.boot_ns.max(self.unnamed + 1);
@@ -402,7 +402,7 @@ impl Table {
 }
 
 /// None for what is no connection.
-fn state_of(state: TcpState) -> Option<FlowState> {
+pub(in crate::capture) fn state_of(state: TcpState) -> Option<FlowState> {
     match state {
         TcpState::SynSent | TcpState::SynReceived => Some(FlowState::Attempted),
         TcpState::Established

@@ -22,29 +22,29 @@ const LOOKS_BETWEEN_USERS: u32 = 60;
 
 /// What was there when somebody looked.
 #[derive(Clone, Debug)]
-pub(super) struct Snapshot {
+pub(in crate::capture) struct Snapshot {
     /// Taken before the tables were read: what happened later may be missing.
-    pub(super) at: Moment,
+    pub(in crate::capture) at: Moment,
     /// The processes, or why they cannot be read.
-    pub(super) processes: Result<Vec<ProcessRow>, String>,
+    pub(in crate::capture) processes: Result<Vec<ProcessRow>, String>,
     /// The TCP sockets, or why they cannot be read.
-    pub(super) sockets: Result<Vec<TcpSocket>, String>,
+    pub(in crate::capture) sockets: Result<Vec<TcpSocket>, String>,
 }
 
 /// A process in the process table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ProcessRow {
-    pub(super) key: ProcessKey,
-    pub(super) parent_pid: Option<u32>,
-    pub(super) started: Timestamp,
+pub(in crate::capture) struct ProcessRow {
+    pub(in crate::capture) key: ProcessKey,
+    pub(in crate::capture) parent_pid: Option<u32>,
+    pub(in crate::capture) started: Timestamp,
     /// It has ended, and its parent has not taken note yet.
-    pub(super) ended: bool,
+    pub(in crate::capture) ended: bool,
     /// Read only when the process was not known before.
-    pub(super) image: Option<Box<ProcessImage>>,
+    pub(in crate::capture) image: Option<Box<ProcessImage>>,
 }
 
 /// The tables of the system.
-pub(super) struct Tables {
+pub(in crate::capture) struct Tables {
     processes: ProcessTable,
     sockets: SocketTable,
     people: People,
@@ -52,7 +52,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    pub(super) fn open() -> Result<Self, CaptureError> {
+    pub(in crate::capture) fn open() -> Result<Self, CaptureError> {
         let mut sockets = SocketTable::default();
         sockets.read()?;
         let processes = ProcessTable::open().map_err(CaptureError::Processes)?;
@@ -61,7 +61,7 @@ impl Tables {
 
     /// Reads the tables. Sockets before processes: so the owner of a socket is among the processes, unless it ended
     /// in between.
-    pub(super) fn look(&mut self, is_known: impl Fn(&ProcessKey) -> bool) -> Snapshot {
+    pub(in crate::capture) fn look(&mut self, is_known: impl Fn(&ProcessKey) -> bool) -> Snapshot {
         let at = sys::now();
         let sockets = self.sockets.read().map_err(|problem| match problem {
             netstat2::error::Error::OsError(source) => source.to_string(),
@@ -70,6 +70,26 @@ impl Tables {
         let processes = self.processes.read().map_err(|problem| problem.to_string());
         let processes = processes.map(|running| self.examine(running, is_known));
         Snapshot { at, processes, sockets }
+    }
+
+    /// What these processes run, of those that still do.
+    #[cfg_attr(
+        not(target_os = "windows"),
+        allow(dead_code, reason = "asked where starts are told without it")
+    )]
+    pub(in crate::capture) fn images_of(
+        &mut self,
+        processes: &[ProcessKey],
+    ) -> HashMap<ProcessKey, ProcessImage> {
+        let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
+        let seen = self.read_images(&pids);
+        // Looked at afterwards: the number was not given to another in between.
+        let is_it = |process: &&ProcessKey| sys::process_start(process.pid) == Some(process.start);
+        processes
+            .iter()
+            .filter(is_it)
+            .filter_map(|process| Some((*process, seen.get(&process.pid)?.clone())))
+            .collect()
     }
 
     fn examine(
@@ -101,31 +121,36 @@ impl Tables {
         processes: impl Iterator<Item = &'a RunningProcess>,
     ) -> HashMap<u32, ProcessImage> {
         let processes: Vec<_> = processes.collect();
-        if processes.is_empty() {
-            return HashMap::new();
-        }
-        let pids: Vec<_> = processes.iter().map(|process| sysinfo::Pid::from_u32(process.pid)).collect();
-        // Made anew each time, so that it remembers nobody who ended.
-        let system = System::new().ok().map(|mut system| {
-            let what = ProcessRefreshKind::nothing()
-                .without_tasks()
-                .with_cmd(UpdateKind::OnlyIfNotSet)
-                .with_cwd(UpdateKind::OnlyIfNotSet)
-                .with_exe(UpdateKind::OnlyIfNotSet)
-                .with_user(UpdateKind::OnlyIfNotSet);
-            system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), false, what);
-            system
-        });
-        self.people.next_look();
-        let image = |process: &&RunningProcess| {
-            let seen = system.as_ref().and_then(|system| system.process(sysinfo::Pid::from_u32(process.pid)));
-            let mut image = seen.map(|seen| self.image(seen)).unwrap_or_default();
+        let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
+        let mut seen = self.read_images(&pids);
+        let image = |process: &RunningProcess| {
+            let mut image = seen.remove(&process.pid).unwrap_or_default();
             image.name.clone_from(&process.name);
             image.terminal.clone_from(&process.terminal);
             image.cgroup = sys::control_group(process.pid);
             (process.pid, image)
         };
-        processes.iter().map(image).collect()
+        processes.into_iter().map(image).collect()
+    }
+
+    /// What sysinfo tells of processes, by pid.
+    fn read_images(&mut self, pids: &[u32]) -> HashMap<u32, ProcessImage> {
+        if pids.is_empty() {
+            return HashMap::new();
+        }
+        let pids: Vec<_> = pids.iter().copied().map(sysinfo::Pid::from_u32).collect();
+        // Made anew each time, so that it remembers nobody who ended.
+        let Ok(mut system) = System::new() else { return HashMap::new() };
+        let what = ProcessRefreshKind::nothing()
+            .without_tasks()
+            .with_cmd(UpdateKind::OnlyIfNotSet)
+            .with_cwd(UpdateKind::OnlyIfNotSet)
+            .with_exe(UpdateKind::OnlyIfNotSet)
+            .with_user(UpdateKind::OnlyIfNotSet);
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), false, what);
+        self.people.next_look();
+        let seen = |pid: &sysinfo::Pid| Some((pid.as_u32(), self.image(system.process(*pid)?)));
+        pids.iter().filter_map(seen).collect()
     }
 
     fn image(&mut self, process: &sysinfo::Process) -> ProcessImage {
@@ -136,7 +161,7 @@ impl Tables {
         let effective = process.effective_user_id().filter(|effective| Some(*effective) != user);
         ProcessImage {
             path: process.exe().map(text).filter(|path| !path.is_empty()),
-            name: String::new(),
+            name: process.name().to_string_lossy().into_owned(),
             arguments,
             arguments_truncated,
             // Windows keeps it with a separator at its end.

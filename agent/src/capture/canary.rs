@@ -45,6 +45,8 @@ pub(super) struct Canary {
     target: SocketAddr,
     /// Other hooks see datagrams. None where the source does not claim to see everything.
     datagrams: Option<(UdpSocket, SocketAddr)>,
+    /// Nobody listens there. None where what is asked for and what is established is told by the same hook.
+    closed: Option<SocketAddr>,
     owner: ProcessKey,
     /// Of the last one, what has been seen.
     sights: Sights,
@@ -54,13 +56,14 @@ pub(super) struct Canary {
 }
 
 /// What must be seen of one: a connection that is asked for, the same as it comes in, a datagram that leaves, and the same
-/// as it arrives. Each is seen by another hook.
+/// as it arrives, and where that is told otherwise, a connection that nobody answers. Each is seen by another hook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sights {
     connection: bool,
     accepted: bool,
     leaving: bool,
     arriving: bool,
+    attempt: bool,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +86,15 @@ impl Canary {
         let owner = ProcessKey { pid, start: sys::process_start(pid)? };
         let datagrams = if grade == Grade::Complete { Some(receiver()?) } else { None };
         let (sights, state) = (Sights::default(), State::default());
-        Some(Self { listener, target, datagrams, owner, sights, grade: (grade, scope), state })
+        Some(Self { listener, target, datagrams, closed: None, owner, sights, grade: (grade, scope), state })
+    }
+
+    /// For a source that hears of attempts elsewhere than of connections: they must be seen, too.
+    #[cfg_attr(target_os = "linux", allow(dead_code, reason = "one hook tells both there"))]
+    pub(super) fn with_attempts(self) -> Self {
+        // Its port was given by the system just now, which gives others first.
+        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|gone| gone.local_addr()).ok();
+        Self { closed, ..self }
     }
 
     /// Looks for the last canary in what was seen, says what follows, and lets the next one fly when it is time.
@@ -116,6 +127,9 @@ impl Canary {
             self.sights = Sights::default();
             // Whatever comes of it, a connection was asked for.
             drop(TcpStream::connect_timeout(&self.target, CONNECT_TIMEOUT));
+            if let Some(closed) = &self.closed {
+                drop(TcpStream::connect_timeout(closed, CONNECT_TIMEOUT));
+            }
             // Others may knock, too, and must not keep the agent here.
             for _ in 0..VISITORS_MAX {
                 if self.listener.accept().is_err() {
@@ -158,6 +172,7 @@ impl Canary {
         match (connection.socket.protocol, connection.direction) {
             (Protocol::Tcp, Direction::Outbound) => {
                 self.sights.connection |= is_own && connection.socket.remote == self.target;
+                self.sights.attempt |= is_own && Some(connection.socket.remote) == self.closed;
             }
             (Protocol::Udp, Direction::Outbound) => {
                 self.sights.leaving |= is_own && Some(connection.socket.remote) == datagrams;
@@ -171,7 +186,13 @@ impl Canary {
 
     fn wanted(&self) -> Sights {
         let datagrams = self.datagrams.is_some();
-        Sights { connection: true, accepted: true, leaving: datagrams, arriving: datagrams }
+        Sights {
+            connection: true,
+            accepted: true,
+            leaving: datagrams,
+            arriving: datagrams,
+            attempt: self.closed.is_some(),
+        }
     }
 
     fn coverage(&self, at: Moment, from: Moment, grade: Grade, scope: Option<Scope>) -> Observation {

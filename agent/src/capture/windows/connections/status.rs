@@ -1,0 +1,30 @@
+//! Why a connection failed, as all other systems say it.
+
+/// The `errno` of Linux for what Windows calls NTSTATUS (MS-ERREF, section 2.3); 0 for one that has none.
+pub(super) fn errno(status: u32) -> i32 {
+    match status {
+        // STATUS_ACCESS_DENIED, as a firewall's rule has it: EACCES
+        0xc000_0022 => 13,
+        // STATUS_ADDRESS_ALREADY_EXISTS, STATUS_ADDRESS_ALREADY_ASSOCIATED: EADDRINUSE
+        0xc000_020a | 0xc000_0238 => 98,
+        // STATUS_INVALID_ADDRESS_COMPONENT, STATUS_INVALID_ADDRESS: EADDRNOTAVAIL
+        0xc000_0207 | 0xc000_0141 => 99,
+        // STATUS_NETWORK_UNREACHABLE: ENETUNREACH
+        0xc000_023c => 101,
+        // STATUS_CONNECTION_ABORTED, STATUS_LOCAL_DISCONNECT: ECONNABORTED
+        0xc000_0241 | 0xc000_013b => 103,
+        // STATUS_CONNECTION_RESET, STATUS_REMOTE_DISCONNECT: ECONNRESET
+        0xc000_020d | 0xc000_013c => 104,
+        // STATUS_INSUFFICIENT_RESOURCES, STATUS_TOO_MANY_ADDRESSES: ENOBUFS
+        0xc000_009a | 0xc000_0209 => 105,
+        // STATUS_IO_TIMEOUT, STATUS_TIMEOUT: ETIMEDOUT
+        0xc000_00b5 | 0x0000_0102 => 110,
+        // STATUS_CONNECTION_REFUSED, STATUS_REMOTE_NOT_LISTENING, STATUS_PORT_UNREACHABLE: ECONNREFUSED
+        0xc000_0236 | 0xc000_00bc | 0xc000_023f => 111,
+        // STATUS_HOST_UNREACHABLE, STATUS_HOST_DOWN: EHOSTUNREACH
+        0xc000_023d | 0xc000_0350 => 113,
+        // STATUS_CANCELLED: ECANCELED
+        0xc000_0120 => 125,
+        _ => 0,
+    }
+}
