@@ -28,6 +28,7 @@ use crate::enrich::executable::{Identifier, Writers};
 #[cfg(any(target_os = "linux", target_os = "windows"))]
 mod canary;
 mod fallback;
+mod interfaces;
 #[cfg(target_os = "linux")]
 mod linux;
 mod poll;

@@ -105,6 +105,7 @@ const RULES: &[Rule] = &[
             "agent/src/capture/windows/names",
             "agent/src/capture/windows/processes",
             "agent/src/capture/windows/tracker",
+            "agent/src/capture/interfaces",
             "proto/src/question.rs",
             "proto/src/coverage",
             "proto/src/flow.rs",

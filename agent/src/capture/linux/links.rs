@@ -17,15 +17,18 @@ use super::{
     netlink::socket::{Asker, Heard, Listener, ROUTE},
 };
 use crate::{
-    capture::{CaptureError, Fact, Observation},
+    capture::{
+        CaptureError, Fact, Observation,
+        interfaces::{Change, Table},
+    },
     sys,
 };
 
-mod table;
+mod messages;
 #[cfg(test)]
 mod tests;
 
-use table::{Change, Table, change, default_routes};
+use messages::{change, default_routes};
 
 /// `RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE`
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
