@@ -33,6 +33,7 @@ mod interfaces;
 mod linux;
 mod poll;
 mod replay;
+mod suspends;
 // What it decides is tested everywhere; only Windows runs it.
 #[cfg(any(test, target_os = "windows"))]
 #[cfg_attr(not(target_os = "windows"), allow(dead_code, reason = "its source is not compiled here"))]

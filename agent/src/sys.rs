@@ -3,7 +3,7 @@
 //! Everything asked of the system from outside the sources of capture is asked here, so that the rest of the agent
 //! is the same everywhere. Nothing here decides anything.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf, time::SystemTime};
 
 use alibi_proto::time::{Moment, Timestamp};
 use netstat2::{ProtocolSocketInfo, SocketInfo, TcpState};
@@ -49,6 +49,31 @@ pub struct HostFacts {
 /// This instant. The boot clock counts while the machine sleeps.
 pub fn now() -> Moment {
     os::now()
+}
+
+/// How long the host has been awake in this boot, in nanoseconds: by a clock that stands while the machine sleeps, and which
+/// is else as far as the boot clock of [`now`].
+pub(crate) fn awake_ns() -> u64 {
+    os::awake_ns()
+}
+
+/// The two clocks are read no further apart than this, if they can be: a thread may be stopped between them.
+const APART_MAX_NS: u64 = 20_000;
+
+/// Both clocks as of one instant. `boot_ns` reads the one that counts since boot.
+fn moment(boot_ns: impl Fn() -> u64) -> Moment {
+    let mut before = boot_ns();
+    let mut tries_left = 3;
+    loop {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let after = boot_ns();
+        tries_left -= 1;
+        if after.saturating_sub(before) <= APART_MAX_NS || tries_left == 0 {
+            let wall = Timestamp::from_nanos(u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX));
+            return Moment { wall, boot_ns: before.midpoint(after) };
+        }
+        before = after;
+    }
 }
 
 /// Sets room aside on the disk for the first so many bytes of a file, which stays as long as it is. Where the file system
@@ -227,6 +252,19 @@ mod tests {
         let second = now();
         assert!(second.boot_ns >= first.boot_ns && first.boot_ns > 0);
         assert!(first.wall > Timestamp::from_secs(1_500_000_000));
+    }
+
+    #[test]
+    fn nobody_is_awake_for_longer_than_the_boot() {
+        let (before, after) = (awake_ns(), awake_ns());
+        assert!(after >= before && before > 0);
+        // Two clocks, one of which may tick coarsely.
+        assert!(after <= now().boot_ns + 100_000_000, "{after} {}", now().boot_ns);
+        let (began, awake) = (now().boot_ns, awake_ns());
+        let both_go_on = || now().boot_ns > began && awake_ns() > awake;
+        while !both_go_on() {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

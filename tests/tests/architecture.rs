@@ -106,6 +106,7 @@ const RULES: &[Rule] = &[
             "agent/src/capture/windows/processes",
             "agent/src/capture/windows/tracker",
             "agent/src/capture/interfaces",
+            "agent/src/capture/suspends",
             "proto/src/question.rs",
             "proto/src/coverage",
             "proto/src/flow.rs",

@@ -9,7 +9,6 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    time::SystemTime,
 };
 
 use alibi_proto::time::{Moment, Timestamp};
@@ -27,28 +26,17 @@ pub(crate) use glimpse::{Glimpse, Life, glimpse, life};
 pub(crate) use sockets::SocketOwners;
 pub(super) use sockets::SocketTable;
 
-use super::{HostFacts, RunningProcess, boot_id_from};
+use super::{HostFacts, RunningProcess, boot_id_from, moment};
 
 /// A clock tick (USER_HZ), in nanoseconds: a part of the kernel's interface, 100 in a second wherever Rust runs.
 pub(crate) const TICK_NS: u64 = 10_000_000;
 
-/// The two clocks are read no further apart than this, if they can be: a thread may be stopped between them.
-const APART_MAX_NS: u64 = 20_000;
-
 pub(super) fn now() -> Moment {
-    let boot = || nanos(clock_gettime(ClockId::Boottime));
-    let mut before = boot();
-    let mut tries_left = 3;
-    loop {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let after = boot();
-        tries_left -= 1;
-        if after.saturating_sub(before) <= APART_MAX_NS || tries_left == 0 {
-            let wall = Timestamp::from_nanos(u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX));
-            return Moment { wall, boot_ns: before.midpoint(after) };
-        }
-        before = after;
-    }
+    moment(|| nanos(clock_gettime(ClockId::Boottime)))
+}
+
+pub(super) fn awake_ns() -> u64 {
+    nanos(clock_gettime(ClockId::Monotonic))
 }
 
 fn nanos(time: Timespec) -> u64 {

@@ -3,24 +3,31 @@
 use std::{env, io, path::PathBuf};
 
 use alibi_proto::time::{Moment, Timestamp};
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 use sysinfo::{Product, System};
 
 pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
-use super::{HostFacts, boot_id_from};
+use super::{HostFacts, boot_id_from, moment};
 use crate::ledger::Restart;
 
-// CLOCK_MONOTONIC counts from boot here, and goes on while the machine sleeps.
+/// Counts since boot, and goes on while the machine sleeps (`mach_continuous_time`). CLOCK_MONOTONIC does so too, but is made
+/// from the wall clock, and steered with it.
+const BOOT: ClockId = ClockId::from_raw(libc::CLOCK_MONOTONIC_RAW);
+/// The same counter, less the time asleep (`mach_absolute_time`).
+const AWAKE: ClockId = ClockId::from_raw(libc::CLOCK_UPTIME_RAW);
+
 pub(super) fn now() -> Moment {
-    Moment {
-        wall: Timestamp::from_nanos(nanos(clock_gettime(ClockId::Realtime))),
-        boot_ns: nanos(clock_gettime(ClockId::Monotonic)),
-    }
+    moment(|| nanos(BOOT))
 }
 
-fn nanos(time: Timespec) -> u64 {
-    let secs = u64::try_from(time.tv_sec).unwrap_or(0);
-    secs.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+pub(super) fn awake_ns() -> u64 {
+    nanos(AWAKE)
+}
+
+/// Neither clock can be missing.
+fn nanos(clock: ClockId) -> u64 {
+    let since = clock_gettime(clock).map(std::time::Duration::from).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Room cannot be set aside beyond the end of a file without unsafe code here.
@@ -28,7 +35,8 @@ pub(super) fn set_room_aside(_: &std::fs::File, _: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Not looked for yet: nothing is proven then.
+/// What is kept of shutdowns here beyond the next boot has not been seen on a Mac, so nothing is taken for proven by it: a time
+/// in which this host was off is one in which nothing was recorded.
 pub(super) fn last_restart(_: Moment) -> Option<Restart> {
     None
 }
