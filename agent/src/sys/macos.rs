@@ -6,6 +6,10 @@ use alibi_proto::time::{Moment, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 use sysinfo::{Product, System};
 
+mod room;
+
+pub(super) use room::set_room_aside;
+
 pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
 use super::{HostFacts, boot_id_from, moment};
 use crate::ledger::Restart;
@@ -28,11 +32,6 @@ pub(super) fn awake_ns() -> u64 {
 fn nanos(clock: ClockId) -> u64 {
     let since = clock_gettime(clock).map(std::time::Duration::from).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Room cannot be set aside beyond the end of a file without unsafe code here.
-pub(super) fn set_room_aside(_: &std::fs::File, _: u64) -> io::Result<()> {
-    Ok(())
 }
 
 /// What is kept of shutdowns here beyond the next boot has not been seen on a Mac, so nothing is taken for proven by it: a time

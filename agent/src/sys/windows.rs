@@ -7,9 +7,11 @@ use sysinfo::{Product, System};
 
 mod clocks;
 mod processes;
+mod room;
 
 pub(super) use clocks::awake_ns;
 pub(super) use processes::{ProcessTable, process_start};
+pub(super) use room::set_room_aside;
 
 pub(super) use super::portable::SocketTable;
 use super::{HostFacts, boot_id_from, moment};
@@ -17,11 +19,6 @@ use crate::ledger::Restart;
 
 pub(super) fn now() -> Moment {
     moment(clocks::boot_ns)
-}
-
-/// Room cannot be set aside beyond the end of a file without unsafe code here.
-pub(super) fn set_room_aside(_: &fs::File, _: u64) -> io::Result<()> {
-    Ok(())
 }
 
 /// The event log tells of shutdowns and starts. What exactly it tells has not been seen on Windows itself, so nothing is taken
