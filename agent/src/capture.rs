@@ -34,10 +34,13 @@ mod linux;
 mod poll;
 mod replay;
 mod suspends;
+mod wake;
 // What it decides is tested everywhere; only Windows runs it.
 #[cfg(any(test, target_os = "windows"))]
 #[cfg_attr(not(target_os = "windows"), allow(dead_code, reason = "its source is not compiled here"))]
 mod windows;
+
+use wake::Wake;
 
 /// A way of capturing.
 pub trait Source: Send {
@@ -285,8 +288,14 @@ pub struct Outlet {
     reports: SyncSender<Report>,
     /// Says of every report that goes out what the executables in it are.
     identifier: Option<RefCell<Identifier>>,
+    stop: Stop,
+}
+
+/// Where it is heard that it is time to stop.
+enum Stop {
     // Nothing is ever sent: the other end is dropped to say stop.
-    stop: Receiver<std::convert::Infallible>,
+    Channel(Receiver<std::convert::Infallible>),
+    Wake(Wake),
 }
 
 /// The outlet's other end is gone: stop.
@@ -296,7 +305,20 @@ pub struct Stopped;
 impl Outlet {
     /// An outlet into `reports`, until the sender of `stop` is dropped.
     pub fn new(reports: SyncSender<Report>, stop: Receiver<std::convert::Infallible>) -> Self {
-        Self { reports, identifier: None, stop }
+        Self { reports, identifier: None, stop: Stop::Channel(stop) }
+    }
+
+    /// The same, and what ends [`Outlet::wait_or_wake`] before its time, from any thread.
+    ///
+    /// # Errors
+    /// When the system has no room for a thread.
+    fn with_wake(self) -> std::io::Result<(Self, Wake)> {
+        let Self { reports, identifier, stop } = self;
+        let wake = match stop {
+            Stop::Channel(stop) => Wake::with_stop(stop)?,
+            Stop::Wake(wake) => wake,
+        };
+        Ok((Self { reports, identifier, stop: Stop::Wake(wake.clone()) }, wake))
     }
 
     /// With somebody who says what the executables of this very host are.
@@ -329,18 +351,36 @@ impl Outlet {
     /// # Errors
     /// As soon as it is time to stop.
     pub fn wait(&self, duration: Duration) -> Result<(), Stopped> {
-        match self.stop.recv_timeout(duration) {
+        let stop = match &self.stop {
+            Stop::Channel(stop) => stop,
+            Stop::Wake(wake) => return wake.wait_through(duration),
+        };
+        match stop.recv_timeout(duration) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
             Err(RecvTimeoutError::Disconnected) => Err(Stopped),
             Ok(never) => match never {},
         }
     }
 
+    /// Waits for `duration`, or until the wake of [`Outlet::with_wake`] ends that.
+    ///
+    /// # Errors
+    /// As soon as it is time to stop.
+    fn wait_or_wake(&self, duration: Duration) -> Result<(), Stopped> {
+        match &self.stop {
+            Stop::Channel(_) => self.wait(duration),
+            Stop::Wake(wake) => wake.wait(duration),
+        }
+    }
+
     /// Waits until it is time to stop.
     pub fn wait_for_stop(&self) -> Stopped {
-        match self.stop.recv() {
-            Err(_) => Stopped,
-            Ok(never) => match never {},
+        match &self.stop {
+            Stop::Channel(stop) => match stop.recv() {
+                Err(_) => Stopped,
+                Ok(never) => match never {},
+            },
+            Stop::Wake(wake) => wake.wait_for_stop(),
         }
     }
 }
