@@ -33,6 +33,9 @@ mod interfaces;
 mod linux;
 mod poll;
 mod replay;
+// Linux has sensors for that; its tests run this one too, so that it is run somewhere.
+#[cfg(any(test, not(target_os = "linux")))]
+mod surroundings;
 mod suspends;
 mod wake;
 // What it decides is tested everywhere; only Windows runs it.
@@ -40,6 +43,10 @@ mod wake;
 #[cfg_attr(not(target_os = "windows"), allow(dead_code, reason = "its source is not compiled here"))]
 mod windows;
 
+#[cfg(target_os = "linux")]
+use linux::Surroundings;
+#[cfg(not(target_os = "linux"))]
+use surroundings::Surroundings;
 use wake::Wake;
 
 /// A way of capturing.

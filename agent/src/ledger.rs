@@ -76,7 +76,8 @@ impl Ledger {
             scope: Some(Scope {
                 source: "clock".to_owned(),
                 covers: covers.to_owned(),
-                cannot_see: "nothing".to_owned(),
+                cannot_see: "another system that was started on this machine while this one hibernated"
+                    .to_owned(),
             }),
             announced_from: None,
         })

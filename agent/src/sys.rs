@@ -23,11 +23,16 @@ use macos as os;
 #[cfg(target_os = "windows")]
 use windows as os;
 
-// Linux has cheaper ways of its own; its tests run this one too, so that it is run somewhere.
+// Linux has cheaper ways of its own; its tests run these too, so that they are run somewhere.
+#[cfg(any(target_os = "macos", all(test, target_os = "linux")))]
+mod bsd;
 #[cfg(any(test, not(target_os = "linux")))]
 mod portable;
 #[cfg(test)]
 pub(crate) mod testing;
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) use os::{Watch, interfaces};
 
 /// Who and what this machine is, in this boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,9 +153,6 @@ pub(crate) fn stand_back() {
     os::stand_back();
 }
 
-/// On a system on which this was never run, a sentence that says so; empty where it was.
-pub(crate) const NEVER_RUN: &str = os::NEVER_RUN;
-
 /// Where the agent keeps its data unless told otherwise.
 pub fn default_data_directory() -> PathBuf {
     os::default_data_directory()
@@ -181,6 +183,26 @@ pub(crate) struct TcpSocket {
     /// The processes that hold it; empty where that cannot be seen.
     pub(crate) pids: Vec<u32>,
 }
+
+/// A network interface as it is now.
+#[cfg(any(test, not(target_os = "linux")))]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Interface {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// An administrator has set it up.
+    pub(crate) up: bool,
+    /// It can carry traffic.
+    pub(crate) running: bool,
+    /// With their prefix lengths, as text.
+    pub(crate) addresses: Vec<String>,
+    /// The gateways of default routes through it, as text; `on-link` for one without a gateway.
+    pub(crate) default_gateways: Vec<String>,
+}
+
+/// Of a default route without a gateway.
+#[cfg(any(test, not(target_os = "linux")))]
+const ON_LINK: &str = "on-link";
 
 /// The process table, read again and again.
 #[derive(Debug)]

@@ -23,10 +23,12 @@ mod links;
 mod names;
 mod namespaces;
 mod netlink;
+mod surroundings;
 mod users;
 mod written;
 
 use names::Names;
+pub(super) use surroundings::Surroundings;
 
 /// A report comes at least so often, so that the watermark goes on.
 const TURN_MAX: Duration = Duration::from_secs(1);
@@ -113,14 +115,7 @@ impl Linux {
     /// With what every source on this system can tell beside processes and connections. What cannot be told is said in
     /// the log: no answer about connections depends on it.
     fn with_links_and_clock(mut self) -> Self {
-        let clock = clock::Clock::open().map(|clock| Box::new(clock) as Box<dyn Sensor>);
-        let links = links::Links::open().map(|links| Box::new(links) as Box<dyn Sensor>);
-        for sensor in [clock, links] {
-            match sensor {
-                Ok(sensor) => self.sensors.push(sensor),
-                Err(problem) => tracing::warn!(%problem, "recording without it"),
-            }
-        }
+        self.sensors.extend(surroundings::sensors());
         self
     }
 

@@ -1,19 +1,23 @@
 //! Polling: looks at the process and socket tables each period. Works on every system and needs no rights, but what
 //! comes and goes between two looks is not seen, which its grade says.
 //!
-//! [`tables`] reads, [`differ`] decides what the difference between two looks means. Only the first touches the system.
+//! [`tables`] reads, [`differ`] decides what the difference between two looks means. Only the first touches the system. What
+//! [`Surroundings`] tells besides, suspends and network interfaces, it tells at each look, and where the system says at once
+//! that there is something to see, the next look comes before its time.
 
 use std::time::{Duration, Instant};
 
 use alibi_proto::{
-    coverage::{Facet, Grade, Scope},
+    coverage::{Facet, Grade},
     host::{FacetCoverage, SourceDescription},
+    time::Moment,
 };
 
-use super::{CaptureError, Outlet, Report, Source};
+use super::{CaptureError, Fact, Observation, Outlet, Report, Source, Surroundings};
 use crate::sys;
 
 mod differ;
+mod scope;
 pub(super) mod tables;
 
 use differ::Differ;
@@ -21,6 +25,7 @@ use differ::Differ;
 pub(super) use differ::owner;
 #[cfg(any(test, target_os = "windows"))]
 pub(super) use differ::state_of;
+use scope::scope;
 #[cfg(any(test, target_os = "windows"))]
 pub(super) use tables::ProcessRow;
 use tables::Tables;
@@ -55,18 +60,41 @@ impl Source for Poll {
     }
 
     fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {
+        let (outlet, wake) = outlet.with_wake().map_err(CaptureError::Wait)?;
+        let mut surroundings = Surroundings::open(&wake);
         let mut differ = Differ::new(self.period, sys::network_namespace());
         loop {
             let began = Instant::now();
-            let report = look(&mut self.tables, &mut differ);
+            let (at, around) = surroundings.look();
+            let report = with_surroundings(around, &mut differ, |differ| look(&mut self.tables, at, differ));
             if outlet.report(report).is_err() {
                 return Ok(());
             }
-            if outlet.wait(self.period.saturating_sub(began.elapsed())).is_err() {
+            // However often something happens around: a look costs what it costs.
+            if outlet.wait(PERIOD_MIN.saturating_sub(began.elapsed())).is_err()
+                || outlet.wait_or_wake(self.period.saturating_sub(began.elapsed())).is_err()
+            {
                 return Ok(());
             }
         }
     }
+}
+
+/// The report of a look, and what was seen around before it.
+fn with_surroundings(
+    mut around: Vec<Observation>,
+    differ: &mut Differ,
+    look: impl FnOnce(&mut Differ) -> Report,
+) -> Report {
+    for observation in &around {
+        if let Fact::Suspended { from, to } = &observation.fact {
+            differ.slept(*from, *to);
+        }
+    }
+    let Report { observations, seen_until } = look(differ);
+    around.extend(observations);
+    around.sort_by_key(|observation| observation.at.boot_ns);
+    Report { observations: around, seen_until }
 }
 
 /// The processes that run now, with their images, as if they had just been found.
@@ -74,15 +102,14 @@ impl Source for Poll {
 /// # Errors
 /// When the process table cannot be read.
 #[cfg(target_os = "linux")]
-pub(super) fn running_processes() -> Result<Vec<super::Observation>, CaptureError> {
-    let report = look(&mut Tables::open()?, &mut Differ::new(PERIOD_MIN, None));
-    let is_process =
-        |observation: &super::Observation| matches!(observation.fact, super::Fact::ProcessStarted(_));
+pub(super) fn running_processes() -> Result<Vec<Observation>, CaptureError> {
+    let report = look(&mut Tables::open()?, sys::now(), &mut Differ::new(PERIOD_MIN, None));
+    let is_process = |observation: &Observation| matches!(observation.fact, Fact::ProcessStarted(_));
     Ok(report.observations.into_iter().filter(is_process).collect())
 }
 
-fn look(tables: &mut Tables, differ: &mut Differ) -> Report {
-    let snapshot = tables.look(|process| differ.knows(process));
+fn look(tables: &mut Tables, at: Moment, differ: &mut Differ) -> Report {
+    let snapshot = tables.look(at, |process| differ.knows(process));
     differ.diff(snapshot)
 }
 
@@ -91,28 +118,6 @@ fn grade(facet: Facet, period: Duration) -> Grade {
         Facet::Processes | Facet::Connections => Grade::Sampled { period },
         Facet::Names => Grade::NotRecorded { reason: "polling does not see name lookups".to_owned() },
     }
-}
-
-fn scope(facet: Facet) -> Scope {
-    let (covers, cannot_see) = match facet {
-        Facet::Processes => (
-            "processes that the agent is allowed to see, at each look",
-            "processes shorter than the period; a program that a process turns into (exec) after the look that found \
-             it; exit codes; where the system hides other users' processes, those",
-        ),
-        Facet::Connections => (
-            "TCP sockets of the agent's own network namespace, at each look",
-            "UDP; connections shorter than the period, except those that this host closed first, whose owner is \
-             unknown then; other network namespaces (containers); raw sockets; the own traffic of virtual machines; \
-             bytes; why an attempt failed; without administrator's rights the owners of other users' sockets",
-        ),
-        Facet::Names => ("nothing", "name lookups"),
-    };
-    let cannot_see = match sys::NEVER_RUN {
-        "" => cannot_see.to_owned(),
-        never_run => format!("{cannot_see}; {never_run}"),
-    };
-    Scope { source: NAME.to_owned(), covers: covers.to_owned(), cannot_see }
 }
 
 #[cfg(test)]

@@ -163,8 +163,6 @@ pub(crate) fn give_memory_back() {
     }
 }
 
-pub(super) const NEVER_RUN: &str = "";
-
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = PathBuf::from("/var/lib/alibi-agent");
     if is_privileged() {

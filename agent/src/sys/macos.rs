@@ -6,9 +6,12 @@ use alibi_proto::time::{Moment, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 use sysinfo::{Product, System};
 
+mod kernel;
 mod room;
+mod watch;
 
 pub(super) use room::set_room_aside;
+pub(crate) use watch::{Watch, interfaces};
 
 pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
 use super::{HostFacts, boot_id_from, moment};
@@ -76,8 +79,6 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
 }
 
 pub(super) fn stand_back() {}
-
-pub(super) const NEVER_RUN: &str = "this was compiled for macOS, and never run there";
 
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = PathBuf::from("/Library/Application Support/alibi-agent");

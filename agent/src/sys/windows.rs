@@ -5,13 +5,17 @@ use std::{env, fs, io, path::PathBuf};
 use alibi_proto::time::{Moment, Timestamp};
 use sysinfo::{Product, System};
 
+mod adapters;
 mod clocks;
 mod processes;
 mod room;
+mod watch;
 
+pub(crate) use adapters::interfaces;
 pub(super) use clocks::awake_ns;
 pub(super) use processes::{ProcessTable, process_start};
 pub(super) use room::set_room_aside;
+pub(crate) use watch::Watch;
 
 pub(super) use super::portable::SocketTable;
 use super::{HostFacts, boot_id_from, moment};

@@ -38,6 +38,8 @@ pub(super) struct Differ {
     network_namespace: Option<u64>,
     /// When the last look was; none before the first.
     previous: Option<Moment>,
+    /// Since the last look the host was suspended from the one to the other in any case.
+    asleep: Option<(Moment, Moment)>,
     process_table: Health,
     socket_table: Health,
     /// By pid; true once the process has ended, as long as the table still has it.
@@ -73,6 +75,7 @@ impl Differ {
             period,
             network_namespace,
             previous: None,
+            asleep: None,
             process_table: health(Facet::Processes),
             socket_table: health(Facet::Connections),
             processes: BTreeMap::new(),
@@ -86,6 +89,11 @@ impl Differ {
     /// Whether `process` was there at the last look, so that its image need not be read.
     pub(super) fn knows(&self, process: &ProcessKey) -> bool {
         self.processes.get(&process.pid).is_some_and(|(known, _)| known == process)
+    }
+
+    /// Since the last look the host was suspended, as is proven: it need not be looked at from `from` until `to`.
+    pub(super) fn slept(&mut self, from: Moment, to: Moment) {
+        self.asleep = Some((from, to));
     }
 
     /// What happened since the last look, as far as `snapshot` shows. Starts come before whatever the process did,
@@ -113,16 +121,31 @@ impl Differ {
         Report { observations: facts.observations, seen_until: at }
     }
 
-    /// The machine stood still, or the agent did.
-    fn note_gap(&self, facts: &mut Facts) {
+    /// The machine stood still, or the agent did. What the host slept through is no gap; how long it was awake without a
+    /// look is one, before it slept and after it, since on which side that was is not known.
+    fn note_gap(&mut self, facts: &mut Facts) {
+        let asleep = self.asleep.take();
         let Some(previous) = self.previous else { return };
-        let apart = Duration::from_nanos(facts.at.boot_ns.saturating_sub(previous.boot_ns));
+        let is_between = |(from, to): &(Moment, Moment)| {
+            previous.boot_ns <= from.boot_ns && from.boot_ns <= to.boot_ns && to.boot_ns <= facts.at.boot_ns
+        };
+        match asleep.filter(is_between) {
+            None => self.note_no_look(previous, facts.at, facts),
+            Some((from, to)) => {
+                self.note_no_look(previous, from, facts);
+                self.note_no_look(to, facts.at, facts);
+            }
+        }
+    }
+
+    fn note_no_look(&self, since: Moment, until: Moment, facts: &mut Facts) {
+        let apart = Duration::from_nanos(until.boot_ns.saturating_sub(since.boot_ns));
         if apart <= self.period * LATE_AFTER_PERIODS {
             return;
         }
         let reason = format!("no look for {} s", (apart + Duration::from_millis(500)).as_secs());
         // The wall clock may have been set back meanwhile.
-        let (from, to) = (previous.wall.min(facts.at.wall), previous.wall.max(facts.at.wall));
+        let (from, to) = (since.wall.min(until.wall), since.wall.max(until.wall));
         for facet in [Facet::Processes, Facet::Connections] {
             let grade = Grade::NotRecorded { reason: reason.clone() };
             facts.push(Fact::Coverage(CoverageChange {

@@ -59,10 +59,9 @@ impl Tables {
         Ok(Self { processes, sockets, people: People::default(), running: HashSet::new() })
     }
 
-    /// Reads the tables. Sockets before processes: so the owner of a socket is among the processes, unless it ended
-    /// in between.
-    pub(in crate::capture) fn look(&mut self, is_known: impl Fn(&ProcessKey) -> bool) -> Snapshot {
-        let at = sys::now();
+    /// Reads the tables, `at` this instant. Sockets before processes: so the owner of a socket is among the processes,
+    /// unless it ended in between.
+    pub(in crate::capture) fn look(&mut self, at: Moment, is_known: impl Fn(&ProcessKey) -> bool) -> Snapshot {
         let sockets = self.sockets.read().map_err(|problem| match problem {
             netstat2::error::Error::OsError(source) => source.to_string(),
             other => other.to_string(),

@@ -5,7 +5,10 @@ use std::{
     thread,
 };
 
-use alibi_proto::flow::{Attribution, Direction, FlowState};
+use alibi_proto::{
+    flow::{Attribution, Direction, FlowState},
+    time::Timestamp,
+};
 
 use super::*;
 use crate::{
@@ -71,6 +74,46 @@ fn this_process_is_in_the_inventory_with_its_image() {
         assert_eq!(this.image.arguments, std::env::args().collect::<Vec<_>>());
     }
     assert!(this.image.user.is_some() && !this.image.name.is_empty());
+}
+
+#[test]
+fn the_inventory_has_the_loopback_interface_and_the_next_look_does_not() {
+    let (reports, _running) = running(PERIOD_MIN);
+    let is_loopback = |fact: &Fact| {
+        matches!(fact, Fact::LinkChanged(link)
+            if link.present && link.up && link.addresses.contains(&"127.0.0.1/8".to_owned()))
+    };
+    assert!(facts(reports.recv_timeout(PATIENCE).unwrap()).any(|fact| is_loopback(&fact)));
+    assert!(!facts(reports.recv_timeout(PATIENCE).unwrap()).any(|fact| is_loopback(&fact)));
+}
+
+#[test]
+fn a_suspend_is_told_in_order_and_leaves_no_gap() {
+    let at = |secs: u64| Moment {
+        wall: Timestamp::from_secs(1_764_000_000 + secs),
+        boot_ns: secs * 1_000_000_000,
+    };
+    let mut differ = Differ::new(Duration::from_secs(1), None);
+    let process = |pid, start| tables::ProcessRow {
+        key: ProcessKey { pid, start },
+        parent_pid: None,
+        started: Timestamp::ZERO,
+        ended: false,
+        image: None,
+    };
+    let snapshot = |secs, processes| tables::Snapshot {
+        at: at(secs),
+        processes: Ok(processes),
+        sockets: Ok(Vec::new()),
+    };
+    differ.diff(snapshot(10, vec![process(5, 1)]));
+    let asleep = Observation { at: at(3_609), fact: Fact::Suspended { from: at(11), to: at(3_609) } };
+    let report = with_surroundings(vec![asleep.clone()], &mut differ, |differ| {
+        differ.diff(snapshot(3_610, vec![process(5, 1), process(6, 2)]))
+    });
+    assert_eq!(report.seen_until, at(3_610));
+    assert_eq!(report.observations[0], asleep);
+    assert_eq!(report.observations.len(), 2, "and the new process: {report:?}");
 }
 
 #[test]

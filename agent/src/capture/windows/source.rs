@@ -87,7 +87,7 @@ impl Source for Etw {
 impl Etw {
     fn look(&mut self) -> Result<Look, CaptureError> {
         let tracker = &self.tracker;
-        let Snapshot { at, processes, sockets } = self.tables.look(|process| tracker.runs(*process));
+        let Snapshot { at, processes, sockets } = self.tables.look(sys::now(), |process| tracker.runs(*process));
         let problem = |problem| CaptureError::Etw { what: "compare the events", problem };
         Ok(Look { at, processes: processes.map_err(problem)?, sockets: sockets.map_err(problem)? })
     }
@@ -122,9 +122,7 @@ fn scope(facet: Facet) -> Scope {
              the agent ran; TLS server names; who answered, and for how long that holds",
         ),
     };
-    Scope {
-        source: NAME.to_owned(),
-        covers: covers.to_owned(),
-        cannot_see: format!("{cannot_see}; {}", sys::NEVER_RUN),
-    }
+    let cannot_see =
+        format!("{cannot_see}; this was compiled for Windows and has never been run there (Wine has no ETW)");
+    Scope { source: NAME.to_owned(), covers: covers.to_owned(), cannot_see }
 }

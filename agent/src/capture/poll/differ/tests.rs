@@ -439,6 +439,41 @@ fn a_late_look_leaves_a_gap() {
     ]);
 }
 
+/// Looks at 10 and, an hour and more later, at `at(last)`, of which it was asleep in any case between the other two.
+#[track_caller]
+fn check_sleep((asleep, awake): (u64, u64), last: u64, gaps: &[(u64, u64)]) {
+    let mut differ = Differ::new(PERIOD, None);
+    let snapshot = |at| Snapshot { at, processes: Ok(Vec::new()), sockets: Ok(Vec::new()) };
+    differ.diff(snapshot(at(10)));
+    differ.slept(at(asleep), at(awake));
+    let report = differ.diff(snapshot(at(last)));
+    let mut found = Vec::new();
+    for observation in report.observations {
+        let Fact::Coverage(change) = observation.fact else { panic!("{observation:?}") };
+        if change.facet == Facet::Connections {
+            found.push((change.from, change.to.unwrap()));
+        }
+    }
+    let gaps: Vec<_> = gaps.iter().map(|(from, to)| (at(*from).wall, at(*to).wall)).collect();
+    assert_eq!(found, gaps, "asleep from {asleep} until {awake}, and looked at {last}");
+    // It is of this look alone.
+    assert_eq!(differ.diff(snapshot(at(last + 10))).observations.len(), 2);
+}
+
+#[test]
+fn what_the_host_slept_through_is_no_gap() {
+    check_sleep((10, 3_610), 3_610, &[]);
+    check_sleep((11, 3_610), 3_611, &[]);
+    check_sleep((13, 3_613), 3_616, &[]);
+    // Awake for long without a look, before or after: both may be it.
+    check_sleep((14, 3_610), 3_614, &[(10, 14), (3_610, 3_614)]);
+    check_sleep((40, 3_612), 3_613, &[(10, 40)]);
+    // That is no stretch between the looks.
+    check_sleep((9, 3_610), 3_610, &[(10, 3_610)]);
+    check_sleep((11, 3_612), 3_611, &[(10, 3_611)]);
+    check_sleep((30, 20), 3_610, &[(10, 3_610)]);
+}
+
 #[test]
 fn a_clock_set_back_during_a_gap_does_not_turn_it_around() {
     let mut differ = Differ::new(PERIOD, None);
