@@ -70,9 +70,6 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
 
 pub(super) fn stand_back() {}
 
-pub(super) const NEVER_RUN: &str =
-    "this was never run on a real Windows: the tests run it under wine, which has no ETW";
-
 pub(super) fn default_data_directory() -> PathBuf {
     let shared = env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);
     shared.join("alibi-agent")
