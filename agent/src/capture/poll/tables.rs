@@ -61,7 +61,11 @@ impl Tables {
 
     /// Reads the tables, `at` this instant. Sockets before processes: so the owner of a socket is among the processes,
     /// unless it ended in between.
-    pub(in crate::capture) fn look(&mut self, at: Moment, is_known: impl Fn(&ProcessKey) -> bool) -> Snapshot {
+    pub(in crate::capture) fn look(
+        &mut self,
+        at: Moment,
+        is_known: impl Fn(&ProcessKey) -> bool,
+    ) -> Snapshot {
         let sockets = self.sockets.read().map_err(|problem| match problem {
             netstat2::error::Error::OsError(source) => source.to_string(),
             other => other.to_string(),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     capture::{
-        CaptureError, Outlet, Source,
+        CaptureError, Observation, Outlet, Report, Source, Surroundings,
         canary::Canary,
         poll::tables::{Snapshot, Tables},
     },
@@ -50,26 +50,25 @@ impl Source for Etw {
     }
 
     fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {
+        let (outlet, wake) = outlet.with_wake().map_err(CaptureError::Wait)?;
+        let mut around = Around { surroundings: Surroundings::open(&wake), held: Vec::new() };
         let mut canary =
             Canary::open(grade(Facet::Connections), scope(Facet::Connections)).map(Canary::with_attempts);
         let look = self.look()?;
-        let report = self.tracker.begin(look);
+        let mut report = self.tracker.begin(look);
         let mut looked = Instant::now();
         let mut is_in_doubt = false;
-        if outlet.report(report).is_err() {
-            return Ok(());
-        }
-        while outlet.wait(TURN).is_ok() {
+        loop {
+            around.join(&mut report);
+            if outlet.report(report).is_err() || outlet.wait_or_wake(TURN).is_err() {
+                return Ok(());
+            }
             let (marker, batch) = self.session.turn()?;
             let tables = &mut self.tables;
-            let mut report =
-                self.tracker.turn(marker, batch, |processes| tables.images_of(processes), sys::now());
+            report = self.tracker.turn(marker, batch, |processes| tables.images_of(processes), sys::now());
             is_in_doubt |= Tracker::wants_look(&report);
             if let Some(canary) = &mut canary {
                 canary.turn(report.seen_until, &mut report.observations);
-            }
-            if outlet.report(report).is_err() {
-                break;
             }
             if looked.elapsed() >= if is_in_doubt { LOOK_AFTER_LOSS } else { LOOK } {
                 match self.look() {
@@ -80,14 +79,31 @@ impl Source for Etw {
                 (looked, is_in_doubt) = (Instant::now(), false);
             }
         }
-        Ok(())
+    }
+}
+
+/// What is told beside the trace.
+struct Around {
+    surroundings: Surroundings,
+    /// What is younger than the last report.
+    held: Vec<Observation>,
+}
+
+impl Around {
+    /// Adds to a report what happened around until then.
+    fn join(&mut self, report: &mut Report) {
+        self.held.extend(self.surroundings.look().1);
+        let is_told = |observation: &mut Observation| observation.at.boot_ns <= report.seen_until.boot_ns;
+        report.observations.extend(self.held.extract_if(.., is_told));
+        report.observations.sort_by_key(|observation| observation.at.boot_ns);
     }
 }
 
 impl Etw {
     fn look(&mut self) -> Result<Look, CaptureError> {
         let tracker = &self.tracker;
-        let Snapshot { at, processes, sockets } = self.tables.look(sys::now(), |process| tracker.runs(*process));
+        let Snapshot { at, processes, sockets } =
+            self.tables.look(sys::now(), |process| tracker.runs(*process));
         let problem = |problem| CaptureError::Etw { what: "compare the events", problem };
         Ok(Look { at, processes: processes.map_err(problem)?, sockets: sockets.map_err(problem)? })
     }
