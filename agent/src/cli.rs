@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use alibi_proto::{command_line::QuestionArgs, time::parse_duration, transport::Address};
+use alibi_proto::{
+    command_line::QuestionArgs,
+    configuration::{Configurable, ConfigurationArgs},
+    time::parse_duration,
+    transport::Address,
+};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -33,6 +38,8 @@ enum Command {
 /// `alibi-agent run`.
 #[derive(Debug, clap::Args)]
 struct RunArgs {
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
     /// Where identity and ring are kept
     #[arg(long, env = "ALIBI_DATA", default_value_os_t = sys::default_data_directory())]
     data: PathBuf,
@@ -62,6 +69,8 @@ struct RunArgs {
 /// `alibi-agent selftest`.
 #[derive(Debug, clap::Args)]
 struct SelftestArgs {
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
     /// How to capture: auto, ebpf, etw or poll
     #[arg(long, env = "ALIBI_SOURCE", default_value = "auto")]
     source: Choice,
@@ -81,6 +90,8 @@ struct SelftestArgs {
 struct QueryArgs {
     #[command(flatten)]
     question: QuestionArgs,
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
     /// The data directory of the agent, running or not
     #[arg(long, env = "ALIBI_DATA", default_value_os_t = sys::default_data_directory())]
     data: PathBuf,
@@ -110,6 +121,11 @@ fn parse_sync_interval(text: &str) -> Result<Duration, String> {
 fn parse_buffer_bytes(text: &str) -> Result<u32, String> {
     let bytes = text.parse().ok().filter(|bytes: &u32| bytes.is_power_of_two() && *bytes >= 4096);
     bytes.ok_or_else(|| format!("`{text}` is no size for a buffer: write a power of two, from 4096"))
+}
+
+/// What can be configured in a file: the flags of `run`.
+pub fn configurable() -> Configurable {
+    Configurable { command: "run", place: sys::default_configuration() }
 }
 
 /// Runs the command; the exit status.

@@ -158,6 +158,12 @@ pub fn default_data_directory() -> PathBuf {
     os::default_data_directory()
 }
 
+/// Where the agent is configured unless told otherwise: in the system's place by whoever may see everything, else in the
+/// user's own.
+pub fn default_configuration() -> PathBuf {
+    os::default_configuration()
+}
+
 /// A process as the process table shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunningProcess {

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use alibi_proto::{
     command_line::QuestionArgs,
+    configuration::{Configurable, ConfigurationArgs},
     time::parse_duration,
     transport::{self, Address, MESSAGE_BYTES_MAX},
     wire::{self, analyst_client::AnalystClient},
@@ -47,6 +48,8 @@ enum Command {
 /// `alibi serve`.
 #[derive(Debug, clap::Args)]
 struct ServeArgs {
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
     /// Where everything is kept
     #[arg(long, env = "ALIBI_DATA")]
     data: PathBuf,
@@ -128,6 +131,22 @@ enum HostCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// What can be configured in a file: the flags of `serve`.
+pub fn configurable() -> Configurable {
+    Configurable { command: "serve", place: default_configuration() }
+}
+
+#[cfg(not(windows))]
+fn default_configuration() -> PathBuf {
+    "/etc/alibi/collector.toml".into()
+}
+
+#[cfg(windows)]
+fn default_configuration() -> PathBuf {
+    let shared = std::env::var_os("ProgramData").map_or_else(|| r"C:\ProgramData".into(), PathBuf::from);
+    shared.join("alibi").join("collector.toml")
 }
 
 /// Runs the command; the exit status.

@@ -9,7 +9,7 @@ use alibi_collector::cli::{self, Arguments};
 use alibi_proto::command_line::{EXIT_ERROR, in_one_line, parse};
 
 fn main() -> ExitCode {
-    let arguments = match parse::<Arguments>() {
+    let arguments = match parse::<Arguments>(&cli::configurable()) {
         Ok(arguments) => arguments,
         Err(status) => return status,
     };

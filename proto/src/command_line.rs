@@ -1,10 +1,11 @@
 //! The words that every command line has in common.
 
-use std::{error::Error, io, process::ExitCode};
+use std::{error::Error, ffi::OsString, io, process::ExitCode};
 
 use clap::{Args, Parser, error::ErrorKind};
 
 use crate::{
+    configuration::{self, Configurable},
     flow::Protocol,
     question::{Question, Verdict},
     target::{Target, TargetError},
@@ -63,24 +64,35 @@ pub enum QuestionError {
     Window(#[from] WindowError),
 }
 
-/// Reads the command line. A value that cannot be taken is an error in one line, as any other; only where the words
-/// themselves are not understood, usage is shown.
+/// Reads the command line, and the file that sets what it leaves open. A value that cannot be taken is an error in one
+/// line, as any other; only where the words themselves are not understood, usage is shown.
 ///
 /// # Errors
 /// The exit status, when there is nothing to run: it has been said why, or help was given.
-pub fn parse<P: Parser>() -> Result<P, ExitCode> {
-    P::try_parse().map_err(|error| {
+pub fn parse<P: Parser>(configurable: &Configurable) -> Result<P, ExitCode> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let program = P::command();
+    let name = program.get_name().to_owned();
+    let program = configuration::apply(program, &words, configurable).map_err(|error| {
+        eprintln!("{name}: {}", in_one_line(&error));
+        ExitCode::from(EXIT_ERROR)
+    })?;
+    program.try_get_matches_from(words).and_then(|matches| P::from_arg_matches(&matches)).map_err(|error| {
         if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
-            let text = error.to_string();
-            let paragraph = text.split("\n\n").next().unwrap_or_default();
-            let message = paragraph.strip_prefix("error: ").unwrap_or(paragraph);
-            eprintln!("{}: {}", P::command().get_name(), unbroken(message));
+            eprintln!("{name}: {}", words_of(&error));
         } else {
             // Without a standard output or error, there is nobody to tell.
             let _ = error.print();
         }
         ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_ERROR))
     })
+}
+
+/// What is wrong with a value, without usage, in one line.
+pub(crate) fn words_of(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    unbroken(paragraph.strip_prefix("error: ").unwrap_or(paragraph))
 }
 
 /// An error and what caused it, for a person, in one line. A cause that was named already is not named again, and a

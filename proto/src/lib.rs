@@ -3,12 +3,13 @@
 //! The vocabulary (`id`, `time`, `clock`, `window`, `target`, `flow`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
 //! `question`) is
 //! pure: no files, no sockets, no clocks, no operating system; `now` is an argument. [`convert`] is the only place
-//! where wire types become words and back. [`transport`] and [`data_directory`] are the two rooms with I/O, here
-//! because both programs need the same.
+//! where wire types become words and back. [`transport`], [`data_directory`] and [`configuration`] are the rooms with I/O,
+//! here because both programs need the same.
 
 pub mod chain;
 pub mod clock;
 pub mod command_line;
+pub mod configuration;
 pub mod convert;
 pub mod coverage;
 pub mod data_directory;

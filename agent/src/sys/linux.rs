@@ -164,14 +164,22 @@ pub(crate) fn give_memory_back() {
 }
 
 pub(super) fn default_data_directory() -> PathBuf {
-    let shared = PathBuf::from("/var/lib/alibi-agent");
+    own_or_shared("XDG_DATA_HOME", ".local/share", "alibi-agent", "/var/lib/alibi-agent")
+}
+
+pub(super) fn default_configuration() -> PathBuf {
+    own_or_shared("XDG_CONFIG_HOME", ".config", "alibi/agent.toml", "/etc/alibi/agent.toml")
+}
+
+/// `name` in the user's own directory of a kind, which a variable may set; or `shared`, for root and where there is none.
+fn own_or_shared(variable: &str, usual: &str, name: &str, shared: &str) -> PathBuf {
     if is_privileged() {
-        return shared;
+        return shared.into();
     }
-    let chosen = env::var_os("XDG_DATA_HOME").map(PathBuf::from);
-    let usual = || env::home_dir().map(|home| home.join(".local/share"));
+    let chosen = env::var_os(variable).map(PathBuf::from);
+    let usual = || env::home_dir().map(|home| home.join(usual));
     let absolute = |directory: &PathBuf| directory.is_absolute();
-    chosen.filter(absolute).or_else(usual).filter(absolute).map_or(shared, |home| home.join("alibi-agent"))
+    chosen.filter(absolute).or_else(usual).filter(absolute).map_or(shared.into(), |home| home.join(name))
 }
 
 pub(super) fn process_start(pid: u32) -> Option<u64> {

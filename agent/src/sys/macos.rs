@@ -1,6 +1,9 @@
 //! macOS.
 
-use std::{env, io, path::PathBuf};
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+};
 
 use alibi_proto::time::{Moment, Timestamp};
 use nix::time::{ClockId, clock_gettime};
@@ -81,12 +84,19 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
 pub(super) fn stand_back() {}
 
 pub(super) fn default_data_directory() -> PathBuf {
-    let shared = PathBuf::from("/Library/Application Support/alibi-agent");
+    own_directory().join("data")
+}
+
+pub(super) fn default_configuration() -> PathBuf {
+    own_directory().join("agent.toml")
+}
+
+/// The agent's own: of the system, or of a user without rights.
+fn own_directory() -> PathBuf {
+    let own = "Library/Application Support/alibi-agent";
     match env::home_dir() {
-        Some(home) if !is_privileged() && home.is_absolute() => {
-            home.join("Library/Application Support/alibi-agent")
-        }
-        _ => shared,
+        Some(home) if !is_privileged() && home.is_absolute() => home.join(own),
+        _ => Path::new("/").join(own),
     }
 }
 

@@ -71,8 +71,18 @@ pub(super) fn give_up_privileges() -> io::Result<()> {
 pub(super) fn stand_back() {}
 
 pub(super) fn default_data_directory() -> PathBuf {
-    let shared = env::var_os("ProgramData").map_or_else(|| PathBuf::from(r"C:\ProgramData"), PathBuf::from);
-    shared.join("alibi-agent")
+    own_directory().join("data")
+}
+
+pub(super) fn default_configuration() -> PathBuf {
+    own_directory().join("agent.toml")
+}
+
+/// The agent's own: of the system, or of a user without rights.
+fn own_directory() -> PathBuf {
+    let of = |variable: &str| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = if is_privileged() { None } else { of("LOCALAPPDATA") };
+    own.or_else(|| of("ProgramData")).unwrap_or_else(|| r"C:\ProgramData".into()).join("alibi-agent")
 }
 
 pub(super) fn control_group(_pid: u32) -> Option<String> {
