@@ -11,6 +11,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(windows)]
+mod windows;
+
 const MARKER: &str = "alibi.json";
 const LOCK: &str = "lock";
 
@@ -139,9 +142,7 @@ fn create(path: &Path, program: &str, format: u32) -> io::Result<Made> {
     let ancestors = path.ancestors().filter(|path| !path.as_os_str().is_empty());
     let made = Made(ancestors.take_while(is_missing).map(Path::to_owned).collect());
     let marked = (|| {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
+        create_parents(path)?;
         create_private(path)?;
         make_private(path)?;
         let marker = Marker { program: program.to_owned(), format };
@@ -177,10 +178,12 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Makes a directory that only its user may enter, if there is none.
+/// Makes a directory that only its user may enter, if there is none; on Windows, by a program with an administrator's
+/// rights, only administrators and the system.
 ///
 /// # Errors
 /// When it cannot be made.
+#[cfg(not(windows))]
 pub fn create_private(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -189,12 +192,46 @@ pub fn create_private(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// Takes a directory that was there already, and empty, from all but its user.
-fn make_private(path: &Path) -> io::Result<()> {
+/// Makes a directory that only its user may enter, if there is none; on Windows, by a program with an administrator's
+/// rights, only administrators and the system.
+///
+/// # Errors
+/// When it cannot be made.
+#[cfg(windows)]
+pub fn create_private(path: &Path) -> io::Result<()> {
+    windows::create_private(path)
+}
+
+/// Takes a directory that was there already from all but those for whom [`create_private`] makes one.
+///
+/// # Errors
+/// When it is not ours to give.
+#[cfg(not(windows))]
+pub fn make_private(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     let _ = path;
     Ok(())
+}
+
+/// Takes a directory that was there already from all but those for whom [`create_private`] makes one.
+///
+/// # Errors
+/// When it is not ours to give.
+#[cfg(windows)]
+pub fn make_private(path: &Path) -> io::Result<()> {
+    windows::make_private(path)
+}
+
+#[cfg(not(windows))]
+fn create_parents(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// Where everybody may make files in a new directory, whoever may write above ours could put his own in its place.
+#[cfg(windows)]
+fn create_parents(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), create_private)
 }
 
 /// A directory that cannot be used.
