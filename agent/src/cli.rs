@@ -16,6 +16,7 @@ use crate::{capture::Choice, sys};
 mod query;
 mod run;
 mod selftest;
+mod service;
 
 /// Records process starts and network connections on this host, and proves what it recorded.
 #[derive(Debug, Parser)]
@@ -33,6 +34,24 @@ enum Command {
     Query(QueryArgs),
     /// Do what the source claims to see, and look whether it is seen; exit status 0 all of it, 1 not all, 2 error
     Selftest(SelftestArgs),
+    /// Run as a service of this system: started at boot, watched, and stopped cleanly
+    #[command(subcommand)]
+    Service(ServiceCommand),
+}
+
+/// `alibi-agent service`.
+#[derive(Debug, Subcommand)]
+enum ServiceCommand {
+    /// Install the service with this very program, or install it anew, and start it
+    Install,
+    /// Stop the service and take it away; data are kept
+    Uninstall,
+    /// How the service is; exit status 0 it runs, 3 it does not, 2 error
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `alibi-agent run`.
@@ -64,6 +83,16 @@ struct RunArgs {
     /// Bytes that the ring may take on disk
     #[arg(long, env = "ALIBI_RING_BYTES", default_value_t = crate::ring::Options::default().bytes_max)]
     ring_bytes: u64,
+    /// Be the service that the system has started this program for (Windows)
+    #[arg(long, hide = true)]
+    as_service: bool,
+}
+
+impl Arguments {
+    /// Whether the system has started this program as a service.
+    pub fn is_service(&self) -> bool {
+        matches!(self.command, Command::Run(RunArgs { as_service: true, .. }))
+    }
 }
 
 /// `alibi-agent selftest`.
@@ -133,6 +162,17 @@ pub fn configurable() -> Configurable {
 /// # Errors
 /// What a person should read, in one line.
 pub fn run(arguments: Arguments) -> Result<u8> {
+    if arguments.is_service() {
+        return sys::service::be_service(Box::new(|| run_command(arguments)))?;
+    }
+    run_command(arguments)
+}
+
+fn run_command(arguments: Arguments) -> Result<u8> {
+    // It is for an administrator, and starts programs of the system.
+    if let Command::Service(service) = arguments.command {
+        return service::service(&service);
+    }
     if matches!(arguments.command, Command::Run(_)) {
         sys::run_before_others();
     }
@@ -157,6 +197,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
             Command::Run(arguments) => run::run(arguments).await,
             Command::Query(arguments) => query::query(arguments).await,
             Command::Selftest(arguments) => selftest::selftest(&arguments),
+            Command::Service(service) => service::service(&service),
         }
     })
 }
@@ -170,3 +211,33 @@ const RING: &str = "ring";
 const EXECUTABLES: &str = "executables";
 /// Holds the address on which a running agent serves.
 const ADDRESS: &str = "address";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// Every line of the configuration that an installation writes is a flag with its own default, put into a comment.
+    #[test]
+    fn the_configuration_that_is_installed_says_what_holds_without_it() {
+        let program = Arguments::command();
+        let run = program.find_subcommand(configurable().command).unwrap();
+        let is_key = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase());
+        let lines: Vec<_> = sys::service::CONFIGURATION
+            .lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(is_key)
+            .collect();
+        assert!(lines.len() >= 5, "{lines:?}");
+        for line in lines {
+            let (key, value) = line.split_once(" = ").unwrap();
+            let flag = run.get_arguments().find(|argument| argument.get_long() == Some(key));
+            let flag = flag.unwrap_or_else(|| panic!("{key} is no flag"));
+            assert!(!flag.is_hide_set(), "{key}");
+            assert_eq!(flag.get_default_values(), [value.trim_matches('"')], "{key}");
+        }
+        let set = |line: &&str| !line.is_empty() && !line.starts_with('#');
+        assert_eq!(sys::service::CONFIGURATION.lines().find(set), None, "nothing is set");
+    }
+}

@@ -10,6 +10,7 @@ pub mod enrich;
 pub mod identity;
 pub mod labels;
 pub mod ledger;
+pub mod log;
 pub mod pipeline;
 pub mod query;
 pub mod recorder;

@@ -1,11 +1,11 @@
 //! `alibi-agent`: parse, trace, run, exit code.
 
-use std::{
-    io::{self, IsTerminal as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use alibi_agent::cli::{self, Arguments};
+use alibi_agent::{
+    cli::{self, Arguments},
+    log,
+};
 use alibi_proto::command_line::{EXIT_ERROR, in_one_line, parse};
 
 fn main() -> ExitCode {
@@ -13,13 +13,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(status) => return status,
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ALIBI_LOG").unwrap_or_else(|_| "info".into()),
-        )
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .init();
+    log::start(arguments.is_service());
     match cli::run(arguments) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

@@ -72,6 +72,8 @@ pub struct Progress {
     pub watermark: Option<Timestamp>,
     /// When the source last looked at the clock.
     pub looked: Moment,
+    /// The same, whether the disk has taken what it told or not: for whoever watches that the recording goes on.
+    pub heard: Moment,
     /// Users with processes.
     pub users: Arc<[UserPresence]>,
 }
@@ -418,6 +420,8 @@ impl Recorder {
     }
 
     fn failed(&mut self, error: &RingError) {
+        let heard = self.looked();
+        self.progress.send_modify(|progress| progress.heard = heard);
         if self.trouble.is_none() {
             tracing::error!(%error, "the ring cannot be written; events wait in memory");
         }
@@ -457,6 +461,7 @@ impl Recorder {
             progress.next_seq = next_seq;
             progress.watermark = watermark.unwrap_or(progress.watermark);
             progress.looked = looked;
+            progress.heard = looked;
             if let Some(users) = users {
                 progress.users = users.into();
             }

@@ -14,6 +14,7 @@ use crate::ledger::Restart;
 pub(crate) mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
+pub(crate) mod service;
 #[cfg(target_os = "windows")]
 mod windows;
 #[cfg(target_os = "linux")]

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     fs,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -15,8 +15,8 @@ use alibi_proto::{
     transport::{self, Listener},
 };
 use anyhow::{Context as _, Result};
-use tokio::sync::watch;
 
+use self::watch::keep_told;
 use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs};
 use crate::{
     boots,
@@ -28,8 +28,13 @@ use crate::{
     recorder::{self, Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
     ring::{Options, Recovery, Ring},
     server::Service,
-    sys,
+    sys::{
+        self,
+        service::{News, Supervisor},
+    },
 };
+
+mod watch;
 
 /// How long followers may take to fetch the last events when the agent stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,6 +48,7 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     };
     let source = capture::open(&arguments.source, &how)?;
     let stop = transport::stop_signal();
+    let supervisor = Arc::new(Supervisor::of_this_process());
     let options = Options::within(arguments.ring_bytes);
     options.check().with_context(|| format!("--ring-bytes {} is too little", arguments.ring_bytes))?;
     let listener = Listener::bind(&arguments.listen).await?;
@@ -73,11 +79,17 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     }));
 
     let mut recording = recording;
+    let told = format!("recording by {}, serving at {address}", description.name);
+    let telling =
+        tokio::spawn(keep_told(Arc::clone(&supervisor), recording.progress.clone(), arguments.period, told));
     tokio::select! {
         () = stop => tracing::info!("stopping"),
+        () = supervisor.stop() => tracing::info!("stopping"),
         () = recording.ended() => {}
         served = &mut server => served.context("the server failed")?.context("cannot serve")?,
     }
+    telling.abort();
+    supervisor.tell(News::Stopping);
     let recorded = recording.stop();
     drop(stop_serving);
     // Followers fetch what is left, then their streams end; one that does not read is not waited for.
@@ -100,6 +112,7 @@ struct Recording {
     stop_source: Option<mpsc::Sender<Infallible>>,
     recorder: Option<JoinHandle<Result<()>>>,
     recorder_ended: tokio::sync::oneshot::Receiver<Infallible>,
+    progress: tokio::sync::watch::Receiver<Progress>,
 }
 
 fn start(
@@ -133,8 +146,10 @@ fn start(
 
     let acknowledged = Acknowledged::default();
     let first = Progress { next_seq: ring.next_seq(), ..Progress::default() };
-    let (progress_sender, progress) = watch::channel(first);
-    let service = Service::new(host, facts, description, ring.view(), progress, acknowledged.clone(), begins);
+    let (progress_sender, progress) = tokio::sync::watch::channel(first);
+    let view = ring.view();
+    let service =
+        Service::new(host, facts, description, view, progress.clone(), acknowledged.clone(), begins);
     let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged, progress_sender)
         .with_sync_interval(sync_interval);
 
@@ -170,7 +185,8 @@ fn start(
             failure.map_or(Ok(()), |error| Err(error.into()))
         })
         .context("no thread")?;
-    let recording = Recording { stop_source: Some(stop_source), recorder: Some(recorder), recorder_ended };
+    let recording =
+        Recording { stop_source: Some(stop_source), recorder: Some(recorder), recorder_ended, progress };
     Ok((recording, service))
 }
 

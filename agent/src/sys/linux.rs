@@ -19,6 +19,7 @@ use rustix::{
 
 mod boots;
 mod glimpse;
+pub(super) mod service;
 mod sockets;
 
 pub(super) use boots::last_restart;

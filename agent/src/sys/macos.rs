@@ -11,6 +11,7 @@ use sysinfo::{Product, System};
 
 mod kernel;
 mod room;
+pub(super) mod service;
 mod watch;
 
 pub(super) use room::set_room_aside;

@@ -7,8 +7,10 @@ use sysinfo::{Product, System};
 
 mod adapters;
 mod clocks;
+mod event_log;
 mod processes;
 mod room;
+pub(super) mod service;
 mod watch;
 
 pub(crate) use adapters::interfaces;
