@@ -14,7 +14,7 @@ use std::{
 
 use alibi_proto::{
     coverage::CoverageChange,
-    executable::{ExecutableSighting, FileIdentity, Package, Sha256},
+    executable::{ExecutableSighting, FileIdentity, Package, Sha256, Signature, VersionInfo},
     flow::{Attribution, Direction, FlowState, Protocol, Traffic},
     host::SourceDescription,
     link::LinkRecord,
@@ -287,6 +287,10 @@ pub struct ObservedExecutable {
     pub process: Option<ProcessKey>,
     /// Why there is no hash.
     pub problem: Option<String>,
+    /// What the system says of its signature; none where executables carry none, and where there is no hash.
+    pub signature: Option<Signature>,
+    /// What it says of itself, where it does.
+    pub version: Option<VersionInfo>,
 }
 
 /// Where a source reports to, and how it hears that it must stop. Bounded: a source that is too fast waits, or counts

@@ -785,7 +785,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        executable::{ExecutableRecord, ExecutableSighting, FileIdentity, Package},
+        executable::{
+            ExecutableRecord, ExecutableSighting, FileIdentity, Package, Signature, SignatureStatus,
+            VersionInfo,
+        },
         link::LinkRecord,
         name::{NameResolution, NameSource, RemoteName, ServerNameRecord},
         process::{ProcessExecution, ProcessImage, User},
@@ -926,6 +929,21 @@ mod tests {
             }),
             parts().prop_map(|(process, _, _, text, known)| {
                 let package = Package { name: text.clone(), version: text.clone(), source: "dpkg".into() };
+                let status = if known { SignatureStatus::Trusted } else { SignatureStatus::Invalid };
+                let signature = Signature {
+                    status,
+                    reason: Some(text.clone()),
+                    subject: known.then(|| text.clone()),
+                    issuer: Some(text.clone()),
+                    certificate_sha256: process.image.sha256,
+                    identifier: None,
+                    team: Some(text.clone()),
+                };
+                let version = VersionInfo {
+                    company: Some(text.clone()),
+                    file_version: known.then(|| text.clone()),
+                    ..VersionInfo::default()
+                };
                 EventKind::ExecutableSeen(Box::new(ExecutableRecord {
                     at: process.started,
                     path: text.clone(),
@@ -936,6 +954,8 @@ mod tests {
                     sighting: ExecutableSighting::Written,
                     process: process.parent,
                     problem: process.image.sha256.is_none().then_some(text),
+                    signature: process.parent.is_some().then_some(signature),
+                    version: known.then_some(version),
                 }))
             }),
             parts().prop_map(|(process, _, _, text, up)| {
@@ -1104,6 +1124,12 @@ mod tests {
         check(
             |flow| flow.last_ns = flow.first_ns + 900_000_000_001,
             "field `flow.last_ns` is more than 900 s after first_ns",
+        );
+        let signature =
+            wire::Signature { certificate_sha256: Some(vec![1; 20]), status: 4, ..Default::default() };
+        assert_eq!(
+            Signature::try_from(signature).unwrap_err().to_string(),
+            "field `signature.certificate_sha256` has 20 bytes, not 32"
         );
     }
 }

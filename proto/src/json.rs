@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     clock::shifted,
     coverage::{Gap, Scope},
-    executable::Package,
+    executable::{Package, Signature, VersionInfo},
     flow::FlowRecord,
     id::{ConnectionUid, HostId, ProcessUid},
     process::{ProcessLife, User},
@@ -116,6 +116,10 @@ pub struct ProcessJson {
     executable_writer: Option<ProcessUid>,
     /// Why the executable has no hash.
     executable_problem: Option<String>,
+    /// What the host says of the executable's signature.
+    signature: Option<Signature>,
+    /// What the executable says of itself.
+    version: Option<VersionInfo>,
     /// What it ran, oldest first, where it became another program: `path` and the rest are those of the last.
     executions: Vec<ExecutionJson>,
     executions_left_out: u64,
@@ -276,6 +280,8 @@ impl From<&ProcessLife> for ProcessJson {
                 Some(_) => None,
                 None => life.executable.iter().find_map(|seen| seen.problem.clone()),
             },
+            signature: life.signature().cloned(),
+            version: life.version().cloned(),
             executions: executions.collect(),
             executions_left_out: life.executions_left_out,
         }

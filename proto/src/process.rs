@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    executable::{ExecutableRecord, ExecutableSighting, FileIdentity, Sha256},
+    executable::{ExecutableRecord, ExecutableSighting, FileIdentity, Sha256, Signature, VersionInfo},
     id::ProcessUid,
     time::Timestamp,
 };
@@ -129,6 +129,17 @@ impl ProcessLife {
     /// The content of its executable in force: as the image has it, or as what is on record of the file has it.
     pub fn sha256(&self) -> Option<Sha256> {
         self.image().sha256.or_else(|| self.executable.iter().find_map(|seen| seen.sha256))
+    }
+
+    /// What the host says of the signature of its executable: of a look that told, where there is one.
+    pub fn signature(&self) -> Option<&Signature> {
+        let mut signatures = self.executable.iter().filter_map(|seen| seen.signature.as_ref());
+        signatures.clone().find(|signature| signature.is_checked()).or_else(|| signatures.next())
+    }
+
+    /// What its executable says of itself.
+    pub fn version(&self) -> Option<&VersionInfo> {
+        self.executable.iter().find_map(|seen| seen.version.as_ref())
     }
 
     /// Who wrote its executable, where it was seen being written.

@@ -5,6 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use crate::{
     clock::shifted,
     coverage::Gap,
+    executable::{Signature, SignatureStatus, VersionInfo},
     flow::{Direction, FlowRecord},
     process::{ProcessImage, ProcessLife},
     question::{Answer, AnswerClock, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Verdict},
@@ -136,6 +137,12 @@ fn executable(text: &mut String, indent: usize, life: &ProcessLife) {
     } else if let Some(problem) = life.executable.iter().find_map(|seen| seen.problem.as_deref()) {
         line(text, indent, &format!("no sha256: {problem}"));
     }
+    if let Some(signature) = life.signature() {
+        line(text, indent, &signed(signature));
+    }
+    if let Some(version) = life.version() {
+        line(text, indent, &said_of_itself(version));
+    }
     if let Some(package) = life.executable.iter().find_map(|seen| seen.package.as_ref()) {
         line(text, indent, &format!("package {} {} ({})", package.name, package.version, package.source));
     }
@@ -155,6 +162,35 @@ fn executable(text: &mut String, indent: usize, life: &ProcessLife) {
             line(text, indent, &format!("and {} executions that are not kept", life.executions_left_out));
         }
     }
+}
+
+/// What the host says of a signature, in one line.
+fn signed(signature: &Signature) -> String {
+    let by = signature.subject.as_deref().or(signature.identifier.as_deref());
+    let mut text = match (signature.status, by) {
+        (SignatureStatus::Unsigned, _) => "not signed".to_owned(),
+        (SignatureStatus::NotChecked, _) => "signature not checked".to_owned(),
+        (status, None) => format!("signature {status}"),
+        (status, Some(by)) => format!("signature {status}, by {by}"),
+    };
+    for (what, which) in [("issued by", &signature.issuer), ("team", &signature.team)] {
+        if let Some(which) = which {
+            let _ = write!(text, ", {what} {which}");
+        }
+    }
+    if let Some(reason) = &signature.reason {
+        let _ = write!(text, ": {reason}");
+    }
+    text
+}
+
+/// What an executable says of itself, in one line.
+fn said_of_itself(version: &VersionInfo) -> String {
+    let VersionInfo { company, product, description, file_version, original_file_name } = version;
+    let said = [description, product, file_version, company, original_file_name];
+    let mut said: Vec<&str> = said.into_iter().filter_map(Option::as_deref).collect();
+    said.dedup();
+    format!("says of itself: {}", said.join(", "))
 }
 
 /// A connection that matched, in one line; where the host's clock is another, with its own times.
@@ -301,6 +337,35 @@ pub fn shortened(text: &str, chars: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signature_is_told_with_its_reason() {
+        let check = |signature: &Signature, line: &str| assert_eq!(signed(signature), line);
+        let signature = |status| Signature::of_status(status, None);
+        check(&signature(SignatureStatus::Unsigned), "not signed");
+        check(&Signature::not_checked("too many waited"), "signature not checked: too many waited");
+        check(&signature(SignatureStatus::Trusted), "signature trusted");
+        let signature = Signature {
+            reason: Some("the certificate has expired".into()),
+            subject: Some("Example Corp.".into()),
+            issuer: Some("Example CA".into()),
+            identifier: Some("com.example.x".into()),
+            team: Some("ABCDE12345".into()),
+            ..signature(SignatureStatus::Untrusted)
+        };
+        check(
+            &signature,
+            "signature untrusted, by Example Corp., issued by Example CA, team ABCDE12345: the certificate has expired",
+        );
+        let version = VersionInfo {
+            company: Some("Example Corp.".into()),
+            product: Some("Tool".into()),
+            description: Some("Tool".into()),
+            file_version: Some("1.2".into()),
+            original_file_name: None,
+        };
+        assert_eq!(said_of_itself(&version), "says of itself: Tool, 1.2, Example Corp.");
+    }
 
     #[test]
     fn nothing_printed_steers_the_terminal() {

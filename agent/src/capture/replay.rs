@@ -88,7 +88,7 @@ mod tests {
 
     use alibi_proto::{
         coverage::CoverageChange,
-        executable::{ExecutableSighting, FileIdentity, Package, Sha256},
+        executable::{ExecutableSighting, FileIdentity, Package, Sha256, Signature, VersionInfo},
         flow::{Attribution, Direction, FlowState, Protocol, Traffic},
         link::LinkRecord,
         process::{ProcessImage, User},
@@ -180,6 +180,8 @@ mod tests {
                 sighting: ExecutableSighting::Run,
                 process: Some(process),
                 problem: None,
+                signature: Some(Signature::not_checked("it was not looked at")),
+                version: Some(VersionInfo { company: Some("c".into()), ..VersionInfo::default() }),
             })),
             Fact::LinkChanged(Box::new(LinkRecord {
                 at: Timestamp::from_secs(9),

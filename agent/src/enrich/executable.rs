@@ -397,6 +397,8 @@ fn refused(look: Look, queue_max: usize) -> Observation {
         sighting: look.sighting,
         process: look.process,
         problem: Some(problem),
+        signature: None,
+        version: None,
     };
     Observation { at: look.at, fact: Fact::ExecutableSeen(Box::new(observed)) }
 }

@@ -60,6 +60,8 @@ impl Pipeline {
             sighting: observed.sighting,
             process: observed.process.map(|process| self.uid(process)),
             problem: observed.problem,
+            signature: observed.signature,
+            version: observed.version,
         };
         self.push(now, EventKind::ExecutableSeen(Box::new(executable)));
     }

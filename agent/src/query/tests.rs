@@ -221,6 +221,8 @@ fn seen(
         sighting,
         process: Some(uid(process)),
         problem: sha256.is_none().then(|| "it had gone".into()),
+        signature: None,
+        version: None,
     }))
 }
 

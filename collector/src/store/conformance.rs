@@ -56,7 +56,7 @@ macro_rules! suite {
         suite! { $home, processes:
             are_joined_with_their_end_in_either_order, keep_the_record_that_saw_most, list_their_children_in_order,
             are_found_by_prefix, are_forgotten_when_they_ended, tell_what_they_became,
-            get_the_hash_of_their_file_in_either_order, keep_their_executables_from_being_forgotten
+            get_the_hash_of_their_file_in_either_order, are_told_with_who_signed_their_executable, keep_their_executables_from_being_forgotten
         }
         suite! { $home, names:
             stand_for_what_any_host_resolved, are_kept_whole_or_a_loss, tell_flows_by_all_that_is_known,

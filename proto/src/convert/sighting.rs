@@ -5,7 +5,7 @@ use super::{
     optional_process, sha256, uid,
 };
 use crate::{
-    executable::{ExecutableRecord, ExecutableSighting, Package},
+    executable::{ExecutableRecord, ExecutableSighting, Package, Signature, SignatureStatus, VersionInfo},
     id::ConnectionUid,
     link::LinkRecord,
     name::{NameResolution, NameSource, RemoteName, ServerNameRecord},
@@ -15,6 +15,7 @@ use crate::{
 
 super::enumeration!(NameSource, "name_source", Dns, Sni);
 super::enumeration!(ExecutableSighting, "sighting", Run, Written);
+super::enumeration!(SignatureStatus, "signature.status", Trusted, Untrusted, Invalid, Unsigned, NotChecked);
 
 impl From<RemoteName> for wire::RemoteName {
     fn from(name: RemoteName) -> Self {
@@ -106,6 +107,53 @@ impl From<wire::Package> for Package {
     }
 }
 
+impl From<Signature> for wire::Signature {
+    fn from(signature: Signature) -> Self {
+        Self {
+            status: signature.status.to_wire(),
+            reason: signature.reason,
+            subject: signature.subject,
+            issuer: signature.issuer,
+            certificate_sha256: signature.certificate_sha256.map(|sha256| sha256.as_bytes().to_vec()),
+            identifier: signature.identifier,
+            team: signature.team,
+        }
+    }
+}
+
+impl TryFrom<wire::Signature> for Signature {
+    type Error = ConvertError;
+
+    fn try_from(signature: wire::Signature) -> Result<Self> {
+        Ok(Self {
+            status: SignatureStatus::from_wire(signature.status)?,
+            reason: signature.reason,
+            subject: signature.subject,
+            issuer: signature.issuer,
+            certificate_sha256: sha256(
+                "signature.certificate_sha256",
+                signature.certificate_sha256.as_ref(),
+            )?,
+            identifier: signature.identifier,
+            team: signature.team,
+        })
+    }
+}
+
+impl From<VersionInfo> for wire::VersionInfo {
+    fn from(version: VersionInfo) -> Self {
+        let VersionInfo { company, product, description, file_version, original_file_name } = version;
+        Self { company, product, description, file_version, original_file_name }
+    }
+}
+
+impl From<wire::VersionInfo> for VersionInfo {
+    fn from(version: wire::VersionInfo) -> Self {
+        let wire::VersionInfo { company, product, description, file_version, original_file_name } = version;
+        Self { company, product, description, file_version, original_file_name }
+    }
+}
+
 impl From<ExecutableRecord> for wire::ExecutableSeen {
     fn from(executable: ExecutableRecord) -> Self {
         Self {
@@ -118,6 +166,8 @@ impl From<ExecutableRecord> for wire::ExecutableSeen {
             sighting: executable.sighting.to_wire(),
             process_uid: executable.process.map(|uid| uid.as_bytes().to_vec()),
             problem: executable.problem,
+            signature: executable.signature.map(Into::into),
+            version: executable.version.map(Into::into),
         }
     }
 }
@@ -139,6 +189,8 @@ impl TryFrom<wire::ExecutableSeen> for ExecutableRecord {
             sighting: ExecutableSighting::from_wire(seen.sighting)?,
             process: optional_process("executable.process_uid", seen.process_uid.as_ref())?,
             problem: seen.problem,
+            signature: seen.signature.map(TryInto::try_into).transpose()?,
+            version: seen.version.map(Into::into),
         })
     }
 }

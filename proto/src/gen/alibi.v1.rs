@@ -111,7 +111,8 @@ pub struct ProcessImage {
 /// A file as it was at one time: one that is written to, or replaced, has another identity.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FileIdentity {
-    /// Device (Windows: volume serial number) and inode (Windows: file index).
+    /// Device (Windows: volume serial number) and inode (Windows: the file's id; of one that is longer than 64 bits, as on
+    /// ReFS, the first 8 bytes of its SHA-256).
     #[prost(uint64, tag = "1")]
     pub device: u64,
     #[prost(uint64, tag = "2")]
@@ -315,6 +316,51 @@ pub struct ExecutableSeen {
     /// Why there is no hash: the file vanished, changed while it was read, could not be read, or is too large.
     #[prost(string, optional, tag = "9")]
     pub problem: ::core::option::Option<::prost::alloc::string::String>,
+    /// Absent on systems whose executables carry none (Linux), where there is no hash, and in what was recorded before there
+    /// was this field.
+    #[prost(message, optional, tag = "10")]
+    pub signature: ::core::option::Option<Signature>,
+    /// What the executable says of itself, where it does (Windows).
+    #[prost(message, optional, tag = "11")]
+    pub version: ::core::option::Option<VersionInfo>,
+}
+/// What the system says of the signature of an executable: Authenticode on Windows, in the file or in a catalog; code signing
+/// on macOS. It is that of the content that was hashed, and nobody outside the host is asked. Each text is cut to 256 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Signature {
+    #[prost(enumeration = "SignatureStatus", tag = "1")]
+    pub status: i32,
+    /// Why it is invalid, untrusted, or was not checked.
+    #[prost(string, optional, tag = "2")]
+    pub reason: ::core::option::Option<::prost::alloc::string::String>,
+    /// Who signed, as the certificate has the name; and who issued the certificate.
+    #[prost(string, optional, tag = "3")]
+    pub subject: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub issuer: ::core::option::Option<::prost::alloc::string::String>,
+    /// SHA-256 of the signer's certificate, 32 bytes.
+    #[prost(bytes = "vec", optional, tag = "5")]
+    pub certificate_sha256: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// The identifier that was signed, and the team of the developer (macOS).
+    #[prost(string, optional, tag = "6")]
+    pub identifier: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "7")]
+    pub team: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// The version resource of an executable (Windows): what whoever made it wrote there, and no proof of anything. Each text is
+/// cut to 256 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VersionInfo {
+    #[prost(string, optional, tag = "1")]
+    pub company: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub product: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub description: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub file_version: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "5")]
+    pub original_file_name: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Package {
@@ -643,6 +689,50 @@ impl Attribution {
             "ATTRIBUTION_SOCKET_TABLE" => Some(Self::SocketTable),
             "ATTRIBUTION_GUESSED" => Some(Self::Guessed),
             "ATTRIBUTION_UNKNOWN" => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SignatureStatus {
+    Unspecified = 0,
+    /// The content is what was signed, and the certificates lead to one that the host trusts. Whether they were revoked since
+    /// is not asked.
+    Trusted = 1,
+    /// There is a signature of it, but the host does not trust it.
+    Untrusted = 2,
+    /// The signature is damaged, or of another content.
+    Invalid = 3,
+    /// There is none.
+    Unsigned = 4,
+    /// It could not be told whether there is one, or what it is worth.
+    NotChecked = 5,
+}
+impl SignatureStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SIGNATURE_STATUS_UNSPECIFIED",
+            Self::Trusted => "SIGNATURE_STATUS_TRUSTED",
+            Self::Untrusted => "SIGNATURE_STATUS_UNTRUSTED",
+            Self::Invalid => "SIGNATURE_STATUS_INVALID",
+            Self::Unsigned => "SIGNATURE_STATUS_UNSIGNED",
+            Self::NotChecked => "SIGNATURE_STATUS_NOT_CHECKED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SIGNATURE_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "SIGNATURE_STATUS_TRUSTED" => Some(Self::Trusted),
+            "SIGNATURE_STATUS_UNTRUSTED" => Some(Self::Untrusted),
+            "SIGNATURE_STATUS_INVALID" => Some(Self::Invalid),
+            "SIGNATURE_STATUS_UNSIGNED" => Some(Self::Unsigned),
+            "SIGNATURE_STATUS_NOT_CHECKED" => Some(Self::NotChecked),
             _ => None,
         }
     }

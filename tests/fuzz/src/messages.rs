@@ -200,6 +200,18 @@ fn events() -> Vec<wire::Event> {
             sighting: 1,
             process_uid,
             problem: None,
+            signature: Some(wire::Signature {
+                status: 2,
+                reason: Some("a reason".into()),
+                subject: Some("Example Corp.".into()),
+                certificate_sha256: Some(vec![3; 32]),
+                ..wire::Signature::default()
+            }),
+            version: Some(wire::VersionInfo {
+                company: Some("Example Corp.".into()),
+                file_version: Some("1.2.3.4".into()),
+                ..wire::VersionInfo::default()
+            }),
         }),
         Kind::LinkChanged(wire::LinkChanged {
             time_ns: 4,

@@ -191,6 +191,8 @@ impl Worker {
             sighting: look.sighting,
             process: look.process,
             problem: None,
+            signature: None,
+            version: None,
         };
         let mut is_passing = false;
         if observed.sha256.is_none() {

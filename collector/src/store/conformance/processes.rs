@@ -2,7 +2,9 @@
 
 use alibi_proto::{
     event::EventKind,
-    executable::{ExecutableRecord, ExecutableSighting, FileIdentity, Sha256},
+    executable::{
+        ExecutableRecord, ExecutableSighting, FileIdentity, Sha256, Signature, SignatureStatus, VersionInfo,
+    },
     flow::RECORD_SPAN_MAX,
     id::{HostId, ProcessUid},
     process::{ProcessExecution, ProcessImage, ProcessLife, ProcessRecord},
@@ -164,6 +166,8 @@ fn seen(inode: u64, sighting: ExecutableSighting, sha256: Option<u8>) -> EventKi
         sighting,
         process: Some(uid(9)),
         problem: sha256.is_none().then(|| "vanished".into()),
+        signature: None,
+        version: None,
     }))
 }
 
@@ -215,6 +219,45 @@ pub(in crate::store) fn get_the_hash_of_their_file_in_either_order<H: Home>() {
     assert_eq!((life(1).writer(), life(2).writer()), (None, Some(uid(9))));
     assert_eq!(life(3).executable[0].problem.as_deref(), Some("vanished"));
     assert_eq!((life(4).record.image.sha256, life(4).sha256()), (hash(0xd), hash(0xa)));
+}
+
+pub(in crate::store) fn are_told_with_who_signed_their_executable<H: Home>() {
+    let home = H::new();
+    let store = home.open();
+    let mut record = process(1, None, 10);
+    record.image.file = Some(file(1));
+    let looked_at = |signature: Option<Signature>, company: Option<&str>| {
+        let EventKind::ExecutableSeen(mut record) = seen(1, ExecutableSighting::Run, Some(0xa)) else {
+            panic!()
+        };
+        record.first_on_host = signature.is_none();
+        record.signature = signature;
+        record.version =
+            company.map(|company| VersionInfo { company: Some(company.into()), ..VersionInfo::default() });
+        EventKind::ExecutableSeen(record)
+    };
+    let trusted = Signature {
+        subject: Some("Example Corp.".into()),
+        certificate_sha256: Some(Sha256::from_bytes([7; 32])),
+        ..Signature::of_status(SignatureStatus::Trusted, None)
+    };
+    let unsigned = Signature::of_status(SignatureStatus::Unsigned, None);
+    // As an agent of an older version told it first, then one that could not, then one that could tell.
+    stored(
+        &store,
+        vec![
+            start(&record),
+            looked_at(None, None),
+            looked_at(Some(Signature::not_checked("busy")), Some("Example Corp.")),
+            looked_at(Some(trusted.clone()), Some("another")),
+            looked_at(Some(unsigned), None),
+        ],
+    );
+    let life = store.process(HOST, uid(1), Timestamp::MAX).unwrap().unwrap();
+    assert_eq!(life.signature(), Some(&trusted));
+    assert_eq!(life.version().and_then(|version| version.company.as_deref()), Some("Example Corp."));
+    assert_eq!(life.executable.len(), 1);
+    assert!(life.executable[0].first_on_host, "what the first look told stays");
 }
 
 pub(in crate::store) fn keep_their_executables_from_being_forgotten<H: Home>() {

@@ -25,23 +25,44 @@ pub(super) fn file_key(file: &FileIdentity) -> Vec<u8> {
         .collect()
 }
 
-/// The first record of a sighting is kept, unless it has no hash and this one has. One without a file is of use to
+/// The first record of a sighting is kept, and completed by what a later one found out. One without a file is of use to
 /// nobody who has a process.
 pub(super) fn store(connection: &Connection, host: i64, seen: &ExecutableRecord) -> Result<(), StoreError> {
     let Some(file) = &seen.file else { return Ok(()) };
-    let mut statement = connection.prepare_cached(
-        "INSERT INTO executable (host, file, written, used, hashed, record) VALUES (?, ?, ?, ?, ?, ?)
-         ON CONFLICT (host, file, written) DO UPDATE SET record = excluded.record, hashed = excluded.hashed
-         WHERE NOT hashed AND excluded.hashed",
-    )?;
-    statement.execute(params![
-        host,
-        file_key(file),
-        seen.sighting == ExecutableSighting::Written,
-        seen.at.as_nanos_i64(),
-        seen.sha256.is_some(),
-        wire::ExecutableSeen::from(seen.clone()).encode_to_vec(),
-    ])?;
+    let is_written = seen.sighting == ExecutableSighting::Written;
+    let before = connection
+        .prepare_cached("SELECT record FROM executable WHERE host = ? AND file = ? AND written = ?")?
+        .query_row(params![host, file_key(file), is_written], |row| row.get::<_, Vec<u8>>(0))
+        .optional()?;
+    let Some(before) = before else {
+        connection
+            .prepare_cached(
+                "INSERT INTO executable (host, file, written, used, hashed, record) VALUES (?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                host,
+                file_key(file),
+                is_written,
+                seen.at.as_nanos_i64(),
+                seen.sha256.is_some(),
+                wire::ExecutableSeen::from(seen.clone()).encode_to_vec(),
+            ])?;
+        return Ok(());
+    };
+    let mut record: ExecutableRecord = decode::<wire::ExecutableSeen, _>("executable", &before)?;
+    if record.completed_by(seen) {
+        connection
+            .prepare_cached(
+                "UPDATE executable SET record = ?, hashed = ? WHERE host = ? AND file = ? AND written = ?",
+            )?
+            .execute(params![
+                wire::ExecutableSeen::from(record.clone()).encode_to_vec(),
+                record.sha256.is_some(),
+                host,
+                file_key(file),
+                is_written,
+            ])?;
+    }
     Ok(())
 }
 

@@ -385,6 +385,8 @@ pub(super) fn unseen(now: Moment, problem: String) -> Observation {
         sighting: ExecutableSighting::Written,
         process: None,
         problem: Some(problem),
+        signature: None,
+        version: None,
     };
     Observation { at: now, fact: Fact::ExecutableSeen(Box::new(observed)) }
 }
