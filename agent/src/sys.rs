@@ -3,11 +3,15 @@
 //! Everything asked of the system from outside the sources of capture is asked here, so that the rest of the agent
 //! is the same everywhere. Nothing here decides anything.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::SystemTime};
+use std::{io, net::SocketAddr, path::PathBuf, sync::LazyLock, time::SystemTime};
 
-use alibi_proto::time::{Moment, Timestamp};
+use alibi_proto::{
+    process::User,
+    time::{Moment, Timestamp},
+};
 use netstat2::{ProtocolSocketInfo, SocketInfo, TcpState};
 
+use self::users::Names;
 use crate::ledger::Restart;
 
 #[cfg(target_os = "linux")]
@@ -23,6 +27,8 @@ use linux as os;
 use macos as os;
 #[cfg(target_os = "windows")]
 use windows as os;
+
+mod users;
 
 // Linux has cheaper ways of its own; its tests run these too, so that they are run somewhere.
 #[cfg(any(target_os = "macos", all(test, target_os = "linux")))]
@@ -115,6 +121,26 @@ pub fn last_restart(now: Moment) -> Option<Restart> {
 /// When process `pid` started, in the unit of [`crate::capture::ProcessKey`]; none when there is no such process.
 pub fn process_start(pid: u32) -> Option<u64> {
     os::process_start(pid)
+}
+
+/// The path of the file that process `pid` runs, where it is not sysinfo that had better be asked: what that asks on Windows, a
+/// process can choose itself.
+pub(crate) fn image_path(pid: u32) -> Option<PathBuf> {
+    os::image_path(pid)
+}
+
+/// Who process `pid` runs for: an SID on Windows, else a number; none when there is no such process, or it is not told.
+/// As [`user_name`], it waits a moment at most.
+pub fn user_of_process(pid: u32) -> Option<User> {
+    let id = os::user_of_process(pid)?;
+    Some(User { name: user_name(&id), id })
+}
+
+/// The name of the user with this id, with its domain on Windows (`DOMAIN\name`); none if it has none. Waits a quarter of a
+/// second at most: a name that the system has to ask others for may come too late, and is told the next time.
+pub fn user_name(id: &str) -> Option<String> {
+    static NAMES: LazyLock<Names> = LazyLock::new(|| Names::new(os::look_up_user));
+    NAMES.name(id)
 }
 
 /// Whether the agent has the rights to see everybody's processes and sockets.
@@ -346,6 +372,20 @@ mod tests {
             assert_eq!(socket.pids, [std::process::id()]);
             assert_ne!(socket.identity, 0);
         }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_process_runs_for_a_user() {
+        let user = user_of_process(std::process::id()).unwrap();
+        assert_eq!(user.id, rustix::process::getuid().as_raw().to_string());
+        assert_eq!(os::look_up_user("0").as_deref(), Some("root"));
+    }
+
+    #[test]
+    fn nobody_has_no_name() {
+        assert_eq!(user_of_process(u32::MAX), None);
+        assert_eq!(user_name("nobody has such an id"), None);
     }
 
     #[test]

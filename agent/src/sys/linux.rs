@@ -27,6 +27,7 @@ pub(crate) use glimpse::{Glimpse, Life, glimpse, life};
 pub(crate) use sockets::SocketOwners;
 pub(super) use sockets::SocketTable;
 
+pub(super) use super::users::{look_up_user, user_of_process};
 use super::{HostFacts, RunningProcess, boot_id_from, moment};
 
 /// A clock tick (USER_HZ), in nanoseconds: a part of the kernel's interface, 100 in a second wherever Rust runs.
@@ -186,6 +187,10 @@ fn own_or_shared(variable: &str, usual: &str, name: &str, shared: &str) -> PathB
 pub(super) fn process_start(pid: u32) -> Option<u64> {
     let stat = read_small(&format!("/proc/{pid}/stat")).ok()?;
     Some(parse_stat(&stat)?.start_ticks)
+}
+
+pub(super) fn image_path(_pid: u32) -> Option<PathBuf> {
+    None
 }
 
 /// A file that does not know its size, in two reads where it is small: without room it would be read piece by piece.

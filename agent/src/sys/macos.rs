@@ -17,8 +17,11 @@ mod watch;
 pub(super) use room::set_room_aside;
 pub(crate) use watch::{Watch, interfaces};
 
-pub(super) use super::portable::{ProcessTable, SocketTable, process_start};
 use super::{HostFacts, boot_id_from, moment};
+pub(super) use super::{
+    portable::{ProcessTable, SocketTable, process_start},
+    users::{look_up_user, user_of_process},
+};
 use crate::ledger::Restart;
 
 /// Counts since boot, and goes on while the machine sleeps (`mach_continuous_time`). CLOCK_MONOTONIC does so too, but is made
@@ -99,6 +102,10 @@ fn own_directory() -> PathBuf {
         Some(home) if !is_privileged() && home.is_absolute() => home.join(own),
         _ => Path::new("/").join(own),
     }
+}
+
+pub(super) fn image_path(_pid: u32) -> Option<PathBuf> {
+    None
 }
 
 pub(super) fn control_group(_pid: u32) -> Option<String> {

@@ -5,16 +5,21 @@ use std::{env, fs, io, path::PathBuf};
 use alibi_proto::time::{Moment, Timestamp};
 use sysinfo::{Product, System};
 
+mod accounts;
 mod adapters;
 mod clocks;
 mod event_log;
+mod image;
 mod processes;
 mod room;
 pub(super) mod service;
+mod text;
 mod watch;
 
+pub(super) use accounts::{look_up_user, user_of_process};
 pub(crate) use adapters::interfaces;
 pub(super) use clocks::awake_ns;
+pub(super) use image::executable_of as image_path;
 pub(super) use processes::{ProcessTable, process_start};
 pub(super) use room::set_room_aside;
 pub(crate) use watch::Watch;

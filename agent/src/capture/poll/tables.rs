@@ -7,7 +7,7 @@ use alibi_proto::{
     process::{ProcessImage, User},
     time::{Moment, Timestamp},
 };
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, Uid, UpdateKind, Users};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, Uid, UpdateKind};
 
 use crate::{
     capture::{CaptureError, ProcessKey},
@@ -16,9 +16,6 @@ use crate::{
 
 const ARGUMENTS_MAX: usize = 1024;
 const ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
-
-/// An unknown user id makes the list of users be read again, but not more often than each so many looks.
-const LOOKS_BETWEEN_USERS: u32 = 60;
 
 /// What was there when somebody looked.
 #[derive(Clone, Debug)]
@@ -47,7 +44,6 @@ pub(in crate::capture) struct ProcessRow {
 pub(in crate::capture) struct Tables {
     processes: ProcessTable,
     sockets: SocketTable,
-    people: People,
     running: HashSet<ProcessKey>,
 }
 
@@ -56,7 +52,7 @@ impl Tables {
         let mut sockets = SocketTable::default();
         sockets.read()?;
         let processes = ProcessTable::open().map_err(CaptureError::Processes)?;
-        Ok(Self { processes, sockets, people: People::default(), running: HashSet::new() })
+        Ok(Self { processes, sockets, running: HashSet::new() })
     }
 
     /// Reads the tables, `at` this instant. Sockets before processes: so the owner of a socket is among the processes,
@@ -75,26 +71,6 @@ impl Tables {
         Snapshot { at, processes, sockets }
     }
 
-    /// What these processes run, of those that still do.
-    #[cfg_attr(
-        not(target_os = "windows"),
-        allow(dead_code, reason = "asked where starts are told without it")
-    )]
-    pub(in crate::capture) fn images_of(
-        &mut self,
-        processes: &[ProcessKey],
-    ) -> HashMap<ProcessKey, ProcessImage> {
-        let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
-        let seen = self.read_images(&pids);
-        // Looked at afterwards: the number was not given to another in between.
-        let is_it = |process: &&ProcessKey| sys::process_start(process.pid) == Some(process.start);
-        processes
-            .iter()
-            .filter(is_it)
-            .filter_map(|process| Some((*process, seen.get(&process.pid)?.clone())))
-            .collect()
-    }
-
     fn examine(
         &mut self,
         running: Vec<RunningProcess>,
@@ -107,7 +83,7 @@ impl Tables {
         self.running = now_running;
 
         let is_new = |process: &&RunningProcess| !is_known(&key(process));
-        let new: HashMap<u32, ProcessImage> = self.images(running.iter().filter(is_new));
+        let new = Self::images(running.iter().filter(is_new));
         let row = |process: RunningProcess| ProcessRow {
             key: key(&process),
             parent_pid: process.parent_pid,
@@ -119,13 +95,10 @@ impl Tables {
     }
 
     /// A process that ends while it is being looked at keeps what was read until then.
-    fn images<'a>(
-        &mut self,
-        processes: impl Iterator<Item = &'a RunningProcess>,
-    ) -> HashMap<u32, ProcessImage> {
+    fn images<'a>(processes: impl Iterator<Item = &'a RunningProcess>) -> HashMap<u32, ProcessImage> {
         let processes: Vec<_> = processes.collect();
         let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
-        let mut seen = self.read_images(&pids);
+        let mut seen = read_images(&pids);
         let image = |process: &RunningProcess| {
             let mut image = seen.remove(&process.pid).unwrap_or_default();
             image.name.clone_from(&process.name);
@@ -135,51 +108,70 @@ impl Tables {
         };
         processes.into_iter().map(image).collect()
     }
+}
 
-    /// What sysinfo tells of processes, by pid.
-    fn read_images(&mut self, pids: &[u32]) -> HashMap<u32, ProcessImage> {
-        if pids.is_empty() {
-            return HashMap::new();
-        }
-        let pids: Vec<_> = pids.iter().copied().map(sysinfo::Pid::from_u32).collect();
-        // Made anew each time, so that it remembers nobody who ended.
-        let Ok(mut system) = System::new() else { return HashMap::new() };
-        let what = ProcessRefreshKind::nothing()
-            .without_tasks()
-            .with_cmd(UpdateKind::OnlyIfNotSet)
-            .with_cwd(UpdateKind::OnlyIfNotSet)
-            .with_exe(UpdateKind::OnlyIfNotSet)
-            .with_user(UpdateKind::OnlyIfNotSet);
-        system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), false, what);
-        self.people.next_look();
-        let seen = |pid: &sysinfo::Pid| Some((pid.as_u32(), self.image(system.process(*pid)?)));
-        pids.iter().filter_map(seen).collect()
-    }
+/// What these processes run, of those that still do.
+#[cfg(target_os = "windows")]
+pub(in crate::capture) fn images_of(processes: &[ProcessKey]) -> HashMap<ProcessKey, ProcessImage> {
+    let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
+    let mut seen = read_images(&pids);
+    // Looked at afterwards: the number was not given to another in between.
+    let is_it = |process: &&ProcessKey| sys::process_start(process.pid) == Some(process.start);
+    processes
+        .iter()
+        .filter(is_it)
+        .filter_map(|process| Some((*process, seen.remove(&process.pid)?)))
+        .collect()
+}
 
-    fn image(&mut self, process: &sysinfo::Process) -> ProcessImage {
-        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
-        let arguments = process.cmd().iter().map(|argument| argument.to_string_lossy());
-        let (arguments, arguments_truncated) = bounded(arguments);
-        let user = process.user_id();
-        let effective = process.effective_user_id().filter(|effective| Some(*effective) != user);
-        ProcessImage {
-            path: process.exe().map(text).filter(|path| !path.is_empty()),
-            name: process.name().to_string_lossy().into_owned(),
-            arguments,
-            arguments_truncated,
-            // Windows keeps it with a separator at its end.
-            working_directory: process
-                .cwd()
-                .map(|path| text(path.components().as_path()))
-                .filter(|path| !path.is_empty()),
-            user: user.map(|id| self.people.user(id)),
-            effective_user: effective.map(|id| self.people.user(id)),
-            terminal: None,
-            cgroup: None,
-            file: None,
-            sha256: None,
-        }
+/// What the system tells of processes, by pid.
+fn read_images(pids: &[u32]) -> HashMap<u32, ProcessImage> {
+    if pids.is_empty() {
+        return HashMap::new();
     }
+    let pids: Vec<_> = pids.iter().copied().map(sysinfo::Pid::from_u32).collect();
+    // Made anew each time, so that it remembers nobody who ended.
+    let Ok(mut system) = System::new() else { return HashMap::new() };
+    let what = ProcessRefreshKind::nothing()
+        .without_tasks()
+        .with_cmd(UpdateKind::OnlyIfNotSet)
+        .with_cwd(UpdateKind::OnlyIfNotSet)
+        .with_exe(UpdateKind::OnlyIfNotSet)
+        .with_user(UpdateKind::OnlyIfNotSet);
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), false, what);
+    let seen = |pid: &sysinfo::Pid| Some((pid.as_u32(), image(system.process(*pid)?)));
+    pids.iter().filter_map(seen).collect()
+}
+
+fn image(process: &sysinfo::Process) -> ProcessImage {
+    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let path = sys::image_path(process.pid().as_u32());
+    let arguments = process.cmd().iter().map(|argument| argument.to_string_lossy());
+    let (arguments, arguments_truncated) = bounded(arguments);
+    let user = process.user_id();
+    let effective = process.effective_user_id().filter(|effective| Some(*effective) != user);
+    ProcessImage {
+        path: path.as_deref().or(process.exe()).map(text).filter(|path| !path.is_empty()),
+        name: process.name().to_string_lossy().into_owned(),
+        arguments,
+        arguments_truncated,
+        // Windows keeps it with a separator at its end.
+        working_directory: process
+            .cwd()
+            .map(|path| text(path.components().as_path()))
+            .filter(|path| !path.is_empty()),
+        user: user.map(named),
+        effective_user: effective.map(named),
+        terminal: None,
+        cgroup: None,
+        file: None,
+        sha256: None,
+    }
+}
+
+fn named(id: &Uid) -> User {
+    let id = id.to_string();
+    User { name: sys::user_name(&id), id }
 }
 
 fn key(process: &RunningProcess) -> ProcessKey {
@@ -203,30 +195,6 @@ pub(in crate::capture) fn bounded(arguments: impl Iterator<Item = impl AsRef<str
         kept.push(argument.to_owned());
     }
     (kept, false)
-}
-
-/// Names of users by their ids.
-#[derive(Default)]
-struct People {
-    names: HashMap<Uid, String>,
-    looks_until_refresh: u32,
-}
-
-impl People {
-    fn next_look(&mut self) {
-        self.looks_until_refresh = self.looks_until_refresh.saturating_sub(1);
-    }
-
-    fn user(&mut self, id: &Uid) -> User {
-        if !self.names.contains_key(id) && self.looks_until_refresh == 0 {
-            self.looks_until_refresh = LOOKS_BETWEEN_USERS;
-            if let Ok(users) = Users::new_with_refreshed_list() {
-                let named = |user: &sysinfo::User| (user.id().clone(), user.name().to_owned());
-                self.names = users.iter().map(named).collect();
-            }
-        }
-        User { id: id.to_string(), name: self.names.get(id).cloned() }
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::{
     capture::{
         CaptureError, Observation, Outlet, Report, Source, Surroundings,
         canary::Canary,
-        poll::tables::{Snapshot, Tables},
+        poll::tables::{Snapshot, Tables, images_of},
     },
     sys,
 };
@@ -64,8 +64,7 @@ impl Source for Etw {
                 return Ok(());
             }
             let (marker, batch) = self.session.turn()?;
-            let tables = &mut self.tables;
-            report = self.tracker.turn(marker, batch, |processes| tables.images_of(processes), sys::now());
+            report = self.tracker.turn(marker, batch, images_of, sys::now());
             is_in_doubt |= Tracker::wants_look(&report);
             if let Some(canary) = &mut canary {
                 canary.turn(report.seen_until, &mut report.observations);
