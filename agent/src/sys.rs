@@ -28,6 +28,13 @@ use macos as os;
 #[cfg(target_os = "windows")]
 use windows as os;
 
+#[cfg(target_os = "windows")]
+pub(crate) use windows::{file_facts, open_local, open_to_look};
+
+// What belongs to Windows and can be decided anywhere: its tests run everywhere.
+#[cfg(any(test, target_os = "windows"))]
+mod nt;
+
 mod users;
 
 // Linux has cheaper ways of its own; its tests run these too, so that they are run somewhere.
@@ -121,6 +128,12 @@ pub fn last_restart(now: Moment) -> Option<Restart> {
 /// When process `pid` started, in the unit of [`crate::capture::ProcessKey`]; none when there is no such process.
 pub fn process_start(pid: u32) -> Option<u64> {
     os::process_start(pid)
+}
+
+/// Where the file that process `pid` runs can be opened, as long as it runs; none where that is not told. Unless the system has
+/// a place of its own for it, this is its path of now, and has to be the same after it was opened.
+pub(crate) fn executable_of(pid: u32) -> Option<PathBuf> {
+    os::executable_of(pid)
 }
 
 /// The path of the file that process `pid` runs, where it is not sysinfo that had better be asked: what that asks on Windows, a
@@ -386,6 +399,13 @@ mod tests {
     fn nobody_has_no_name() {
         assert_eq!(user_of_process(u32::MAX), None);
         assert_eq!(user_name("nobody has such an id"), None);
+    }
+
+    #[test]
+    fn the_executable_of_a_process_is_where_it_is_told() {
+        let told = executable_of(std::process::id()).unwrap();
+        assert_eq!(told.canonicalize().unwrap(), std::env::current_exe().unwrap().canonicalize().unwrap());
+        assert!(executable_of(u32::MAX).is_none_or(|told| !told.exists()));
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //! Limits of this, each said where it matters:
 //! - A file whose content was exchanged under the same device, inode, size and time of change (root can set that) has the
 //!   same identity. Within a run [`Writers`] tell of such a write; between runs the time of any change, which nobody can
-//!   set, makes it be read again.
+//!   set, makes it be read again. On Windows and macOS nobody tells of writes, so within a run the old hash stands; and on
+//!   Windows who may write a file can set all of its times.
 //! - `first_on_host` is never true of a content that had been seen before, but may rarely be false of one that had not
 //!   (see `known`).
 

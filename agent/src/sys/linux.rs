@@ -189,6 +189,11 @@ pub(super) fn process_start(pid: u32) -> Option<u64> {
     Some(parse_stat(&stat)?.start_ticks)
 }
 
+/// The kernel's own way to it, whatever has become of its path.
+pub(super) fn executable_of(pid: u32) -> Option<PathBuf> {
+    Some(format!("/proc/{pid}/exe").into())
+}
+
 pub(super) fn image_path(_pid: u32) -> Option<PathBuf> {
     None
 }

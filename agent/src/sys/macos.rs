@@ -7,7 +7,7 @@ use std::{
 
 use alibi_proto::time::{Moment, Timestamp};
 use nix::time::{ClockId, clock_gettime};
-use sysinfo::{Product, System};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, Product, System, UpdateKind};
 
 mod kernel;
 mod room;
@@ -102,6 +102,15 @@ fn own_directory() -> PathBuf {
         Some(home) if !is_privileged() && home.is_absolute() => home.join(own),
         _ => Path::new("/").join(own),
     }
+}
+
+/// By the path that it has now.
+pub(super) fn executable_of(pid: u32) -> Option<PathBuf> {
+    let mut system = System::new().ok()?;
+    let pid = sysinfo::Pid::from_u32(pid);
+    let what = ProcessRefreshKind::nothing().without_tasks().with_exe(UpdateKind::Always);
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, what);
+    system.process(pid)?.exe().map(Path::to_owned)
 }
 
 pub(super) fn image_path(_pid: u32) -> Option<PathBuf> {

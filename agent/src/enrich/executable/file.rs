@@ -1,7 +1,7 @@
 //! Opening an executable, making sure that it is the one that was meant, and reading all of it.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read as _, Seek as _},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -21,18 +21,19 @@ use crate::{capture::ProcessKey, sys};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileState {
     pub(crate) identity: FileIdentity,
-    /// When anything of it was changed, in nanoseconds since 1970; 0 where the system does not say. Unlike the time of
-    /// the last write, nobody can set it back.
+    /// When anything of it was changed, in nanoseconds since 1970. Unlike the time of the last write, nobody can set it
+    /// back; but on Windows who may write the file can.
     pub(crate) changed_ns: u64,
 }
 
+#[cfg(unix)]
 impl FileState {
     /// Of what is open.
     ///
     /// # Errors
     /// When the system does not tell, or it is no regular file.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
-        Self::from_metadata(&file.metadata()?, Path::new(""))
+        Self::from_metadata(&file.metadata()?)
     }
 
     /// Of what is found at `path`, links followed.
@@ -40,11 +41,10 @@ impl FileState {
     /// # Errors
     /// When the system does not tell, or it is no regular file.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
-        Self::from_metadata(&fs::metadata(path)?, path)
+        Self::from_metadata(&std::fs::metadata(path)?)
     }
 
-    #[cfg(unix)]
-    fn from_metadata(metadata: &fs::Metadata, _path: &Path) -> io::Result<Self> {
+    fn from_metadata(metadata: &std::fs::Metadata) -> io::Result<Self> {
         use std::os::unix::fs::MetadataExt as _;
         if !metadata.is_file() {
             return Err(not_regular());
@@ -57,24 +57,31 @@ impl FileState {
         };
         Ok(Self { identity, changed_ns: nanos(metadata.ctime(), metadata.ctime_nsec()) })
     }
+}
 
-    /// The standard library tells neither volume nor file index there, so the path stands in for both.
-    #[cfg(not(unix))]
-    fn from_metadata(metadata: &fs::Metadata, path: &Path) -> io::Result<Self> {
-        if !metadata.is_file() {
-            return Err(not_regular());
-        }
-        let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let name = sha2::Sha256::digest(path.as_os_str().as_encoded_bytes());
-        let inode = name.iter().take(8).fold(0, |inode, byte| inode << 8 | u64::from(*byte));
-        let modified = u64::try_from(modified.as_nanos()).unwrap_or(u64::MAX);
+#[cfg(not(unix))]
+impl FileState {
+    /// Of what is open.
+    ///
+    /// # Errors
+    /// When the system does not tell, or it is no regular file.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        let facts = sys::file_facts(file)?;
         let identity = FileIdentity {
-            device: 0,
-            inode,
-            modified: Timestamp::from_nanos(modified),
-            size: metadata.len(),
+            device: facts.volume,
+            inode: facts.number,
+            modified: Timestamp::from_nanos(facts.modified_ns),
+            size: facts.size,
         };
-        Ok(Self { identity, changed_ns: 0 })
+        Ok(Self { identity, changed_ns: facts.changed_ns })
+    }
+
+    /// Of what is found at `path`, if that leads nowhere else.
+    ///
+    /// # Errors
+    /// When the system does not tell, or it is no regular file of this machine.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        Self::of(&sys::open_to_look(path)?)
     }
 }
 
@@ -83,6 +90,7 @@ fn nanos(secs: i64, nanos: i64) -> u64 {
     u64::try_from(secs.saturating_mul(1_000_000_000).saturating_add(nanos)).unwrap_or(0)
 }
 
+#[cfg(unix)]
 fn not_regular() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
 }
@@ -101,16 +109,17 @@ pub(super) fn is_same_but_for_device(one: &FileIdentity, other: &FileIdentity) -
     FileIdentity { device: other.device, ..*one } == *other
 }
 
-/// Where a running process's executable can be opened, whatever has become of its path.
-pub(super) fn of_process(process: ProcessKey) -> String {
-    format!("/proc/{}/exe", process.pid)
-}
-
 /// The executable of a process that is running; none if it is another process by now.
 pub(super) fn state_of_process(process: ProcessKey) -> Option<FileState> {
-    let state = FileState::at(Path::new(&of_process(process))).ok()?;
-    // Looked at afterwards: the pid was not given to another in between.
-    (sys::process_start(process.pid) == Some(process.start)).then_some(state)
+    let path = sys::executable_of(process.pid)?;
+    let state = FileState::at(&path).ok()?;
+    is_still_at(process, &path).then_some(state)
+}
+
+/// Asked after a file was looked at: the pid was not given to another in between, nor the path to another file.
+fn is_still_at(process: ProcessKey, path: &Path) -> bool {
+    sys::process_start(process.pid) == Some(process.start)
+        && sys::executable_of(process.pid).is_some_and(|now| now == path)
 }
 
 /// An executable that is open, and what it was when it was opened.
@@ -147,8 +156,9 @@ pub(super) const REPLACED: &str = "cannot be told from another file at its path"
 pub(super) const CHANGED: &str = "changed while it was read";
 
 fn open_of_process(process: ProcessKey, wanted: Option<FileIdentity>) -> Option<Opened> {
-    let opened = open_regular(Path::new(&of_process(process))).ok()?;
-    if sys::process_start(process.pid) != Some(process.start) {
+    let path = sys::executable_of(process.pid)?;
+    let opened = open_regular(&path).ok()?;
+    if !is_still_at(process, &path) {
         return None;
     }
     // On a file that this very process runs, the rest leaves no doubt.
@@ -157,21 +167,24 @@ fn open_of_process(process: ProcessKey, wanted: Option<FileIdentity>) -> Option<
 }
 
 fn open_regular(path: &Path) -> io::Result<Opened> {
-    // Looked at before it is opened: opening a device may set something off.
-    if !fs::metadata(path)?.is_file() {
-        return Err(not_regular());
-    }
-    let mut options = File::options();
-    options.read(true);
-    // In case it has become a pipe since, which nobody may ever write to.
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(
-        &mut options,
-        rustix::fs::OFlags::NONBLOCK.union(rustix::fs::OFlags::NOCTTY).bits().cast_signed(),
-    );
-    let file = options.open(path)?;
-    let state = FileState::from_metadata(&file.metadata()?, path)?;
+    let file = open_file(path)?;
+    let state = FileState::of(&file)?;
     Ok(Opened { file, state })
+}
+
+#[cfg(unix)]
+fn open_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // Looked at before it is opened: opening a device may set something off.
+    FileState::at(path)?;
+    // In case it has become a pipe since, which nobody may ever write to.
+    let flags = rustix::fs::OFlags::NONBLOCK.union(rustix::fs::OFlags::NOCTTY);
+    File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_file(path: &Path) -> io::Result<File> {
+    sys::open_local(path)
 }
 
 /// Why there is no hash.
@@ -222,8 +235,7 @@ pub(super) fn hash(
         progress.step();
         thread::yield_now();
     }
-    let after = FileState::from_metadata(&opened.file.metadata().map_err(unreadable)?, Path::new(""))
-        .map_err(unreadable)?;
+    let after = FileState::of(&opened.file).map_err(unreadable)?;
     if !is_same_content(&opened.state, &after) || read != after.identity.size {
         return Err(Unread::Problem(CHANGED.to_owned()));
     }
@@ -237,7 +249,7 @@ fn is_same_content(before: &FileState, after: &FileState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{fs, io::Write as _};
 
     use super::*;
 
