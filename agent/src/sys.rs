@@ -3,9 +3,17 @@
 //! Everything asked of the system from outside the sources of capture is asked here, so that the rest of the agent
 //! is the same everywhere. Nothing here decides anything.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::LazyLock, time::SystemTime};
+use std::{
+    fs::File,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    time::SystemTime,
+};
 
 use alibi_proto::{
+    executable::{Signature, VersionInfo},
     process::User,
     time::{Moment, Timestamp},
 };
@@ -34,6 +42,8 @@ pub(crate) use windows::{file_facts, open_local, open_to_look};
 // What belongs to Windows and can be decided anywhere: its tests run everywhere.
 #[cfg(any(test, target_os = "windows"))]
 mod nt;
+#[cfg(any(test, target_os = "windows"))]
+mod version_resource;
 
 mod users;
 
@@ -140,6 +150,22 @@ pub(crate) fn executable_of(pid: u32) -> Option<PathBuf> {
 /// process can choose itself.
 pub(crate) fn image_path(pid: u32) -> Option<PathBuf> {
     os::image_path(pid)
+}
+
+/// What is to be said of an executable beyond its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Examined {
+    pub(crate) signature: Signature,
+    pub(crate) version: Option<VersionInfo>,
+}
+
+/// Examines what is open, and was opened at this path. May take seconds, and wait for other programs of the system; asks
+/// nobody outside of this machine.
+pub(crate) type Examine = fn(&File, &Path) -> Examined;
+
+/// How executables are examined; none where they carry no signature.
+pub(crate) fn examine() -> Option<Examine> {
+    os::EXAMINE
 }
 
 /// Who process `pid` runs for: an SID on Windows, else a number; none when there is no such process, or it is not told.

@@ -1,4 +1,4 @@
-//! What an executable is: its size, its SHA-256, its package, and whether this host has seen its content before.
+//! What an executable is: its size, its SHA-256, its package or signature, and whether this host has seen its content before.
 //!
 //! [`Identifier`] answers at once what it knows, and has one thread find out the rest behind everybody else's back. So a
 //! process is recorded without waiting for the hash of its executable; the hash follows as [`Fact::ExecutableSeen`], and
@@ -41,7 +41,10 @@ use self::{
     worker::{Found, Held, Job, Look, Worker},
 };
 use super::package::Packages;
-use crate::capture::{Fact, Observation, ObservedExecutable, ProcessKey};
+use crate::{
+    capture::{Fact, Observation, ObservedExecutable, ProcessKey},
+    sys::{self, Examine},
+};
 
 mod errands;
 mod file;
@@ -72,6 +75,8 @@ pub struct Limits {
     pub held_max: usize,
     /// A file of which nothing comes for so long is given up: its file system does not answer.
     pub read_patience: Duration,
+    /// The system has so long to tell what the signature of a file is worth: it has to read all of it once more.
+    pub signature_patience: Duration,
 }
 
 impl Default for Limits {
@@ -82,6 +87,7 @@ impl Default for Limits {
             hashed_bytes_max: 1 << 30,
             held_max: 128,
             read_patience: Duration::from_secs(10),
+            signature_patience: Duration::from_secs(30),
         }
     }
 }
@@ -144,6 +150,15 @@ impl Identifier {
     /// # Errors
     /// As [`Identifier::open`].
     pub fn with_limits(known: &Path, root: &Path, limits: Limits) -> Result<Self, KnownError> {
+        Self::examining(known, root, limits, sys::examine())
+    }
+
+    fn examining(
+        known: &Path,
+        root: &Path,
+        limits: Limits,
+        examine: Option<Examine>,
+    ) -> Result<Self, KnownError> {
         let known = Known::open(known, limits.files_max)?;
         let (jobs, waiting) = sync_channel(limits.queue_max);
         let (found, results) = sync_channel(limits.queue_max);
@@ -162,6 +177,8 @@ impl Identifier {
             packages,
             limits,
             errands: Errands::new(worker::terms(&limits)),
+            examine,
+            examiners: Errands::new(worker::examiners(&limits)),
             buffer: Vec::new(),
             put_off: Vec::new(),
         };

@@ -28,7 +28,7 @@ pub(crate) use sockets::SocketOwners;
 pub(super) use sockets::SocketTable;
 
 pub(super) use super::users::{look_up_user, user_of_process};
-use super::{HostFacts, RunningProcess, boot_id_from, moment};
+use super::{Examine, HostFacts, RunningProcess, boot_id_from, moment};
 
 /// A clock tick (USER_HZ), in nanoseconds: a part of the kernel's interface, 100 in a second wherever Rust runs.
 pub(crate) const TICK_NS: u64 = 10_000_000;
@@ -197,6 +197,9 @@ pub(super) fn executable_of(pid: u32) -> Option<PathBuf> {
 pub(super) fn image_path(_pid: u32) -> Option<PathBuf> {
     None
 }
+
+/// What its package says has to do.
+pub(super) const EXAMINE: Option<Examine> = None;
 
 /// A file that does not know its size, in two reads where it is small: without room it would be read piece by piece.
 fn read_small(path: &str) -> io::Result<Vec<u8>> {

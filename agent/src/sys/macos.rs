@@ -12,12 +12,13 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, Product, System, UpdateKind
 mod kernel;
 mod room;
 pub(super) mod service;
+mod signature;
 mod watch;
 
 pub(super) use room::set_room_aside;
 pub(crate) use watch::{Watch, interfaces};
 
-use super::{HostFacts, boot_id_from, moment};
+use super::{Examine, HostFacts, boot_id_from, moment};
 pub(super) use super::{
     portable::{ProcessTable, SocketTable, process_start},
     users::{look_up_user, user_of_process},
@@ -116,6 +117,8 @@ pub(super) fn executable_of(pid: u32) -> Option<PathBuf> {
 pub(super) fn image_path(_pid: u32) -> Option<PathBuf> {
     None
 }
+
+pub(super) const EXAMINE: Option<Examine> = Some(signature::examine);
 
 pub(super) fn control_group(_pid: u32) -> Option<String> {
     None

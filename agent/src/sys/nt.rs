@@ -1,7 +1,9 @@
-//! What Windows writes in a way of its own: paths, times, ids of files. Pure, and tested on every system.
+//! What Windows writes in a way of its own: paths, times, ids of files, and what became of a signature. Pure, and tested on
+//! every system.
 
 use std::io;
 
+use alibi_proto::executable::SignatureStatus;
 use sha2::Digest as _;
 
 /// The path by which a file on a drive or volume of this machine is opened: it means this very file, whatever its name is,
@@ -59,9 +61,83 @@ pub(crate) fn file_number(id: [u8; 16]) -> u64 {
     })
 }
 
+/// What the answer of WinVerifyTrust means, with the reason in words; `error` is the system's last error after it.
+///
+/// What is not known here was not checked, as far as anybody can tell.
+pub(crate) fn trust(answer: u32, error: u32) -> (SignatureStatus, Option<String>) {
+    use SignatureStatus::{Invalid, NotChecked, Trusted, Unsigned, Untrusted};
+    let (status, reason) = match answer {
+        0 => return (Trusted, None),
+        // The answer is the same where it could not be looked for; only the last error tells.
+        NO_SIGNATURE if [NO_SIGNATURE, FORM_UNKNOWN, PROVIDER_UNKNOWN].contains(&error) => {
+            return (Unsigned, None);
+        }
+        FORM_UNKNOWN => return (Unsigned, None),
+        NO_SIGNATURE => {
+            return (NotChecked, Some(format!("the system says 0x{answer:08x}, because of 0x{error:08x}")));
+        }
+        0x8009_0006 | 0x8009_6004 => (Invalid, "a signature in it is wrong"),
+        0x8009_6010 => (Invalid, "its content is not what was signed"),
+        0x8009_6002 => (Invalid, "the certificate of who signed is missing"),
+        0x8009_6003 | 0x8009_6005 => (Invalid, "the signature of the time is wrong"),
+        0x8009_6011 | 0x800b_0108 | 0x8009_3100..=0x8009_31ff => (Invalid, "the signature is malformed"),
+        0x800b_0101 => (Untrusted, "a certificate had expired"),
+        0x800b_0109 | 0x800b_010d => (
+            Untrusted,
+            "the certificates lead to a root that the host does not trust, or has not fetched yet",
+        ),
+        0x800b_010a | 0x800b_0112 => (
+            Untrusted,
+            "the certificates lead to no root that the host trusts, or one between has not been fetched",
+        ),
+        0x800b_010c | 0x8009_2010 => (Untrusted, "a certificate was revoked"),
+        0x800b_0111 => (Untrusted, "the host is told not to trust who signed"),
+        0x800b_0004 => (Untrusted, "the host does not trust it"),
+        0x8009_2026 => (Untrusted, "the settings of the host do not allow it"),
+        0x800b_0106 | 0x800b_0110 => (Untrusted, "the certificate is not one to sign programs with"),
+        0x800b_0102..=0x800b_0114 | 0x8009_6019 | 0x8009_601e => (Untrusted, "a certificate does not hold"),
+        _ => (NotChecked, "the system gives an answer that is not known"),
+    };
+    (status, Some(format!("{reason} (0x{answer:08x})")))
+}
+
+/// TRUST_E_NOSIGNATURE.
+const NO_SIGNATURE: u32 = 0x800b_0100;
+/// TRUST_E_SUBJECT_FORM_UNKNOWN: nothing of this form can have a signature in it.
+const FORM_UNKNOWN: u32 = 0x800b_0003;
+/// TRUST_E_PROVIDER_UNKNOWN.
+const PROVIDER_UNKNOWN: u32 = 0x800b_0001;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_is_not_known_is_no_verdict() {
+        use SignatureStatus::{Invalid, NotChecked, Trusted, Unsigned, Untrusted};
+        let check = |answer: u32, error: u32, status| {
+            let (told, reason) = trust(answer, error);
+            assert_eq!(told, status, "0x{answer:08x} 0x{error:08x}");
+            assert_eq!(reason.is_none(), [Trusted, Unsigned].contains(&told), "{reason:?}");
+            assert!(reason.is_none_or(|reason| reason.contains(&format!("0x{answer:08x}"))));
+        };
+        check(0, 5, Trusted);
+        check(NO_SIGNATURE, NO_SIGNATURE, Unsigned);
+        check(NO_SIGNATURE, FORM_UNKNOWN, Unsigned);
+        check(FORM_UNKNOWN, 0, Unsigned);
+        // Access denied, or nothing at all: it was not looked for.
+        check(NO_SIGNATURE, 5, NotChecked);
+        check(NO_SIGNATURE, 0, NotChecked);
+        check(PROVIDER_UNKNOWN, PROVIDER_UNKNOWN, NotChecked);
+        check(0x8007_0005, 0, NotChecked);
+        check(u32::MAX, 0, NotChecked);
+        check(0x8009_6010, 0, Invalid);
+        check(0x8009_3105, 0, Invalid);
+        check(0x800b_0101, 0, Untrusted);
+        check(0x800b_0109, 0, Untrusted);
+        check(0x800b_010c, 0, Untrusted);
+        check(0x800b_0113, 0, Untrusted);
+    }
 
     #[test]
     fn only_what_is_on_this_machine_is_opened() {

@@ -14,6 +14,7 @@ mod image;
 mod processes;
 mod room;
 pub(super) mod service;
+mod signature;
 mod text;
 mod watch;
 
@@ -27,7 +28,7 @@ pub(super) use room::set_room_aside;
 pub(crate) use watch::Watch;
 
 pub(super) use super::portable::SocketTable;
-use super::{HostFacts, boot_id_from, moment};
+use super::{Examine, HostFacts, boot_id_from, moment};
 use crate::ledger::Restart;
 
 pub(super) fn now() -> Moment {
@@ -93,6 +94,8 @@ fn own_directory() -> PathBuf {
     let own = if is_privileged() { None } else { of("LOCALAPPDATA") };
     own.or_else(|| of("ProgramData")).unwrap_or_else(|| r"C:\ProgramData".into()).join("alibi-agent")
 }
+
+pub(super) const EXAMINE: Option<Examine> = Some(signature::examine);
 
 pub(super) fn control_group(_pid: u32) -> Option<String> {
     None

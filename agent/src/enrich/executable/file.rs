@@ -3,19 +3,22 @@
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 use alibi_proto::{
-    executable::{FileIdentity, Sha256},
+    executable::{FileIdentity, Sha256, Signature},
     time::Timestamp,
 };
 use sha2::Digest as _;
 
 use super::errands::{NoAnswer, Progress};
-use crate::{capture::ProcessKey, sys};
+use crate::{
+    capture::ProcessKey,
+    sys::{self, Examine, Examined},
+};
 
 /// A file as the system describes it at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,6 +129,8 @@ fn is_still_at(process: ProcessKey, path: &Path) -> bool {
 pub(super) struct Opened {
     pub(super) file: File,
     pub(super) state: FileState,
+    /// By which it was opened.
+    pub(super) path: PathBuf,
 }
 
 /// Opens the executable that `process` runs or that is at `path`, whichever is `wanted`.
@@ -169,7 +174,7 @@ fn open_of_process(process: ProcessKey, wanted: Option<FileIdentity>) -> Option<
 fn open_regular(path: &Path) -> io::Result<Opened> {
     let file = open_file(path)?;
     let state = FileState::of(&file)?;
-    Ok(Opened { file, state })
+    Ok(Opened { file, state, path: path.to_owned() })
 }
 
 #[cfg(unix)]
@@ -240,6 +245,17 @@ pub(super) fn hash(
         return Err(Unread::Problem(CHANGED.to_owned()));
     }
     Ok(Sha256::from_bytes(hasher.finalize().into()))
+}
+
+/// What is to be said of a file beyond the content that was just read of it. The signature is that of this very content:
+/// where it was changed since, or its path is that of another file, which the system may have looked at, it was not checked.
+pub(super) fn examined(opened: &Opened, examine: Examine) -> Examined {
+    let examined = examine(&opened.file, &opened.path);
+    let is_the_same = FileState::of(&opened.file).is_ok_and(|after| is_same_content(&opened.state, &after));
+    if is_the_same && opened.state.is_at(&opened.path) {
+        return examined;
+    }
+    Examined { signature: Signature::not_checked("it was changed or moved meanwhile"), version: None }
 }
 
 /// A link or a right that was changed meanwhile changes nothing in it, so the time of any change is not looked at.

@@ -2,14 +2,18 @@ use std::{
     collections::HashMap,
     fs,
     path::PathBuf,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
-use alibi_proto::{executable::Package, time::Timestamp};
+use alibi_proto::{
+    executable::{Package, Signature, SignatureStatus, VersionInfo},
+    time::Timestamp,
+};
 use tempfile::TempDir;
 
 use super::*;
-use crate::sys::testing::set_modified;
+use crate::sys::{Examined, testing::set_modified};
 
 const LIMITS: Limits = Limits {
     files_max: 8,
@@ -17,6 +21,7 @@ const LIMITS: Limits = Limits {
     hashed_bytes_max: 1 << 20,
     held_max: 2,
     read_patience: Duration::from_secs(10),
+    signature_patience: Duration::from_secs(30),
 };
 
 /// A directory with executables, and what an agent remembers of them.
@@ -35,6 +40,11 @@ impl Host {
 
     fn open(&self, limits: Limits) -> Identifier {
         Identifier::with_limits(&self.path("executables"), &self.path("system"), limits).unwrap()
+    }
+
+    fn examining(&self, limits: Limits, examine: Examine) -> Identifier {
+        let (known, system) = (self.path("executables"), self.path("system"));
+        Identifier::examining(&known, &system, limits, Some(examine)).unwrap()
     }
 
     fn program(&self, name: &str, content: &str) -> ProcessImage {
@@ -352,6 +362,89 @@ fn what_a_package_manager_works_on_is_told_a_little_later() {
     fs::remove_file(&log).unwrap();
     let found = wait(&mut identifier, 2);
     assert_eq!((found[0].sha256, found[1].sha256), (Some(sha256_of("one")), Some(sha256_of("two"))));
+}
+
+fn trusted() -> Signature {
+    Signature {
+        subject: Some("Example Corp.".into()),
+        ..Signature::of_status(SignatureStatus::Trusted, None)
+    }
+}
+
+#[test]
+fn a_signature_is_told_with_the_hash_in_each_run() {
+    let host = Host::new();
+    let mut image = host.program("tool", "one");
+    let version = VersionInfo { company: Some("Example Corp.".into()), ..VersionInfo::default() };
+    let examine: Examine = |file, path| {
+        let company =
+            (file.metadata().unwrap().len() == 3 && path.ends_with("tool")).then(|| "Example Corp.".into());
+        Examined { signature: trusted(), version: Some(VersionInfo { company, ..VersionInfo::default() }) }
+    };
+    for _ in 0..2 {
+        let mut identifier = host.examining(LIMITS, examine);
+        identifier.identify(GONE, now(), &mut image);
+        let [found] = &wait(&mut identifier, 1)[..] else { panic!() };
+        assert_eq!(found.sha256, Some(sha256_of("one")));
+        assert_eq!((&found.signature, &found.version), (&Some(trusted()), &Some(version.clone())));
+    }
+}
+
+#[test]
+fn what_changes_while_its_signature_is_looked_at_was_not_checked() {
+    let host = Host::new();
+    let (mut image, mut moved) = (host.program("tool", "one"), host.program("moved", "two"));
+    let mut identifier = host.examining(LIMITS, |_, path| {
+        if path.ends_with("tool") {
+            fs::write(path, "another").unwrap();
+        } else {
+            fs::rename(path, path.with_extension("old")).unwrap();
+            fs::write(path, "another").unwrap();
+        }
+        Examined { signature: trusted(), version: Some(VersionInfo::default()) }
+    });
+    identifier.identify(GONE, now(), &mut image);
+    identifier.identify(GONE, now(), &mut moved);
+    let found = wait(&mut identifier, 2);
+    assert_eq!((found[0].sha256, found[1].sha256), (Some(sha256_of("one")), Some(sha256_of("two"))));
+    for found in found {
+        let not_checked = Signature::not_checked("it was changed or moved meanwhile");
+        assert_eq!((found.signature, found.version), (Some(not_checked), None));
+    }
+}
+
+#[test]
+fn a_system_that_does_not_tell_keeps_no_hash_from_being_told() {
+    static GATE: Mutex<()> = Mutex::new(());
+    let closed = GATE.lock().unwrap();
+    let host = Host::new();
+    let mut images = [host.program("tool", "one"), host.program("other", "two")];
+    let limits = Limits { signature_patience: Duration::from_millis(50), ..LIMITS };
+    let mut identifier = host.examining(limits, |_, _| {
+        drop(GATE.lock());
+        Examined { signature: trusted(), version: None }
+    });
+    for image in &mut images {
+        identifier.identify(GONE, now(), image);
+    }
+    let found = wait(&mut identifier, 2);
+    assert_eq!((found[0].sha256, found[1].sha256), (Some(sha256_of("one")), Some(sha256_of("two"))));
+    let reasons: Vec<_> = found.into_iter().map(|found| found.signature.unwrap()).collect();
+    let not_checked =
+        ["the system has not told within 0.05 s", "the system has not told of another file there"];
+    assert_eq!(reasons, not_checked.map(Signature::not_checked));
+    drop(closed);
+}
+
+#[test]
+fn what_has_no_hash_has_no_signature() {
+    let host = Host::new();
+    let mut image = host.program("tool", "three");
+    let limits = Limits { hashed_bytes_max: 2, ..LIMITS };
+    let mut identifier = host.examining(limits, |_, _| panic!("it is not asked for"));
+    identifier.identify(GONE, now(), &mut image);
+    let [found] = &wait(&mut identifier, 1)[..] else { panic!() };
+    assert!(found.problem.is_some() && found.signature.is_none());
 }
 
 #[test]

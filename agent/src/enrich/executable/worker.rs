@@ -15,7 +15,7 @@ use std::{
 };
 
 use alibi_proto::{
-    executable::{ExecutableSighting, FileIdentity, Sha256},
+    executable::{ExecutableSighting, FileIdentity, Sha256, Signature},
     time::Moment,
 };
 
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     capture::{ObservedExecutable, ProcessKey},
     enrich::package::{Busy, Packages},
-    sys,
+    sys::{self, Examine, Examined},
 };
 
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -45,6 +45,19 @@ const SILENT_MAX: usize = 8;
 /// How executables are read.
 pub(super) fn terms(limits: &Limits) -> Terms {
     Terms { name: "executable", patience: limits.read_patience, given_up_max: SILENT_MAX, stands_back: true }
+}
+
+/// Looks at signatures that have not returned, at a time. Beyond that no signature is looked at until one of them does.
+const EXAMINERS_MAX: usize = 2;
+
+/// How signatures are looked at.
+pub(super) fn examiners(limits: &Limits) -> Terms {
+    Terms {
+        name: "signature",
+        patience: limits.signature_patience,
+        given_up_max: EXAMINERS_MAX,
+        stands_back: true,
+    }
 }
 
 /// A file of a package that is just being installed is told a little later, with its package: so much later at most, and
@@ -103,6 +116,10 @@ pub(super) struct Worker {
     pub(super) packages: Packages,
     pub(super) limits: Limits,
     pub(super) errands: Errands,
+    /// How signatures are looked at; none where there are none.
+    pub(super) examine: Option<Examine>,
+    /// Those who look at signatures: what keeps them need not be the file system.
+    pub(super) examiners: Errands,
     /// Empty while it is lent to an errand, and after one that was given up.
     pub(super) buffer: Vec<u8>,
     /// What is found, but for the package, and since when.
@@ -306,7 +323,7 @@ impl Worker {
             let file = held.file.try_clone().map_err(unreadable)?;
             let state = FileState::of(&file).map_err(unreadable)?;
             let path = super::path_of(&file).unwrap_or(said);
-            Ok((Opened { file, state }, path))
+            Ok((Opened { file, state, path: path.clone().into() }, path))
         })??;
         observed.file = Some(opened.state.identity);
         observed.path = path;
@@ -315,27 +332,57 @@ impl Worker {
 
     fn read_opened(&mut self, observed: &mut ObservedExecutable, mut opened: Opened) -> Result<(), Unread> {
         let state = opened.state;
-        let sha256 = match self.known.sha256(&state) {
+        let is_examined = self.examine.is_some();
+        let (sha256, opened) = match self.known.sha256(&state) {
+            Some(sha256) if is_examined => (sha256, Some(opened)),
             Some(sha256) => {
                 // Closing, too, may ask.
                 self.ask(observed, move |_| drop(opened))?;
-                sha256
+                (sha256, None)
             }
             None => {
                 let mut buffer = mem::take(&mut self.buffer);
                 buffer.resize(BUFFER_BYTES, 0);
                 let (bytes_max, stop) = (self.limits.hashed_bytes_max, Arc::clone(&self.stop));
-                let (hashed, buffer) = self.ask(observed, move |progress| {
+                let (hashed, opened, buffer) = self.ask(observed, move |progress| {
                     let hashed = file::hash(&mut opened, &mut buffer, bytes_max, &stop, progress);
-                    (hashed, buffer)
+                    let opened = (is_examined && hashed.is_ok()).then_some(opened);
+                    (hashed, opened, buffer)
                 })?;
                 self.buffer = buffer;
                 let sha256 = hashed?;
                 observed.first_on_host = self.known.learn(&state, sha256);
-                sha256
+                (sha256, opened)
             }
         };
         observed.sha256 = Some(sha256);
+        match (opened, self.examine) {
+            (Some(opened), Some(examine)) => self.look_at_signature(observed, opened, examine),
+            _ => Ok(()),
+        }
+    }
+
+    fn look_at_signature(
+        &mut self,
+        observed: &mut ObservedExecutable,
+        opened: Opened,
+        examine: Examine,
+    ) -> Result<(), Unread> {
+        let place = Place::of(&opened.path, Some(opened.state.identity.device));
+        let examined = self.examiners.run(place, Some(&self.stop), move |_| file::examined(&opened, examine));
+        let reason = match examined {
+            Ok(Examined { signature, version }) => {
+                (observed.signature, observed.version) = (Some(signature), version);
+                return Ok(());
+            }
+            Err(NoAnswer::Stopped) => return Err(Unread::Stopped),
+            Err(NoAnswer::Silent(patience)) => {
+                format!("the system has not told within {} s", patience.as_secs_f32())
+            }
+            Err(NoAnswer::StillSilent) => "the system has not told of another file there".to_owned(),
+            Err(problem) => problem.to_string(),
+        };
+        observed.signature = Some(Signature::not_checked(&reason));
         Ok(())
     }
 }

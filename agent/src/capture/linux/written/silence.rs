@@ -124,6 +124,7 @@ const LIMITS: Limits = Limits {
     hashed_bytes_max: 1 << 20,
     held_max: 2,
     read_patience: Duration::from_millis(300),
+    signature_patience: Duration::from_secs(30),
 };
 
 const GONE: ProcessKey = ProcessKey { pid: u32::MAX, start: 1 };
