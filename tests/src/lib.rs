@@ -14,6 +14,7 @@ pub mod reference;
 pub mod requirements;
 pub mod ring;
 pub mod system;
+pub mod systemd;
 pub mod traffic;
 pub mod up;
 pub mod workload;

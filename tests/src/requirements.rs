@@ -3,6 +3,8 @@
 
 use std::io::{self, Write as _};
 
+use crate::systemd::unified;
+
 /// True if the test may run; else it has said why not.
 pub fn met(test: &str, requirements: &[Requirement]) -> bool {
     let missing: Vec<_> = requirements.iter().filter_map(Requirement::missing).collect();
@@ -34,6 +36,8 @@ pub enum Requirement {
     OpenSsl,
     /// The `strace` command: system calls that fail.
     Strace,
+    /// systemd, and the rights of root: one of our own.
+    Systemd,
     /// The `faketime` command: a wall clock that is wrong.
     FakeTime,
     /// Wine, and the Windows programs in the directory that `ALIBI_WINDOWS_PROGRAMS` names.
@@ -57,6 +61,9 @@ impl Requirement {
             Self::Mounts if !root => Some("root, to mount a small file system"),
             Self::Root if !root => Some("root, to become another user"),
             Self::OpenSsl if !runs("openssl", "version") => Some("the `openssl` command"),
+            Self::Systemd if !(root && runs("/lib/systemd/systemd", "--version") && unified().is_some()) => {
+                Some("root, systemd and the unified control groups")
+            }
             Self::FakeTime if !runs("faketime", "--version") => Some("the `faketime` command"),
             Self::Wine
                 if std::env::var_os("ALIBI_WINDOWS_PROGRAMS").is_none() || !runs("wine", "--version") =>
