@@ -106,9 +106,20 @@ pub(super) fn sync(file: &File) -> io::Result<()> {
     file.sync_data()
 }
 
-/// The names in `dir` survive a power cut from here on. Where directories cannot be opened, the file system sees to it.
+/// The names in `dir` survive a power cut from here on.
+#[cfg(not(windows))]
 pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+    File::open(dir)?.sync_all()
+}
+
+/// The names in `dir` survive a power cut from here on.
+#[cfg(windows)]
+pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
+    // FILE_FLAG_BACKUP_SEMANTICS, without which no directory can be opened. Only what is open for writing can be synced.
+    const OF_DIRECTORIES: u32 = 0x0200_0000;
+    let mut options = OpenOptions::new();
+    std::os::windows::fs::OpenOptionsExt::custom_flags(&mut options, OF_DIRECTORIES);
+    options.write(true).open(dir)?.sync_all()
 }
 
 /// Files that only their user may read.
