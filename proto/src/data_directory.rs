@@ -223,6 +223,12 @@ pub fn make_private(path: &Path) -> io::Result<()> {
     windows::make_private(path)
 }
 
+/// Whether this program has the rights of an administrator; then its directories are the administrators'.
+#[cfg(windows)]
+pub fn is_elevated() -> bool {
+    windows::is_elevated()
+}
+
 #[cfg(not(windows))]
 fn create_parents(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)

@@ -67,6 +67,7 @@ pub(crate) struct ServiceStatus {
 }
 
 /// So many lines of trouble are shown.
+#[cfg_attr(target_os = "macos", expect(dead_code, reason = "launchd tells the last exit code alone"))]
 pub(crate) const TROUBLE_LINES_MAX: usize = 5;
 
 /// Whoever started the agent as a service and wants to hear of it; nobody, where it was started by hand.

@@ -2,7 +2,10 @@
 
 use std::{env, fs, io, path::PathBuf};
 
-use alibi_proto::time::{Moment, Timestamp};
+use alibi_proto::{
+    data_directory::is_elevated,
+    time::{Moment, Timestamp},
+};
 use sysinfo::{Product, System};
 
 mod accounts;
@@ -56,10 +59,8 @@ pub(super) fn host_facts() -> HostFacts {
     }
 }
 
-/// Only administrators and the system may list this directory.
 pub(super) fn is_privileged() -> bool {
-    let root = env::var_os("SystemRoot").map_or_else(|| PathBuf::from(r"C:\Windows"), PathBuf::from);
-    fs::read_dir(root.join(r"System32\config")).is_ok()
+    is_elevated()
 }
 
 /// Nothing that is captured here is lost by waiting.

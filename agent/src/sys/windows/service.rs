@@ -50,6 +50,7 @@ const FORGOTTEN: Duration = Duration::from_secs(24 * 3600);
 
 // What the manager says.
 const ERROR_ACCESS_DENIED: i32 = 5;
+const ERROR_INVALID_LEVEL: i32 = 124;
 const ERROR_SERVICE_ALREADY_RUNNING: i32 = 1056;
 const ERROR_SERVICE_DOES_NOT_EXIST: i32 = 1060;
 const ERROR_SERVICE_NOT_ACTIVE: i32 = 1062;
@@ -167,10 +168,18 @@ fn set_up(service: &Service) -> Result<(), ServiceError> {
         .set_description(DESCRIPTION)
         .and_then(|()| service.update_failure_actions(recovery))
         // Not only when it crashes: an agent that ends with an error records nothing either.
-        .and_then(|()| service.set_failure_actions_on_non_crash_failures(true))
-        .and_then(|()| service.set_delayed_auto_start(false))
-        .and_then(|()| service.set_preshutdown_timeout(PATIENCE))
+        .and_then(|()| where_known(service.set_failure_actions_on_non_crash_failures(true)))
+        .and_then(|()| where_known(service.set_delayed_auto_start(false)))
+        .and_then(|()| where_known(service.set_preshutdown_timeout(PATIENCE)))
         .map_err(refused("set up the service"))
+}
+
+/// What is done, or cannot be asked for: Windows knows all of it, Wine does not.
+fn where_known(done: windows_service::Result<()>) -> windows_service::Result<()> {
+    match done {
+        Err(error) if code(&error) == Some(ERROR_INVALID_LEVEL) => Ok(()),
+        done => done,
+    }
 }
 
 fn start(service: &Service) -> Result<(), ServiceError> {
