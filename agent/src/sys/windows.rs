@@ -13,6 +13,7 @@ mod adapters;
 mod clocks;
 mod event_log;
 mod file;
+mod folders;
 mod image;
 mod processes;
 mod room;
@@ -91,9 +92,8 @@ pub(super) fn default_configuration() -> PathBuf {
 
 /// The agent's own: of the system, or of a user without rights.
 fn own_directory() -> PathBuf {
-    let of = |variable: &str| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    let own = if is_privileged() { None } else { of("LOCALAPPDATA") };
-    own.or_else(|| of("ProgramData")).unwrap_or_else(|| r"C:\ProgramData".into()).join("alibi-agent")
+    let own = if is_privileged() { None } else { folders::local_data() };
+    own.unwrap_or_else(folders::program_data).join("alibi-agent")
 }
 
 pub(super) const EXAMINE: Option<Examine> = Some(signature::examine);

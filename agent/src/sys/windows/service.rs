@@ -1,10 +1,9 @@
 //! The service manager of Windows: a service of its own process, as the system's own account.
 
 use std::{
-    env,
     ffi::{OsStr, OsString},
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -32,7 +31,7 @@ use windows_service::{
 };
 
 pub(in crate::sys) use super::event_log::SystemLog;
-use super::{event_log, process_start};
+use super::{event_log, folders, process_start};
 use crate::sys::service::{NAME, News, ServiceError, ServiceStatus, configure, unconfigure};
 
 const DISPLAY_NAME: &str = "Alibi agent";
@@ -218,7 +217,7 @@ fn wait_until(service: &Service, wanted: ServiceState) -> Result<(), ServiceErro
 
 /// In the system's directory of programs, only administrators can replace one.
 fn refuse_exposed(program: &Path) -> Result<(), ServiceError> {
-    let place = env::var_os("ProgramFiles").map_or_else(|| PathBuf::from(r"C:\Program Files"), PathBuf::from);
+    let place = folders::program_files();
     let lower = |path: &Path| path.to_string_lossy().to_lowercase();
     if Path::new(&lower(program)).starts_with(lower(&place)) {
         return Ok(());
