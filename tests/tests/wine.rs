@@ -17,7 +17,8 @@ use alibi_lab::{
 use serde_json::Value;
 
 /// Why no better source works under Wine, as the scope of each facet has it.
-const REFUSED: &str = "etw cannot be used: cannot begin a session of Event Tracing for Windows: Access denied.";
+const REFUSED: &str =
+    "etw cannot be used: cannot begin a session of Event Tracing for Windows: Access denied.";
 
 /// The Windows of this test, which ends with it.
 struct Wine {

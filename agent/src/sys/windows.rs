@@ -1,6 +1,6 @@
 //! Windows.
 
-use std::{env, fs, io, path::PathBuf};
+use std::{env, io, path::PathBuf};
 
 use alibi_proto::{
     data_directory::is_elevated,

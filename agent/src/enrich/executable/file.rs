@@ -101,7 +101,6 @@ fn not_regular() -> io::Error {
 impl FileState {
     /// Whether this is the file that is found at `path` from here. A path that comes from another mount namespace may be
     /// that of another file here.
-    #[cfg(unix)]
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         Self::at(path).is_ok_and(|found| is_same_but_for_device(&found.identity, &self.identity))
     }
