@@ -280,8 +280,9 @@ fn the_rights_that_the_agent_keeps_are_enough() {
         let own = sha256_of(b"#!own");
         assert_eq!(contents, [(Some(sha256_of(b"#!")), true), (Some(own), true)], "{seen:?}");
     });
-    // Files of somebody else, which nobody but that one may read.
-    let script = ": > f; chown 12345 f; chmod 700 f; printf '#!' > f
+    // Files of somebody else, which nobody but that one may read. Where everybody may write, the kernel may keep root from them
+    // (fs.protected_regular).
+    let script = "chmod 755 .; : > f; chown 12345 f; chmod 700 f; printf '#!' > f
         exec 3> g; chown 12345 g; chmod 400 g; printf '#!own' >&3";
     let mut child = run(&path.recv().unwrap(), script);
     agent.join().unwrap();
