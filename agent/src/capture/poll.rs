@@ -21,7 +21,7 @@ mod scope;
 pub(super) mod tables;
 
 use differ::Differ;
-#[cfg(any(target_os = "linux", target_os = "windows"))]
+#[cfg(any(test, target_os = "linux", target_os = "windows"))]
 pub(super) use differ::owner;
 #[cfg(any(test, target_os = "windows"))]
 pub(super) use differ::state_of;
