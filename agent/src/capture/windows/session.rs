@@ -8,7 +8,7 @@ use std::{
     io, mem, ptr, slice,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use alibi_proto::time::Moment;
@@ -46,8 +46,9 @@ const BUFFERS_MAX: u32 = 128;
 const EVENTS_MAX: usize = 262_144;
 /// A marker has come back by then, or another is written.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
-/// A trace that gives back no marker for so long does not work.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A trace that gives back none of so many markers does not work. Counted, since a host that was suspended meanwhile has not
+/// waited.
+const MARKERS_MAX: u32 = 15;
 /// All sessions that Windows can have.
 const SESSIONS_MAX: usize = 256;
 /// The names of the agent's sessions begin so.
@@ -66,6 +67,8 @@ pub(super) struct Session {
     /// The last marker, and when each that has not come back was written.
     number: u64,
     written: HashMap<u64, Moment>,
+    /// What came before a marker that said nothing.
+    carried: Batch,
     /// What the session had no room for when it was last asked.
     lost: Lost,
 }
@@ -139,6 +142,7 @@ impl Session {
             own,
             number: 0,
             written: HashMap::new(),
+            carried: Batch::default(),
             lost: Lost::default(),
         })
     }
@@ -148,24 +152,25 @@ impl Session {
     /// # Errors
     /// When the session has ended, or does not answer.
     pub(super) fn turn(&mut self) -> Result<(Marker, Batch), CaptureError> {
-        let began = Instant::now();
-        loop {
+        for _ in 0..MARKERS_MAX {
             self.write_marker();
-            if let Some((mut batch, number, file_time)) = self.queue.wait(ANSWERS_WITHIN)? {
-                let written = self.written.get(&number).copied();
-                self.written.retain(|other, _| *other > number);
-                let Some(written) = written else { continue };
-                let lost = self.ask_what_was_lost()?;
-                batch.lost.events += lost.events.saturating_sub(self.lost.events);
-                batch.lost.buffers += lost.buffers.saturating_sub(self.lost.buffers);
-                self.lost = lost;
-                return Ok((Marker { written, file_time }, batch));
-            }
-            if began.elapsed() >= PATIENCE {
-                let problem = format!("it has not answered for {} s", PATIENCE.as_secs());
-                return Err(refused("read the session", &problem));
-            }
+            let Some((batch, number, file_time)) = self.queue.wait(ANSWERS_WITHIN)? else { continue };
+            let mut batch = joined(mem::take(&mut self.carried), batch);
+            let written = self.written.get(&number).copied();
+            self.written.retain(|other, _| *other > number);
+            let Some(written) = written else {
+                // Nobody knows when that one was written: the next one will tell.
+                self.carried = batch;
+                continue;
+            };
+            let lost = self.ask_what_was_lost()?;
+            batch.lost.events += lost.events.saturating_sub(self.lost.events);
+            batch.lost.buffers += lost.buffers.saturating_sub(self.lost.buffers);
+            self.lost = lost;
+            return Ok((Marker { written, file_time }, batch));
         }
+        let waited = ANSWERS_WITHIN * MARKERS_MAX;
+        Err(refused("read the session", &format!("it has not answered for {} s", waited.as_secs())))
     }
 
     fn write_marker(&mut self) {
@@ -208,6 +213,8 @@ impl Queue {
         let mut state = self.lock();
         match decoded {
             Ok(None) => {}
+            // Others can write events under any name, but not under this program's number.
+            Ok(Some(Event { what: What::Marker(_), .. })) if event.process_id() != std::process::id() => {}
             Ok(Some(Event { what: What::Marker(number), file_time })) => {
                 let batch = mem::take(&mut state.batch);
                 // One that was not taken yet is of the same report.
