@@ -50,10 +50,11 @@ impl WrongClock {
 
     /// The agent by this clock.
     fn agent(&self) -> Command {
-        let mut command = Command::new("faketime");
-        // What the wrapper itself sets would stand for ever.
-        command.args(["-f", "+0", "env", "--unset=FAKETIME"]).arg(&programs().agent);
+        let mut command = Command::new(&programs().agent);
+        // Without the wrapper: what it sets itself would stand for ever, and its child would outlive it.
+        let wrapped = Command::new("faketime").args(["-f", "+0", "printenv", "LD_PRELOAD"]).output().unwrap();
         command
+            .env("LD_PRELOAD", String::from_utf8(wrapped.stdout).unwrap().trim())
             .env("FAKETIME_TIMESTAMP_FILE", &self.0)
             .env("FAKETIME_NO_CACHE", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
