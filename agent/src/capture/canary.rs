@@ -21,6 +21,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(60);
 /// A connection must have been seen by then.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same, of a source that is told what happened in portions, and a while later.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections and datagrams that are taken at once.
 const VISITORS_MAX: usize = 64;
 /// A machine that does not even complete a connection to itself by then is not to be waited for.
@@ -66,8 +68,9 @@ struct Sights {
     attempt: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    patience: Duration,
     /// When the last one flew, if it has not been seen.
     expected: Option<Moment>,
     flown: Option<Moment>,
@@ -89,12 +92,14 @@ impl Canary {
         Some(Self { listener, target, datagrams, closed: None, owner, sights, grade: (grade, scope), state })
     }
 
-    /// For a source that hears of attempts elsewhere than of connections: they must be seen, too.
+    /// For a source that hears of attempts elsewhere than of connections, so that they must be seen, too, and of all of it a
+    /// while later.
     #[cfg_attr(target_os = "linux", allow(dead_code, reason = "one hook tells both there"))]
-    pub(super) fn with_attempts(self) -> Self {
+    pub(super) fn told_later(self) -> Self {
         // Its port was given by the system just now, which gives others first.
         let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|gone| gone.local_addr()).ok();
-        Self { closed, ..self }
+        let state = State { patience: LONG_PATIENCE, ..self.state };
+        Self { closed, state, ..self }
     }
 
     /// Looks for the last canary in what was seen, says what follows, and lets the next one fly when it is time.
@@ -210,6 +215,12 @@ fn receiver() -> Option<(UdpSocket, SocketAddr)> {
     Some((receiver, target))
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self { patience: PATIENCE, expected: None, flown: None, seen: None, is_missed: false }
+    }
+}
+
 impl State {
     fn turn(&mut self, now: Moment, is_seen: bool) -> Word {
         if is_seen {
@@ -217,7 +228,7 @@ impl State {
             self.seen = Some(now);
             return if std::mem::take(&mut self.is_missed) { Word::SeenAgain } else { Word::Nothing };
         }
-        let is_late = |flown: Moment| since(flown, now) > PATIENCE;
+        let is_late = |flown: Moment| since(flown, now) > self.patience;
         if self.expected.is_some_and(is_late) {
             self.expected = None;
             if !std::mem::replace(&mut self.is_missed, true) {

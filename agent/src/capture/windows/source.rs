@@ -53,7 +53,7 @@ impl Source for Etw {
         let (outlet, wake) = outlet.with_wake().map_err(CaptureError::Wait)?;
         let mut around = Around { surroundings: Surroundings::open(&wake), held: Vec::new() };
         let mut canary =
-            Canary::open(grade(Facet::Connections), scope(Facet::Connections)).map(Canary::with_attempts);
+            Canary::open(grade(Facet::Connections), scope(Facet::Connections)).map(Canary::told_later);
         let look = self.look()?;
         let mut report = self.tracker.begin(look);
         let mut looked = Instant::now();
