@@ -65,12 +65,12 @@ pub(crate) fn apply(
 ) -> Result<Command, ConfigurationError> {
     let Some((chosen, named)) = chosen(&program, words) else { return Ok(program) };
     let path = named.as_deref().unwrap_or(&configurable.place);
+    // Nobody named it: what this user may not even look at is none of its own.
+    let is_no_matter = |problem: &io::Error| {
+        named.is_none() && matches!(problem.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+    };
     let text = match read(path) {
-        Err(ConfigurationError::Unreadable { source, .. })
-            if named.is_none() && source.kind() == io::ErrorKind::NotFound =>
-        {
-            return Ok(program);
-        }
+        Err(ConfigurationError::Unreadable { source, .. }) if is_no_matter(&source) => return Ok(program),
         text => text?,
     };
     let Some(command) = program.find_subcommand(configurable.command) else { return Ok(program) };
