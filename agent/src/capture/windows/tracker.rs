@@ -84,8 +84,9 @@ struct Loss {
 pub(super) struct Tracker {
     processes: Processes,
     connections: Connections,
-    /// When recording began, in nanoseconds since boot: what happened before is in the tables.
-    begun_ns: u64,
+    /// When recording began, in nanoseconds since boot, until the first marker has come back: what was told before that
+    /// happened is in the tables. Later nothing is as old, and what seems so was told across a step of the clock.
+    begun_ns: Option<u64>,
     /// Everything before this has been reported.
     seen_until: Option<Moment>,
     /// What is younger, by the agent's clock.
@@ -112,7 +113,7 @@ impl Tracker {
         self.processes.compare(at, look.processes, &HashSet::new(), true, &mut facts);
         let processes = &self.processes;
         self.connections.compare(at, &look.sockets, true, |pid| processes.of(pid), &mut facts);
-        (self.begun_ns, self.seen_until, self.compared) = (at.boot_ns, Some(at), Some(at));
+        (self.begun_ns, self.seen_until, self.compared) = (Some(at.boot_ns), Some(at), Some(at));
         Report { observations: facts, seen_until: at }
     }
 
@@ -174,19 +175,20 @@ impl Tracker {
             }
             _ => None,
         };
-        let new: Vec<ProcessKey> = events.iter().filter_map(started).collect();
+        // By how much it is older than the marker, by the trace's clock; the same by the agent's.
+        let at = |event: &Event| {
+            let ago = marker.file_time.saturating_sub(event.file_time).saturating_mul(100);
+            marker.written.boot_ns.saturating_sub(ago)
+        };
+        let mut events: Vec<(u64, Event)> = events.into_iter().map(|event| (at(&event), event)).collect();
+        if let Some(begun_ns) = self.begun_ns.take() {
+            events.retain(|(at, _)| *at >= begun_ns);
+        }
+        let new: Vec<ProcessKey> = events.iter().filter_map(|(_, event)| started(event)).collect();
         if !new.is_empty() {
             self.images.extend(images(&new));
         }
-        for event in events {
-            // By how much it is older than the marker, by the trace's clock; the same by the agent's.
-            let ago = marker.file_time.saturating_sub(event.file_time).saturating_mul(100);
-            let at = marker.written.boot_ns.saturating_sub(ago);
-            // What happened before is in the tables.
-            if at >= self.begun_ns {
-                self.held.push((at, event.what));
-            }
-        }
+        self.held.extend(events.into_iter().map(|(at, event)| (at, event.what)));
         self.held.sort_by_key(|(at, _)| *at);
     }
 
@@ -243,8 +245,6 @@ impl Tracker {
         let is_due = |look: &mut Look| until.boot_ns >= look.at.boot_ns;
         let Some(look) = self.look.take_if(is_due) else { return };
         let (at, known) = (look.at, self.compared.unwrap_or(look.at));
-        // What is told of the time after the look is told already: what is added here happened before it.
-        let at = Moment { boot_ns: at.boot_ns.max(self.seen_until.map_or(0, |seen| seen.boot_ns)), ..at };
         let untold = self.processes.compare(at, look.processes, &self.since_look, false, facts);
         if untold > 0 {
             let reason = "processes were found running that had not been told".to_owned();

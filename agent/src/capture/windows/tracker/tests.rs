@@ -240,6 +240,18 @@ fn a_wall_clock_that_is_set_moves_nothing() {
     assert_eq!(report.seen_until.boot_ns, at(200).boot_ns);
 }
 
+/// A clock that is set forward between an event and its marker makes the event seem old, even older than the recording.
+#[test]
+fn what_was_told_across_a_step_of_the_clock_is_told_all_the_same() {
+    let mut tracker = begun(&[4]);
+    turn(&mut tracker, 200, &[]);
+    let marker = Marker { file_time: marker(400).file_time + 36_000_000_000, ..marker(400) };
+    let report = tracker.turn(marker, batch(&[started(300, 8, 4)]), |_| HashMap::new(), at(505));
+    assert!(tracker.runs(key(8)));
+    let is_loss = |told: &Observation| matches!(&told.fact, Fact::Coverage(_));
+    assert!(report.observations.iter().any(is_loss), "{:?}", report.observations);
+}
+
 #[test]
 fn what_the_trace_had_no_room_for_is_a_gap_of_everything() {
     for (buffers, count) in [(0, 3), (2, 0)] {
