@@ -27,6 +27,8 @@ use crate::sys::{
     },
 };
 
+pub(in crate::sys) use crate::sys::service::unix::be_service;
+
 /// The unit as packages have it.
 const UNIT: &str = include_str!("../../../service/alibi-agent.service");
 /// The line of it that names the program.
@@ -257,13 +259,6 @@ fn watchdog_of(variable: impl Fn(&str) -> Option<String>) -> Option<Duration> {
     let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid.parse() == Ok(std::process::id()));
     let micros = variable("WATCHDOG_USEC")?.parse().ok().filter(|micros| *micros > 0)?;
     is_ours.then(|| Duration::from_micros(micros))
-}
-
-/// A service is started like any other program here.
-pub(in crate::sys) fn be_service(
-    _: Box<dyn FnOnce() -> anyhow::Result<u8> + Send>,
-) -> Result<anyhow::Result<u8>, ServiceError> {
-    Err(ServiceError::NotHere("only Windows starts services in a way of their own"))
 }
 
 /// The journal, when standard error leads there: it takes a line's severity from its beginning (sd-daemon(3)), and

@@ -19,6 +19,8 @@ use crate::sys::{
     },
 };
 
+pub(in crate::sys) use crate::sys::service::unix::be_service;
+
 /// The property list as packages have it.
 const LIST: &str = include_str!("../../../service/alibi-agent.plist");
 /// What of it names the program.
@@ -127,13 +129,6 @@ impl Supervisor {
     pub(in crate::sys) async fn stop(&self) {
         std::future::pending().await
     }
-}
-
-/// A service is started like any other program here.
-pub(in crate::sys) fn be_service(
-    _: Box<dyn FnOnce() -> anyhow::Result<u8> + Send>,
-) -> Result<anyhow::Result<u8>, ServiceError> {
-    Err(ServiceError::NotHere("only Windows starts services in a way of their own"))
 }
 
 /// The log of the system, by syslog(3).

@@ -25,6 +25,13 @@ pub(in crate::sys) fn refuse_exposed(program: &Path) -> Result<(), ServiceError>
     Ok(())
 }
 
+/// A service is started like any other program here.
+pub(in crate::sys) fn be_service(
+    _: Box<dyn FnOnce() -> anyhow::Result<u8> + Send>,
+) -> Result<anyhow::Result<u8>, ServiceError> {
+    Err(ServiceError::NotHere("only Windows starts services in a way of their own"))
+}
+
 /// What `program` says on its standard output.
 pub(in crate::sys) fn run(program: &str, words: &[&str]) -> Result<String, ServiceError> {
     let what = format!("do `{program} {}`", words.join(" "));
