@@ -36,261 +36,136 @@ pub(in crate::capture::windows) enum Value {
 
 use Type::*;
 
-type Template = &'static [(&'static str, Type)];
+/// A field: its name and its type.
+type Field = (&'static str, Type);
 
-const START_0: Template = &[
-    ("ProcessID", UInt32),
-    ("CreateTime", FileTime),
-    ("ParentProcessID", UInt32),
-    ("SessionID", UInt32),
-    ("ImageName", UnicodeString),
+/// Every event and version that is read.
+pub(in crate::capture::windows) const ALL: &[(Provider, u16, u8)] = &[
+    (Provider::Process, 1, 0),
+    (Provider::Process, 1, 1),
+    (Provider::Process, 1, 2),
+    (Provider::Process, 1, 3),
+    (Provider::Process, 1, 4),
+    (Provider::Process, 2, 0),
+    (Provider::Process, 2, 1),
+    (Provider::Process, 2, 2),
+    (Provider::Network, 10, 0),
+    (Provider::Network, 11, 0),
+    (Provider::Network, 12, 0),
+    (Provider::Network, 13, 0),
+    (Provider::Network, 14, 0),
+    (Provider::Network, 15, 0),
+    (Provider::Network, 26, 0),
+    (Provider::Network, 27, 0),
+    (Provider::Network, 28, 0),
+    (Provider::Network, 29, 0),
+    (Provider::Network, 30, 0),
+    (Provider::Network, 31, 0),
+    (Provider::Network, 42, 0),
+    (Provider::Network, 43, 0),
+    (Provider::Network, 58, 0),
+    (Provider::Network, 59, 0),
+    (Provider::Tcpip, 1002, 0),
+    (Provider::Tcpip, 1033, 0),
+    (Provider::Tcpip, 1033, 1),
+    (Provider::Tcpip, 1034, 0),
+    (Provider::Tcpip, 1034, 1),
+    (Provider::Dns, 3008, 0),
+    (Provider::Own, 1, 0),
 ];
-const START_1: Template = &[
-    ("ProcessID", UInt32),
-    ("CreateTime", FileTime),
-    ("ParentProcessID", UInt32),
-    ("SessionID", UInt32),
-    ("Flags", UInt32),
-    ("ImageName", UnicodeString),
-];
-const START_2: Template = &[
-    ("ProcessID", UInt32),
-    ("CreateTime", FileTime),
-    ("ParentProcessID", UInt32),
-    ("SessionID", UInt32),
-    ("Flags", UInt32),
-    ("ImageName", UnicodeString),
-    ("ImageChecksum", UInt32),
-    ("TimeDateStamp", UInt32),
-    ("PackageFullName", UnicodeString),
-    ("PackageRelativeAppId", UnicodeString),
-];
-const START_3: Template = &[
-    ("ProcessID", UInt32),
-    ("ProcessSequenceNumber", UInt64),
-    ("CreateTime", FileTime),
-    ("ParentProcessID", UInt32),
-    ("ParentProcessSequenceNumber", UInt64),
-    ("SessionID", UInt32),
-    ("Flags", UInt32),
-    ("ProcessTokenElevationType", UInt32),
-    ("ProcessTokenIsElevated", UInt32),
-    ("MandatoryLabel", Sid),
-    ("ImageName", UnicodeString),
-    ("ImageChecksum", UInt32),
-    ("TimeDateStamp", UInt32),
-    ("PackageFullName", UnicodeString),
-    ("PackageRelativeAppId", UnicodeString),
-];
-const START_4: Template = &[
-    ("ProcessID", UInt32),
-    ("ProcessSequenceNumber", UInt64),
-    ("CreateTime", FileTime),
-    ("ParentProcessID", UInt32),
-    ("ParentProcessSequenceNumber", UInt64),
-    ("SessionID", UInt32),
-    ("Flags", UInt32),
-    ("ProcessTokenElevationType", UInt32),
-    ("ProcessTokenIsElevated", UInt32),
-    ("MandatoryLabel", Sid),
-    ("ImageName", UnicodeString),
-    ("ImageChecksum", UInt32),
-    ("TimeDateStamp", UInt32),
-    ("PackageFullName", UnicodeString),
-    ("PackageRelativeAppId", UnicodeString),
-    ("SecurityMitigations", UInt32),
-];
-const STOP_0: Template = &[
-    ("ProcessID", UInt32),
-    ("CreateTime", FileTime),
-    ("ExitTime", FileTime),
-    ("ExitCode", UInt32),
-    ("TokenElevationType", UInt32),
-    ("HandleCount", UInt32),
-    ("CommitCharge", UInt64),
-    ("CommitPeak", UInt64),
-    ("ImageName", AnsiString),
-];
-const STOP_1: Template = &[
-    ("ProcessID", UInt32),
-    ("CreateTime", FileTime),
-    ("ExitTime", FileTime),
-    ("ExitCode", UInt32),
-    ("TokenElevationType", UInt32),
-    ("HandleCount", UInt32),
-    ("CommitCharge", UInt64),
-    ("CommitPeak", UInt64),
-    ("CPUCycleCount", UInt64),
-    ("ReadOperationCount", UInt32),
-    ("WriteOperationCount", UInt32),
-    ("ReadTransferKiloBytes", UInt32),
-    ("WriteTransferKiloBytes", UInt32),
-    ("HardFaultCount", UInt32),
-    ("ImageName", AnsiString),
-];
-const STOP_2: Template = &[
-    ("ProcessID", UInt32),
-    ("ProcessSequenceNumber", UInt64),
-    ("CreateTime", FileTime),
-    ("ExitTime", FileTime),
-    ("ExitCode", UInt32),
-    ("TokenElevationType", UInt32),
-    ("HandleCount", UInt32),
-    ("CommitCharge", UInt64),
-    ("CommitPeak", UInt64),
-    ("CPUCycleCount", UInt64),
-    ("ReadOperationCount", UInt32),
-    ("WriteOperationCount", UInt32),
-    ("ReadTransferKiloBytes", UInt32),
-    ("WriteTransferKiloBytes", UInt32),
-    ("HardFaultCount", UInt32),
-    ("ImageName", AnsiString),
-];
-const SENT_4: Template = &[
-    ("PID", UInt32),
-    ("size", UInt32),
-    ("daddr", Ipv4),
-    ("saddr", Ipv4),
-    ("dport", Port),
-    ("sport", Port),
-    ("startime", UInt32),
-    ("endtime", UInt32),
-    ("seqnum", UInt32),
-    ("connid", UInt32),
-];
-const MOVED_4: Template = &[
-    ("PID", UInt32),
-    ("size", UInt32),
-    ("daddr", Ipv4),
-    ("saddr", Ipv4),
-    ("dport", Port),
-    ("sport", Port),
-    ("seqnum", UInt32),
-    ("connid", UInt32),
-];
-const CONNECTED_4: Template = &[
-    ("PID", UInt32),
-    ("size", UInt32),
-    ("daddr", Ipv4),
-    ("saddr", Ipv4),
-    ("dport", Port),
-    ("sport", Port),
-    ("mss", UInt16),
-    ("sackopt", UInt16),
-    ("tsopt", UInt16),
-    ("wsopt", UInt16),
-    ("rcvwin", UInt32),
-    ("rcvwinscale", UInt16),
-    ("sndwinscale", UInt16),
-    ("seqnum", UInt32),
-    ("connid", UInt32),
-];
-const SENT_6: Template = &[
-    ("PID", UInt32),
-    ("size", UInt32),
-    ("daddr", Ipv6),
-    ("saddr", Ipv6),
-    ("dport", Port),
-    ("sport", Port),
-    ("startime", UInt32),
-    ("endtime", UInt32),
-    ("seqnum", UInt32),
-    ("connid", UInt32),
-];
-const MOVED_6: Template = &[
-    ("PID", UInt32),
-    ("size", UInt32),
-    ("daddr", Ipv6),
-    ("saddr", Ipv6),
-    ("dport", Port),
-    ("sport", Port),
-    ("seqnum", UInt32),
-    ("connid", UInt32),
-];
-const CONNECTED_6: Template = &[
-    ("PID", UInt32),
-    ("size", UInt32),
-    ("daddr", Ipv6),
-    ("saddr", Ipv6),
-    ("dport", Port),
-    ("sport", Port),
-    ("mss", UInt16),
-    ("sackopt", UInt16),
-    ("tsopt", UInt16),
-    ("wsopt", UInt16),
-    ("rcvwin", UInt32),
-    ("rcvwinscale", UInt16),
-    ("sndwinscale", UInt16),
-    ("seqnum", UInt32),
-    ("connid", UInt32),
-];
-const REQUESTED: Template = &[
-    ("Tcb", Pointer),
-    ("LocalAddress", Endpoint),
-    ("RemoteAddress", Endpoint),
-    ("NewState", UInt32),
-    ("RexmitCount", UInt32),
-];
-const ENDED_0: Template = &[
-    ("LocalAddress", Endpoint),
-    ("RemoteAddress", Endpoint),
-    ("Status", UInt32),
-    ("ProcessId", UInt32),
-    ("Compartment", UInt32),
-    ("Tcb", Pointer),
-];
-const ENDED_1: Template = &[
-    ("LocalAddress", Endpoint),
-    ("RemoteAddress", Endpoint),
-    ("Status", UInt32),
-    ("ProcessId", UInt32),
-    ("Compartment", UInt32),
-    ("Tcb", Pointer),
-    ("ProcessSequenceNumber", UInt64),
-];
-const RESOLVED: Template = &[
-    ("QueryName", UnicodeString),
-    ("QueryType", UInt32),
-    ("QueryOptions", UInt64),
-    ("QueryStatus", UInt32),
-    ("QueryResults", UnicodeString),
-];
-const MARKER: Template = &[("Number", UInt64)];
 
-/// Every event and version that is read, with its template.
-pub(in crate::capture::windows) const ALL: &[(Provider, u16, u8, Template)] = &[
-    (Provider::Process, 1, 0, START_0),
-    (Provider::Process, 1, 1, START_1),
-    (Provider::Process, 1, 2, START_2),
-    (Provider::Process, 1, 3, START_3),
-    (Provider::Process, 1, 4, START_4),
-    (Provider::Process, 2, 0, STOP_0),
-    (Provider::Process, 2, 1, STOP_1),
-    (Provider::Process, 2, 2, STOP_2),
-    (Provider::Network, 10, 0, SENT_4),
-    (Provider::Network, 11, 0, MOVED_4),
-    (Provider::Network, 12, 0, CONNECTED_4),
-    (Provider::Network, 13, 0, MOVED_4),
-    (Provider::Network, 14, 0, MOVED_4),
-    (Provider::Network, 15, 0, CONNECTED_4),
-    (Provider::Network, 26, 0, SENT_6),
-    (Provider::Network, 27, 0, MOVED_6),
-    (Provider::Network, 28, 0, CONNECTED_6),
-    (Provider::Network, 29, 0, MOVED_6),
-    (Provider::Network, 30, 0, MOVED_6),
-    (Provider::Network, 31, 0, CONNECTED_6),
-    (Provider::Network, 42, 0, MOVED_4),
-    (Provider::Network, 43, 0, MOVED_4),
-    (Provider::Network, 58, 0, MOVED_6),
-    (Provider::Network, 59, 0, MOVED_6),
-    (Provider::Tcpip, 1002, 0, REQUESTED),
-    (Provider::Tcpip, 1033, 0, ENDED_0),
-    (Provider::Tcpip, 1033, 1, ENDED_1),
-    (Provider::Tcpip, 1034, 0, ENDED_0),
-    (Provider::Tcpip, 1034, 1, ENDED_1),
-    (Provider::Dns, 3008, 0, RESOLVED),
-    (Provider::Own, 1, 0, MARKER),
-];
+/// The fields of an event, in order.
+fn template((provider, id, version): (Provider, u16, u8)) -> Vec<Field> {
+    match (provider, id) {
+        (Provider::Process, 1) => process_start(version),
+        (Provider::Process, 2) => process_stop(version),
+        (Provider::Network, _) => network_event(id),
+        (Provider::Tcpip, 1002) => vec![
+            ("Tcb", Pointer),
+            ("LocalAddress", Endpoint),
+            ("RemoteAddress", Endpoint),
+            ("NewState", UInt32),
+            ("RexmitCount", UInt32),
+        ],
+        (Provider::Tcpip, _) => {
+            let mut fields = vec![
+                ("LocalAddress", Endpoint),
+                ("RemoteAddress", Endpoint),
+                ("Status", UInt32),
+                ("ProcessId", UInt32),
+                ("Compartment", UInt32),
+                ("Tcb", Pointer),
+            ];
+            fields.extend((version >= 1).then_some(("ProcessSequenceNumber", UInt64)));
+            fields
+        }
+        (Provider::Dns, _) => vec![
+            ("QueryName", UnicodeString),
+            ("QueryType", UInt32),
+            ("QueryOptions", UInt64),
+            ("QueryStatus", UInt32),
+            ("QueryResults", UnicodeString),
+        ],
+        (Provider::Own, _) => vec![("Number", UInt64)],
+        (Provider::Process, _) => panic!("no event {id} of processes is read"),
+    }
+}
+
+/// Version 3 begins anew, with sequence numbers and what the token says; every other adds to the one before it.
+fn process_start(version: u8) -> Vec<Field> {
+    let mut fields = vec![("ProcessID", UInt32)];
+    let is_numbered = version >= 3;
+    fields.extend(is_numbered.then_some(("ProcessSequenceNumber", UInt64)));
+    fields.extend([("CreateTime", FileTime), ("ParentProcessID", UInt32)]);
+    fields.extend(is_numbered.then_some(("ParentProcessSequenceNumber", UInt64)));
+    fields.push(("SessionID", UInt32));
+    fields.extend((version >= 1).then_some(("Flags", UInt32)));
+    if is_numbered {
+        fields.extend([("ProcessTokenElevationType", UInt32), ("ProcessTokenIsElevated", UInt32)]);
+        fields.push(("MandatoryLabel", Sid));
+    }
+    fields.push(("ImageName", UnicodeString));
+    if version >= 2 {
+        fields.extend([("ImageChecksum", UInt32), ("TimeDateStamp", UInt32)]);
+        fields.extend([("PackageFullName", UnicodeString), ("PackageRelativeAppId", UnicodeString)]);
+    }
+    fields.extend((version >= 4).then_some(("SecurityMitigations", UInt32)));
+    fields
+}
+
+fn process_stop(version: u8) -> Vec<Field> {
+    let mut fields = vec![("ProcessID", UInt32)];
+    fields.extend((version >= 2).then_some(("ProcessSequenceNumber", UInt64)));
+    fields.extend([("CreateTime", FileTime), ("ExitTime", FileTime), ("ExitCode", UInt32)]);
+    fields.extend([("TokenElevationType", UInt32), ("HandleCount", UInt32)]);
+    fields.extend([("CommitCharge", UInt64), ("CommitPeak", UInt64)]);
+    if version >= 1 {
+        fields.push(("CPUCycleCount", UInt64));
+        fields.extend([("ReadOperationCount", UInt32), ("WriteOperationCount", UInt32)]);
+        fields.extend([("ReadTransferKiloBytes", UInt32), ("WriteTransferKiloBytes", UInt32)]);
+        fields.push(("HardFaultCount", UInt32));
+    }
+    fields.push(("ImageName", AnsiString));
+    fields
+}
+
+/// Those of IPv6 have their numbers 16 above those of IPv4, and wider addresses.
+fn network_event(id: u16) -> Vec<Field> {
+    let is_v6 = matches!(id, 26..=31 | 58 | 59);
+    let address = if is_v6 { Ipv6 } else { Ipv4 };
+    let mut fields = vec![("PID", UInt32), ("size", UInt32), ("daddr", address), ("saddr", address)];
+    fields.extend([("dport", Port), ("sport", Port)]);
+    match if is_v6 { id - 16 } else { id } {
+        10 => fields.extend([("startime", UInt32), ("endtime", UInt32)]),
+        12 | 15 => {
+            fields.extend([("mss", UInt16), ("sackopt", UInt16), ("tsopt", UInt16), ("wsopt", UInt16)]);
+            fields.extend([("rcvwin", UInt32), ("rcvwinscale", UInt16), ("sndwinscale", UInt16)]);
+        }
+        _ => {}
+    }
+    fields.extend([("seqnum", UInt32), ("connid", UInt32)]);
+    fields
+}
 
 /// An event that owns its payload.
 #[derive(Clone, Debug)]
@@ -309,14 +184,13 @@ impl Fixture {
         (provider, id, version): (Provider, u16, u8),
         values: &[(&str, Value)],
     ) -> Self {
-        let known = ALL.iter().find(|known| (known.0, known.1, known.2) == (provider, id, version));
-        let template = known.unwrap().3;
+        let template = template((provider, id, version));
         let names: Vec<&str> = template.iter().map(|(name, _)| *name).collect();
         assert!(values.iter().all(|(name, _)| names.contains(name)), "{names:?} has not all of {values:?}");
         let mut payload = Vec::new();
         for (name, kind) in template {
-            let value = values.iter().find(|(named, _)| named == name).map(|(_, value)| value);
-            put(&mut payload, *kind, value);
+            let value = values.iter().find(|(named, _)| *named == name).map(|(_, value)| value);
+            put(&mut payload, kind, value);
         }
         Self { provider, id, version, pid: 0, file_time: 0, payload }
     }
