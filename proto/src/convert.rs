@@ -542,7 +542,7 @@ impl TryFrom<wire::UserPresence> for UserPresence {
 
 impl From<SourceDescription> for wire::Source {
     fn from(source: SourceDescription) -> Self {
-        Self { name: source.name, facets: wires(source.facets) }
+        Self { name: source.name, facets: wires(source.facets), caveat: source.caveat }
     }
 }
 
@@ -550,7 +550,7 @@ impl TryFrom<wire::Source> for SourceDescription {
     type Error = ConvertError;
 
     fn try_from(source: wire::Source) -> Result<Self> {
-        Ok(Self { name: source.name, facets: all(source.facets)? })
+        Ok(Self { name: source.name, facets: all(source.facets)?, caveat: source.caveat })
     }
 }
 

@@ -55,6 +55,8 @@ pub struct SourceDescription {
     pub name: String,
     /// What it is worth, facet by facet.
     pub facets: Vec<FacetCoverage>,
+    /// How far anybody has seen it work on such a system; none where it is tested there.
+    pub caveat: Option<String>,
 }
 
 /// What a source is worth for one facet.

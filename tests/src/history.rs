@@ -17,7 +17,7 @@ pub fn source(facets: &[Facet]) -> SourceDescription {
     let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
     let facets = facets.iter().copied();
     let facets = facets.map(|facet| FacetCoverage { facet, grade: Grade::Complete, scope: scope.clone() });
-    SourceDescription { name: "test".into(), facets: facets.collect() }
+    SourceDescription { name: "test".into(), facets: facets.collect(), caveat: None }
 }
 
 /// The connection from `port`, to the target or not.

@@ -92,6 +92,8 @@ fn records_and_is_followed() {
     let (_, hosts) = collector.json(&["hosts"]);
     let sources = hosts["hosts"][0]["sources"].as_array().unwrap();
     assert_eq!((sources.len(), &sources[0]["name"]), (1, &"poll".into()), "{hosts:#}");
+    let caveat = sources[0]["caveat"].as_str().unwrap();
+    assert!(caveat.contains("never on Windows itself"), "{hosts:#}");
     for facet in sources[0]["facets"].as_array().unwrap() {
         let cannot_see = facet["cannot_see"].as_str().unwrap();
         assert!(cannot_see.contains(REFUSED), "{hosts:#}");

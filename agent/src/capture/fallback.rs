@@ -80,7 +80,7 @@ mod tests {
         fn describe(&self) -> SourceDescription {
             let scope = Scope { source: "good".into(), covers: "some".into(), cannot_see: "much".into() };
             let facet = FacetCoverage { facet: Facet::Processes, grade: Grade::Complete, scope };
-            SourceDescription { name: "good".into(), facets: vec![facet] }
+            SourceDescription { name: "good".into(), facets: vec![facet], caveat: None }
         }
 
         fn run(self: Box<Self>, _outlet: Outlet) -> Result<(), CaptureError> {

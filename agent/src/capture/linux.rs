@@ -175,7 +175,7 @@ impl Linux {
 impl Source for Linux {
     fn describe(&self) -> SourceDescription {
         let facets = self.sensors().flat_map(Sensor::facets).collect();
-        SourceDescription { name: self.name.to_owned(), facets }
+        SourceDescription { name: self.name.to_owned(), facets, caveat: None }
     }
 
     fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {

@@ -56,7 +56,11 @@ impl Poll {
 impl Source for Poll {
     fn describe(&self) -> SourceDescription {
         let facet = |facet| FacetCoverage { facet, grade: grade(facet, self.period), scope: scope(facet) };
-        SourceDescription { name: NAME.to_owned(), facets: Facet::ALL.map(facet).to_vec() }
+        SourceDescription {
+            name: NAME.to_owned(),
+            facets: Facet::ALL.map(facet).to_vec(),
+            caveat: scope::caveat(),
+        }
     }
 
     fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {

@@ -52,7 +52,7 @@ impl Source for Replay {
                 cannot_see: "anything else".to_owned(),
             },
         };
-        SourceDescription { name: NAME.to_owned(), facets: Facet::ALL.map(facet).to_vec() }
+        SourceDescription { name: NAME.to_owned(), facets: Facet::ALL.map(facet).to_vec(), caveat: None }
     }
 
     fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {

@@ -24,7 +24,7 @@ fn source() -> SourceDescription {
     let facets = [Facet::Processes, Facet::Connections]
         .map(|facet| FacetCoverage { facet, grade: Grade::Complete, scope: scope.clone() })
         .to_vec();
-    SourceDescription { name: "test".into(), facets }
+    SourceDescription { name: "test".into(), facets, caveat: None }
 }
 
 pub(super) fn pipeline(limits: Limits) -> Pipeline {

@@ -42,7 +42,7 @@ impl Recording {
         let boot = HostBoot::new(HOST, "boot");
         let scope = Scope { source: "test".into(), covers: "all".into(), cannot_see: "nothing".into() };
         let facets = vec![FacetCoverage { facet: Facet::Connections, grade: Grade::Complete, scope }];
-        let source = SourceDescription { name: "test".into(), facets };
+        let source = SourceDescription { name: "test".into(), facets, caveat: None };
         let pipeline =
             Pipeline::new(boot, Limits::default(), source, ring.next_seq(), PreviousRun::None, at(0));
         let (sender, progress) = watch::channel(Progress::default());

@@ -74,7 +74,9 @@ fn records(description: &HostDescription) -> String {
             .iter()
             .map(move |facet| format!("{} {} ({})", facet.facet, facet.grade.word(), source.name))
     });
-    facets.collect::<Vec<_>>().join(", ")
+    let facets = facets.collect::<Vec<_>>().join(", ");
+    let caveats = description.sources.iter().filter_map(|source| source.caveat.as_deref());
+    std::iter::once(&*facets).chain(caveats).collect::<Vec<_>>().join("; ")
 }
 
 /// How it stands, and since when that is known.
@@ -212,6 +214,8 @@ struct UserJson<'a> {
 #[derive(Serialize)]
 struct SourceJson<'a> {
     name: &'a str,
+    /// Null where the source is tested on such a system.
+    caveat: Option<&'a str>,
     facets: Vec<FacetJson<'a>>,
 }
 
@@ -257,6 +261,7 @@ impl<'a> From<&'a HostStatus> for HostJson<'a> {
                 .iter()
                 .map(|source| SourceJson {
                     name: &source.name,
+                    caveat: source.caveat.as_deref(),
                     facets: source
                         .facets
                         .iter()
@@ -276,7 +281,44 @@ impl<'a> From<&'a HostStatus> for HostJson<'a> {
 
 #[cfg(test)]
 mod tests {
+    use alibi_proto::{
+        coverage::{Facet, Grade, Scope},
+        host::{FacetCoverage, SourceDescription},
+        id::{Epoch, Seq},
+    };
+
     use super::*;
+
+    #[test]
+    fn a_source_that_nobody_has_seen_work_says_so() {
+        let scope = Scope { source: "poll".into(), covers: "some".into(), cannot_see: "much".into() };
+        let facet = FacetCoverage { facet: Facet::Names, grade: Grade::Complete, scope };
+        let source = |caveat: Option<&str>| SourceDescription {
+            name: "poll".into(),
+            facets: vec![facet.clone()],
+            caveat: caveat.map(str::to_owned),
+        };
+        let check = |caveat, shown: &str| {
+            let description = HostDescription {
+                host: HostId::random(),
+                name: String::new(),
+                os: String::new(),
+                os_version: String::new(),
+                machine_id: None,
+                boot_id: String::new(),
+                booted: Timestamp::ZERO,
+                agent_version: String::new(),
+                users: vec![],
+                sources: vec![source(caveat)],
+                epoch: Epoch(1),
+                first_seq: Seq::FIRST,
+                next_seq: Seq::FIRST,
+            };
+            assert_eq!(records(&description), shown);
+        };
+        check(None, "names complete (poll)");
+        check(Some("never run there"), "names complete (poll); never run there");
+    }
 
     #[test]
     fn what_an_agent_says_does_not_steer_the_terminal() {

@@ -1083,6 +1083,9 @@ pub struct Source {
     pub name: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub facets: ::prost::alloc::vec::Vec<FacetCoverage>,
+    /// How far anybody has seen it work on such a system. Absent where it is tested there.
+    #[prost(string, optional, tag = "3")]
+    pub caveat: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FacetCoverage {

@@ -64,6 +64,11 @@ const MACOS: Words = Words {
     caveat: "this was compiled for macOS and has never been run there",
 };
 
+/// What has to be said of polling as a whole on this system.
+pub(super) fn caveat() -> Option<String> {
+    (!WORDS.caveat.is_empty()).then(|| WORDS.caveat.to_owned())
+}
+
 pub(super) fn scope(facet: Facet) -> Scope {
     scope_in(&WORDS, facet)
 }

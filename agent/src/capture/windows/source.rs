@@ -21,6 +21,7 @@ use crate::{
 };
 
 const NAME: &str = "etw";
+const CAVEAT: &str = "this was compiled for Windows and has never been run there (Wine has no ETW)";
 /// Between two turns: each gives a buffer of the trace away, however little is in it.
 const TURN: Duration = Duration::from_millis(200);
 /// Between two looks at the tables when nothing was lost; and at least, when something was.
@@ -46,7 +47,11 @@ pub(in crate::capture) struct Etw {
 impl Source for Etw {
     fn describe(&self) -> SourceDescription {
         let facet = |facet| FacetCoverage { facet, grade: grade(facet), scope: scope(facet) };
-        SourceDescription { name: NAME.to_owned(), facets: Facet::ALL.map(facet).to_vec() }
+        SourceDescription {
+            name: NAME.to_owned(),
+            facets: Facet::ALL.map(facet).to_vec(),
+            caveat: Some(CAVEAT.to_owned()),
+        }
     }
 
     fn run(mut self: Box<Self>, outlet: Outlet) -> Result<(), CaptureError> {
@@ -137,7 +142,6 @@ fn scope(facet: Facet) -> Scope {
              the agent ran; TLS server names; who answered, and for how long that holds",
         ),
     };
-    let cannot_see =
-        format!("{cannot_see}; this was compiled for Windows and has never been run there (Wine has no ETW)");
+    let cannot_see = format!("{cannot_see}; {CAVEAT}");
     Scope { source: NAME.to_owned(), covers: covers.to_owned(), cannot_see }
 }

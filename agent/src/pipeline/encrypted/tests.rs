@@ -132,7 +132,7 @@ fn ended(key: SocketKey, state: FlowState) -> Fact {
 /// report comes each `step` seconds.
 fn hidden(facts: Vec<(u64, Fact)>, step: u64) -> Vec<(u64, u64)> {
     let boot = HostBoot::new(HostId::from_bytes([1; 16]), "boot");
-    let source = SourceDescription { name: "test".into(), facets: vec![] };
+    let source = SourceDescription { name: "test".into(), facets: vec![], caveat: None };
     let mut pipeline =
         Pipeline::new(boot, Limits::default(), source, Seq::FIRST, PreviousRun::None, moment(0));
     let mut timeline = Timeline::default();
