@@ -1260,6 +1260,70 @@ pub struct BootBegin {
     #[prost(uint64, tag = "2")]
     pub first_seq: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PresentRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PresentResponse {
+    /// Random (16 bytes), new each time that the agent is started.
+    #[prost(bytes = "vec", tag = "1")]
+    pub instance: ::prost::alloc::vec::Vec<u8>,
+    /// The lease that the agent was given last (16 bytes); absent before the first.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub lease: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// The machine, for whoever has to tell two places apart.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub machine_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub boot_id: ::prost::alloc::string::String,
+    /// The newest entry of the audit log that the agent was told; 0 before the first.
+    #[prost(uint64, tag = "6")]
+    pub asked_until_seq: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdmitRequest {
+    #[prost(oneof = "admit_request::Verdict", tags = "1, 2")]
+    pub verdict: ::core::option::Option<admit_request::Verdict>,
+}
+/// Nested message and enum types in `AdmitRequest`.
+pub mod admit_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Verdict {
+        /// Taken in. To be kept, on the disk, before the answer: whoever comes with an older one is a copy of this host.
+        #[prost(bytes, tag = "1")]
+        Lease(::prost::alloc::vec::Vec<u8>),
+        /// Not taken in, and why, for the log and the host's owner.
+        #[prost(string, tag = "2")]
+        Refusal(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdmitResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AskedRequest {
+    /// In order of `seq`, at most 256.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<Asked>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Asked {
+    /// Of the entry in the audit log.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(fixed64, tag = "2")]
+    pub at_ns: u64,
+    /// Who asked, and in which role.
+    #[prost(string, tag = "3")]
+    pub who: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub role: ::prost::alloc::string::String,
+    /// What was done: `who`, `process`, `hosts`, …; not what was looked for, which would tell whoever has the host.
+    #[prost(string, tag = "5")]
+    pub action: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AskedResponse {}
 /// How what a client remembers stands to the past of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1461,6 +1525,68 @@ pub mod recorder_client {
             req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Recorder", "Clock"));
             self.inner.unary(req, path, codec).await
         }
+        /// What shows whether the identity of an enrolled host is in one place only.
+        pub async fn present(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PresentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PresentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Recorder/Present",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Recorder", "Present"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Whether the collector takes the host in; asked after `Present`, and before all else.
+        pub async fn admit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AdmitRequest>,
+        ) -> std::result::Result<tonic::Response<super::AdmitResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Recorder/Admit");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Recorder", "Admit"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who asked about this host, for its owner to see.
+        pub async fn asked(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AskedRequest>,
+        ) -> std::result::Result<tonic::Response<super::AskedResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Recorder/Asked");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Recorder", "Asked"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1505,6 +1631,21 @@ pub mod recorder_server {
             &self,
             request: tonic::Request<super::ClockRequest>,
         ) -> std::result::Result<tonic::Response<super::ClockResponse>, tonic::Status>;
+        /// What shows whether the identity of an enrolled host is in one place only.
+        async fn present(
+            &self,
+            request: tonic::Request<super::PresentRequest>,
+        ) -> std::result::Result<tonic::Response<super::PresentResponse>, tonic::Status>;
+        /// Whether the collector takes the host in; asked after `Present`, and before all else.
+        async fn admit(
+            &self,
+            request: tonic::Request<super::AdmitRequest>,
+        ) -> std::result::Result<tonic::Response<super::AdmitResponse>, tonic::Status>;
+        /// Who asked about this host, for its owner to see.
+        async fn asked(
+            &self,
+            request: tonic::Request<super::AskedRequest>,
+        ) -> std::result::Result<tonic::Response<super::AskedResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct RecorderServer<T> {
@@ -1755,6 +1896,135 @@ pub mod recorder_server {
                     };
                     Box::pin(fut)
                 }
+                "/alibi.v1.Recorder/Present" => {
+                    #[allow(non_camel_case_types)]
+                    struct PresentSvc<T: Recorder>(pub Arc<T>);
+                    impl<T: Recorder> tonic::server::UnaryService<super::PresentRequest>
+                    for PresentSvc<T> {
+                        type Response = super::PresentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PresentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Recorder>::present(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PresentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Recorder/Admit" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdmitSvc<T: Recorder>(pub Arc<T>);
+                    impl<T: Recorder> tonic::server::UnaryService<super::AdmitRequest>
+                    for AdmitSvc<T> {
+                        type Response = super::AdmitResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AdmitRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Recorder>::admit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdmitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Recorder/Asked" => {
+                    #[allow(non_camel_case_types)]
+                    struct AskedSvc<T: Recorder>(pub Arc<T>);
+                    impl<T: Recorder> tonic::server::UnaryService<super::AskedRequest>
+                    for AskedSvc<T> {
+                        type Response = super::AskedResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AskedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Recorder>::asked(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AskedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1792,6 +2062,547 @@ pub mod recorder_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "alibi.v1.Recorder";
     impl<T> tonic::server::NamedService for RecorderServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnrolHostRequest {
+    /// The token's secret.
+    #[prost(bytes = "vec", tag = "1")]
+    pub secret: ::prost::alloc::vec::Vec<u8>,
+    /// PKCS #10, DER, signed by the key that the certificate shall be for. Of what it asks, only the key counts.
+    #[prost(bytes = "vec", tag = "2")]
+    pub certificate_request: ::prost::alloc::vec::Vec<u8>,
+    /// The id (16 bytes) under which the host has recorded until now. Taken over if no other host has it; a host that
+    /// was enrolled before must come with the key that it had.
+    #[prost(bytes = "vec", tag = "3")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    /// What the host is called, for the log.
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewHostRequest {
+    /// As above, by the same key as before.
+    #[prost(bytes = "vec", tag = "1")]
+    pub certificate_request: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostCertificate {
+    /// The host that it is for.
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    /// X.509, DER; the host's own first, then those that it takes to reach a CA.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The CAs to believe from now on, X.509, DER; more than one while one takes over from another.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub authorities: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// From when until when the host's own is valid.
+    #[prost(fixed64, tag = "4")]
+    pub not_before_ns: u64,
+    #[prost(fixed64, tag = "5")]
+    pub not_after_ns: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub secret: ::prost::alloc::vec::Vec<u8>,
+    /// PKCS #10, DER, as above.
+    #[prost(bytes = "vec", tag = "2")]
+    pub certificate_request: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AnalystCertificate {
+    /// Who the analyst is, and what they may do.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Role", tag = "2")]
+    pub role: i32,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub authorities: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(fixed64, tag = "5")]
+    pub not_after_ns: u64,
+    /// The credential's number, by which it is listed and revoked.
+    #[prost(uint64, tag = "6")]
+    pub credential: u64,
+}
+/// What an analyst may do; each may all that those before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Role {
+    Unspecified = 0,
+    /// See the hosts, and how fresh each is.
+    Viewer = 1,
+    /// Ask who talked to whom.
+    Analyst = 2,
+    /// Act on a host.
+    Responder = 3,
+    /// Tokens, enrolment, revocation, the audit log.
+    Admin = 4,
+}
+impl Role {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROLE_UNSPECIFIED",
+            Self::Viewer => "ROLE_VIEWER",
+            Self::Analyst => "ROLE_ANALYST",
+            Self::Responder => "ROLE_RESPONDER",
+            Self::Admin => "ROLE_ADMIN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ROLE_VIEWER" => Some(Self::Viewer),
+            "ROLE_ANALYST" => Some(Self::Analyst),
+            "ROLE_RESPONDER" => Some(Self::Responder),
+            "ROLE_ADMIN" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod enrolment_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct EnrolmentClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> EnrolmentClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> EnrolmentClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            EnrolmentClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// A certificate for a host, in exchange for a token. The collector's own certificate must lead to the CA whose
+        /// fingerprint the token carries.
+        pub async fn enrol_host(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EnrolHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HostCertificate>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Enrolment/EnrolHost",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Enrolment", "EnrolHost"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A new certificate for the host that this connection has shown the certificate of.
+        pub async fn renew_host(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HostCertificate>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Enrolment/RenewHost",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Enrolment", "RenewHost"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A certificate for an analyst, in exchange for a token that says who that is.
+        pub async fn login(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LoginRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AnalystCertificate>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Enrolment/Login");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Enrolment", "Login"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod enrolment_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with EnrolmentServer.
+    #[async_trait]
+    pub trait Enrolment: std::marker::Send + std::marker::Sync + 'static {
+        /// A certificate for a host, in exchange for a token. The collector's own certificate must lead to the CA whose
+        /// fingerprint the token carries.
+        async fn enrol_host(
+            &self,
+            request: tonic::Request<super::EnrolHostRequest>,
+        ) -> std::result::Result<tonic::Response<super::HostCertificate>, tonic::Status>;
+        /// A new certificate for the host that this connection has shown the certificate of.
+        async fn renew_host(
+            &self,
+            request: tonic::Request<super::RenewHostRequest>,
+        ) -> std::result::Result<tonic::Response<super::HostCertificate>, tonic::Status>;
+        /// A certificate for an analyst, in exchange for a token that says who that is.
+        async fn login(
+            &self,
+            request: tonic::Request<super::LoginRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AnalystCertificate>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct EnrolmentServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> EnrolmentServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for EnrolmentServer<T>
+    where
+        T: Enrolment,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/alibi.v1.Enrolment/EnrolHost" => {
+                    #[allow(non_camel_case_types)]
+                    struct EnrolHostSvc<T: Enrolment>(pub Arc<T>);
+                    impl<
+                        T: Enrolment,
+                    > tonic::server::UnaryService<super::EnrolHostRequest>
+                    for EnrolHostSvc<T> {
+                        type Response = super::HostCertificate;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EnrolHostRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Enrolment>::enrol_host(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EnrolHostSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Enrolment/RenewHost" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewHostSvc<T: Enrolment>(pub Arc<T>);
+                    impl<
+                        T: Enrolment,
+                    > tonic::server::UnaryService<super::RenewHostRequest>
+                    for RenewHostSvc<T> {
+                        type Response = super::HostCertificate;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewHostRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Enrolment>::renew_host(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewHostSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Enrolment/Login" => {
+                    #[allow(non_camel_case_types)]
+                    struct LoginSvc<T: Enrolment>(pub Arc<T>);
+                    impl<T: Enrolment> tonic::server::UnaryService<super::LoginRequest>
+                    for LoginSvc<T> {
+                        type Response = super::AnalystCertificate;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LoginRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Enrolment>::login(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LoginSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for EnrolmentServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "alibi.v1.Enrolment";
+    impl<T> tonic::server::NamedService for EnrolmentServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
@@ -1976,6 +2787,252 @@ pub struct RemoveAgentRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveAgentResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeHostRequest {
+    /// A name or uuid.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeHostResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhoAmIRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhoAmIResponse {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Role", tag = "2")]
+    pub role: i32,
+    /// The credential's number; absent for the collector's own user on its own machine.
+    #[prost(uint64, optional, tag = "3")]
+    pub credential: ::core::option::Option<u64>,
+    #[prost(fixed64, optional, tag = "4")]
+    pub expires_ns: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateEnrolmentTokenRequest {
+    /// How many hosts it enrols; from 1 to 100,000.
+    #[prost(uint32, tag = "1")]
+    pub uses: u32,
+    /// How long it is good for, in nanoseconds.
+    #[prost(uint64, tag = "2")]
+    pub lifetime_ns: u64,
+    /// What its hosts are marked with; at most 16, of at most 64 characters.
+    #[prost(string, repeated, tag = "3")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateAnalystTokenRequest {
+    /// Whose it is; from 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Role", tag = "2")]
+    pub role: i32,
+    #[prost(uint64, tag = "3")]
+    pub lifetime_ns: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreatedToken {
+    /// One string that carries where the collector is, how to know it, and the secret.
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub credential: u64,
+    #[prost(fixed64, tag = "3")]
+    pub expires_ns: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CredentialsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CredentialsResponse {
+    /// At most 1,000.
+    #[prost(message, repeated, tag = "1")]
+    pub credentials: ::prost::alloc::vec::Vec<Credential>,
+    #[prost(uint64, tag = "2")]
+    pub left_out: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Credential {
+    #[prost(uint64, tag = "1")]
+    pub credential: u64,
+    #[prost(enumeration = "CredentialKind", tag = "2")]
+    pub kind: i32,
+    /// Of an analyst's.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Role", tag = "4")]
+    pub role: i32,
+    #[prost(fixed64, tag = "5")]
+    pub created_ns: u64,
+    #[prost(fixed64, tag = "6")]
+    pub expires_ns: u64,
+    #[prost(fixed64, optional, tag = "7")]
+    pub revoked_ns: ::core::option::Option<u64>,
+    /// When it was last used.
+    #[prost(fixed64, optional, tag = "8")]
+    pub used_ns: ::core::option::Option<u64>,
+    /// Of a token: how often it was used, and may be. No limit: 0.
+    #[prost(uint32, tag = "9")]
+    pub uses: u32,
+    #[prost(uint32, tag = "10")]
+    pub uses_max: u32,
+    #[prost(string, repeated, tag = "11")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeCredentialRequest {
+    #[prost(uint64, tag = "1")]
+    pub credential: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeCredentialResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditRequest {
+    /// Only entries before this one; 0: from the newest on.
+    #[prost(uint64, tag = "1")]
+    pub before_seq: u64,
+    /// At most this many, and at most 1,000; 0: 100.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    /// Only entries that concern this host, by name or uuid.
+    #[prost(string, optional, tag = "3")]
+    pub host: ::core::option::Option<::prost::alloc::string::String>,
+    /// Only entries of this analyst.
+    #[prost(string, optional, tag = "4")]
+    pub who: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuditResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
+    /// There are older ones.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+/// Something that was done, or refused.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditEntry {
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(fixed64, tag = "2")]
+    pub at_ns: u64,
+    /// An analyst's name, a host's uuid, or nothing where nobody was known.
+    #[prost(string, tag = "3")]
+    pub who: ::prost::alloc::string::String,
+    /// An analyst's role, `host`, or nothing.
+    #[prost(string, tag = "4")]
+    pub role: ::prost::alloc::string::String,
+    /// Where it came from.
+    #[prost(string, tag = "5")]
+    pub from: ::prost::alloc::string::String,
+    /// `who`, `hosts`, `token create`, `enrol`, …
+    #[prost(string, tag = "6")]
+    pub action: ::prost::alloc::string::String,
+    /// What was asked, in words.
+    #[prost(string, tag = "7")]
+    pub detail: ::prost::alloc::string::String,
+    /// `ok`, or why it was refused or failed.
+    #[prost(string, tag = "8")]
+    pub outcome: ::prost::alloc::string::String,
+    /// How many rows the answer had.
+    #[prost(uint64, tag = "9")]
+    pub rows: u64,
+    /// Which hosts it was about; with `all_hosts`, every one.
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bool, tag = "11")]
+    pub all_hosts: bool,
+    /// How many of the same followed within a minute and were counted only: refusals.
+    #[prost(uint64, tag = "12")]
+    pub repeats: u64,
+    /// BLAKE3 over the head before it and this entry.
+    #[prost(bytes = "vec", tag = "13")]
+    pub head: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyAuditRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyAuditResponse {
+    /// Which entries were read. What was before the first was forgotten after its time, with the head after it kept.
+    #[prost(uint64, tag = "1")]
+    pub from_seq: u64,
+    #[prost(uint64, tag = "2")]
+    pub to_seq: u64,
+    #[prost(bytes = "vec", tag = "3")]
+    pub head: ::prost::alloc::vec::Vec<u8>,
+    /// What does not hold, at most 64.
+    #[prost(string, repeated, tag = "4")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthoritiesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuthoritiesResponse {
+    /// The newest first: it signs.
+    #[prost(message, repeated, tag = "1")]
+    pub authorities: ::prost::alloc::vec::Vec<Authority>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Authority {
+    /// SHA-256 of its certificate, in hexadecimal.
+    #[prost(string, tag = "1")]
+    pub fingerprint: ::prost::alloc::string::String,
+    #[prost(fixed64, tag = "2")]
+    pub not_before_ns: u64,
+    #[prost(fixed64, tag = "3")]
+    pub not_after_ns: u64,
+    #[prost(fixed64, optional, tag = "4")]
+    pub retired_ns: ::core::option::Option<u64>,
+    /// Hosts whose newest certificate it has signed.
+    #[prost(uint64, tag = "5")]
+    pub hosts: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateAuthorityRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetireAuthorityRequest {
+    /// The beginning of its fingerprint.
+    #[prost(string, tag = "1")]
+    pub fingerprint: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CredentialKind {
+    Unspecified = 0,
+    /// Enrols hosts.
+    EnrolmentToken = 1,
+    /// Asks, or logs in.
+    AnalystToken = 2,
+    /// Asks.
+    AnalystCertificate = 3,
+}
+impl CredentialKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CREDENTIAL_KIND_UNSPECIFIED",
+            Self::EnrolmentToken => "CREDENTIAL_KIND_ENROLMENT_TOKEN",
+            Self::AnalystToken => "CREDENTIAL_KIND_ANALYST_TOKEN",
+            Self::AnalystCertificate => "CREDENTIAL_KIND_ANALYST_CERTIFICATE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CREDENTIAL_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "CREDENTIAL_KIND_ENROLMENT_TOKEN" => Some(Self::EnrolmentToken),
+            "CREDENTIAL_KIND_ANALYST_TOKEN" => Some(Self::AnalystToken),
+            "CREDENTIAL_KIND_ANALYST_CERTIFICATE" => Some(Self::AnalystCertificate),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod analyst_client {
     #![allow(
@@ -2190,6 +3247,263 @@ pub mod analyst_client {
                 .insert(GrpcMethod::new("alibi.v1.Analyst", "RemoveAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// Ends a host's enrolment, and its connection at once. What it has sent is kept.
+        pub async fn revoke_host(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeHostResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/RevokeHost",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "RevokeHost"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who is asking, and what they may do.
+        pub async fn who_am_i(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WhoAmIRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhoAmIResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Analyst/WhoAmI");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "WhoAmI"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A token with which hosts enrol. It is told this once.
+        pub async fn create_enrolment_token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateEnrolmentTokenRequest>,
+        ) -> std::result::Result<tonic::Response<super::CreatedToken>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/CreateEnrolmentToken",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "CreateEnrolmentToken"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A token with which an analyst, or an analyst's program, asks. It is told this once.
+        pub async fn create_analyst_token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateAnalystTokenRequest>,
+        ) -> std::result::Result<tonic::Response<super::CreatedToken>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/CreateAnalystToken",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "CreateAnalystToken"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Tokens and analysts' certificates, the newest first.
+        pub async fn credentials(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CredentialsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CredentialsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/Credentials",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "Credentials"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a token or a certificate at once.
+        pub async fn revoke_credential(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeCredentialRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeCredentialResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/RevokeCredential",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "RevokeCredential"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The audit log, the newest first.
+        pub async fn audit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuditResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Analyst/Audit");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "Audit"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Reads the whole audit log and its chain again.
+        pub async fn verify_audit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VerifyAuditRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyAuditResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/VerifyAudit",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "VerifyAudit"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The CAs.
+        pub async fn authorities(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AuthoritiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthoritiesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/Authorities",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "Authorities"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A new CA takes over from the newest; the old one is believed until it is retired or runs out.
+        pub async fn rotate_authority(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthoritiesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/RotateAuthority",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "RotateAuthority"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Certificates of an old CA are believed no longer.
+        pub async fn retire_authority(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RetireAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthoritiesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/RetireAuthority",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "RetireAuthority"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2242,6 +3556,82 @@ pub mod analyst_server {
             request: tonic::Request<super::RemoveAgentRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveAgentResponse>,
+            tonic::Status,
+        >;
+        /// Ends a host's enrolment, and its connection at once. What it has sent is kept.
+        async fn revoke_host(
+            &self,
+            request: tonic::Request<super::RevokeHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeHostResponse>,
+            tonic::Status,
+        >;
+        /// Who is asking, and what they may do.
+        async fn who_am_i(
+            &self,
+            request: tonic::Request<super::WhoAmIRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhoAmIResponse>, tonic::Status>;
+        /// A token with which hosts enrol. It is told this once.
+        async fn create_enrolment_token(
+            &self,
+            request: tonic::Request<super::CreateEnrolmentTokenRequest>,
+        ) -> std::result::Result<tonic::Response<super::CreatedToken>, tonic::Status>;
+        /// A token with which an analyst, or an analyst's program, asks. It is told this once.
+        async fn create_analyst_token(
+            &self,
+            request: tonic::Request<super::CreateAnalystTokenRequest>,
+        ) -> std::result::Result<tonic::Response<super::CreatedToken>, tonic::Status>;
+        /// Tokens and analysts' certificates, the newest first.
+        async fn credentials(
+            &self,
+            request: tonic::Request<super::CredentialsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CredentialsResponse>,
+            tonic::Status,
+        >;
+        /// Ends a token or a certificate at once.
+        async fn revoke_credential(
+            &self,
+            request: tonic::Request<super::RevokeCredentialRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeCredentialResponse>,
+            tonic::Status,
+        >;
+        /// The audit log, the newest first.
+        async fn audit(
+            &self,
+            request: tonic::Request<super::AuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuditResponse>, tonic::Status>;
+        /// Reads the whole audit log and its chain again.
+        async fn verify_audit(
+            &self,
+            request: tonic::Request<super::VerifyAuditRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyAuditResponse>,
+            tonic::Status,
+        >;
+        /// The CAs.
+        async fn authorities(
+            &self,
+            request: tonic::Request<super::AuthoritiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthoritiesResponse>,
+            tonic::Status,
+        >;
+        /// A new CA takes over from the newest; the old one is believed until it is retired or runs out.
+        async fn rotate_authority(
+            &self,
+            request: tonic::Request<super::RotateAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthoritiesResponse>,
+            tonic::Status,
+        >;
+        /// Certificates of an old CA are believed no longer.
+        async fn retire_authority(
+            &self,
+            request: tonic::Request<super::RetireAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthoritiesResponse>,
             tonic::Status,
         >;
     }
@@ -2568,6 +3958,498 @@ pub mod analyst_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveAgentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/RevokeHost" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeHostSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::RevokeHostRequest>
+                    for RevokeHostSvc<T> {
+                        type Response = super::RevokeHostResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RevokeHostRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::revoke_host(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeHostSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/WhoAmI" => {
+                    #[allow(non_camel_case_types)]
+                    struct WhoAmISvc<T: Analyst>(pub Arc<T>);
+                    impl<T: Analyst> tonic::server::UnaryService<super::WhoAmIRequest>
+                    for WhoAmISvc<T> {
+                        type Response = super::WhoAmIResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WhoAmIRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::who_am_i(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WhoAmISvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/CreateEnrolmentToken" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateEnrolmentTokenSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::CreateEnrolmentTokenRequest>
+                    for CreateEnrolmentTokenSvc<T> {
+                        type Response = super::CreatedToken;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateEnrolmentTokenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::create_enrolment_token(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateEnrolmentTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/CreateAnalystToken" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateAnalystTokenSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::CreateAnalystTokenRequest>
+                    for CreateAnalystTokenSvc<T> {
+                        type Response = super::CreatedToken;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateAnalystTokenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::create_analyst_token(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateAnalystTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/Credentials" => {
+                    #[allow(non_camel_case_types)]
+                    struct CredentialsSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::CredentialsRequest>
+                    for CredentialsSvc<T> {
+                        type Response = super::CredentialsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CredentialsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::credentials(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CredentialsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/RevokeCredential" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeCredentialSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::RevokeCredentialRequest>
+                    for RevokeCredentialSvc<T> {
+                        type Response = super::RevokeCredentialResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RevokeCredentialRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::revoke_credential(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeCredentialSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/Audit" => {
+                    #[allow(non_camel_case_types)]
+                    struct AuditSvc<T: Analyst>(pub Arc<T>);
+                    impl<T: Analyst> tonic::server::UnaryService<super::AuditRequest>
+                    for AuditSvc<T> {
+                        type Response = super::AuditResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AuditRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::audit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AuditSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/VerifyAudit" => {
+                    #[allow(non_camel_case_types)]
+                    struct VerifyAuditSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::VerifyAuditRequest>
+                    for VerifyAuditSvc<T> {
+                        type Response = super::VerifyAuditResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VerifyAuditRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::verify_audit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VerifyAuditSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/Authorities" => {
+                    #[allow(non_camel_case_types)]
+                    struct AuthoritiesSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::AuthoritiesRequest>
+                    for AuthoritiesSvc<T> {
+                        type Response = super::AuthoritiesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AuthoritiesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::authorities(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AuthoritiesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/RotateAuthority" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateAuthoritySvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::RotateAuthorityRequest>
+                    for RotateAuthoritySvc<T> {
+                        type Response = super::AuthoritiesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateAuthorityRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::rotate_authority(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateAuthoritySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/RetireAuthority" => {
+                    #[allow(non_camel_case_types)]
+                    struct RetireAuthoritySvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::RetireAuthorityRequest>
+                    for RetireAuthoritySvc<T> {
+                        type Response = super::AuthoritiesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RetireAuthorityRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::retire_authority(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RetireAuthoritySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
