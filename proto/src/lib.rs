@@ -3,9 +3,11 @@
 //! The vocabulary (`id`, `time`, `clock`, `window`, `target`, `flow`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
 //! `question`) is
 //! pure: no files, no sockets, no clocks, no operating system; `now` is an argument. [`convert`] is the only place
-//! where wire types become words and back. [`transport`], [`data_directory`] and [`configuration`] are the rooms with I/O,
-//! here because both programs need the same.
+//! where wire types become words and back. [`tls`], [`dial`], [`transport`], [`data_directory`] and [`configuration`] are the
+//! rooms with I/O, here because both programs need the same.
 
+pub mod address;
+pub mod backoff;
 pub mod chain;
 pub mod clock;
 pub mod command_line;
@@ -13,6 +15,7 @@ pub mod configuration;
 pub mod convert;
 pub mod coverage;
 pub mod data_directory;
+pub mod dial;
 pub mod event;
 pub mod executable;
 pub mod flow;
@@ -27,6 +30,8 @@ pub mod question;
 pub mod report;
 pub mod target;
 pub mod time;
+pub mod tls;
+pub mod token;
 pub mod transport;
 pub mod window;
 

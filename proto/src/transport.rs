@@ -1,16 +1,30 @@
-//! Where a service listens and how it is dialled. Until both ends can prove who they are, only addresses that do not
-//! leave the machine are accepted: loopback and Unix sockets.
+//! gRPC over connections of every kind: where a service listens, how it is dialled, and the limits of both ends.
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use tonic::transport::{Channel, Endpoint};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::{
+    body::Body,
+    transport::{Channel, Endpoint},
+};
+use tower::ServiceExt as _;
+
+use crate::{
+    address::{Address, HostPort},
+    dial::{self, DialError, Proxy},
+};
 
 /// The largest message that either end takes, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// What a sender keeps a message of many records under, in bytes, leaving room for one that overshoots.
 pub const MESSAGE_BYTES_TARGET: usize = 1 << 20;
-/// How long a dial may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a dial may take, with the proof of who is there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a quiet connection is asked whether it is still there, and how long it may take to say so.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,92 +33,61 @@ const STREAMS_MAX: u32 = 64;
 /// Bytes of headers that a request may have.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 
-/// An address that does not leave the machine: `127.0.0.1:8440`, `[::1]:8440`, `localhost:8440` or `unix:/path`,
-/// optionally behind `http://`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Address {
-    /// A loopback address and port.
-    Loopback(SocketAddr),
-    /// A socket in the file system.
-    Unix(PathBuf),
-}
-
-impl FromStr for Address {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = PathBuf::from(path);
-            // Not `is_absolute`, which takes a drive on Windows: analysts there read the same instructions.
-            return if path.has_root() {
-                Ok(Self::Unix(path))
-            } else {
-                Err(AddressError::Nonsense(text.into()))
-            };
-        }
-        let address = match bare.parse::<SocketAddr>() {
-            Ok(address) => address,
-            Err(_) => match bare.rsplit_once(':') {
-                Some(("localhost", port)) => {
-                    let port = port.parse().map_err(|_| AddressError::Nonsense(text.into()))?;
-                    SocketAddr::from(([127, 0, 0, 1], port))
-                }
-                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                    return Err(AddressError::NotLoopback(text.into()));
-                }
-                _ => return Err(AddressError::Nonsense(text.into())),
-            },
-        };
-        if address.ip().to_canonical().is_loopback() {
-            Ok(Self::Loopback(address))
-        } else {
-            Err(AddressError::NotLoopback(text.into()))
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Loopback(address) => write!(f, "{address}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// An address that is not accepted.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum AddressError {
-    /// It leaves the machine.
-    #[error(
-        "`{0}` leaves this machine, and connections are not yet encrypted or authenticated: use a loopback address such as 127.0.0.1:8440, or unix:/path"
-    )]
-    NotLoopback(String),
-    /// It is no address.
-    #[error("`{0}` is not an address: write 127.0.0.1:8440, [::1]:8440 or unix:/path")]
-    Nonsense(String),
-}
-
-/// A channel to a service, not yet connected: it dials when it is first used.
+/// A channel to a service on this machine, where nobody proves who they are; not yet connected: it dials when it is first
+/// used.
 ///
 /// # Errors
 /// When the address makes no URI.
 pub fn channel(address: &Address) -> Result<Channel, tonic::transport::Error> {
-    let configure = |endpoint: Endpoint| {
-        endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .http2_max_header_list_size(HEADER_BYTES_MAX)
-    };
     match address {
-        Address::Loopback(address) => {
-            Ok(configure(Endpoint::from_shared(format!("http://{address}"))?).connect_lazy())
+        Address::Tcp(address) => {
+            Ok(with_limits(Endpoint::from_shared(format!("http://{address}"))?).connect_lazy())
         }
-        Address::Unix(path) => Ok(unix::channel(configure(Endpoint::from_static("http://localhost")), path)),
+        Address::Unix(path) => {
+            Ok(unix::channel(with_limits(Endpoint::from_static("http://localhost")), path))
+        }
     }
+}
+
+/// A channel to the collector at `address`, which dials, and proves who it is, when it is first used, and again when the
+/// connection is lost.
+pub fn channel_to_collector(address: HostPort, proxy: Proxy, config: Arc<ClientConfig>) -> Channel {
+    with_limits(over_tls()).connect_with_connector_lazy(tower::service_fn(move |_| {
+        let (address, proxy, config) = (address.clone(), proxy.clone(), Arc::clone(&config));
+        async move {
+            let (stream, _) = dial::connect_tls(&address, &proxy, config).await?;
+            Ok::<_, DialError>(TokioIo::new(stream))
+        }
+    }))
+}
+
+/// A channel over a connection that is there already. When it is lost, so is the channel.
+///
+/// # Errors
+/// When the other end does not speak HTTP/2.
+pub async fn channel_over<S>(stream: S) -> Result<Channel, tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut stream = Some(TokioIo::new(stream));
+    let once = tower::service_fn(move |_| {
+        let stream = stream.take().ok_or(io::ErrorKind::NotConnected);
+        async move { stream.map_err(io::Error::from) }
+    });
+    with_limits(over_tls()).connect_with_connector(once).await
+}
+
+fn over_tls() -> Endpoint {
+    Endpoint::from_static("https://collector.alibi.internal")
+}
+
+fn with_limits(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
 }
 
 /// A service's own limits, so that no peer costs more than a bounded amount.
@@ -116,6 +99,45 @@ pub fn server() -> tonic::transport::Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
+/// Serves one connection, with the same limits, until it ends; or until `stop` resolves, after which the requests under way
+/// are let end. Each request carries `about` among its extensions.
+///
+/// # Errors
+/// When the other end breaks HTTP/2, or the connection.
+pub async fn serve_connection<S, R, I>(
+    stream: S,
+    service: R,
+    about: I,
+    stop: impl Future<Output = ()>,
+) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    R: tower::Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+    R::Future: Send + 'static,
+    R::Error: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    I: Clone + Send + Sync + 'static,
+{
+    let service = service.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(about.clone());
+        request.map(Body::new)
+    });
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let mut connection =
+        std::pin::pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
+    tokio::select! {
+        served = &mut connection => return served,
+        () = stop => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}
+
 /// Resolves when a program is asked to stop: at Ctrl-C, and on Unix also at SIGTERM. Heard from this call on, so that a
 /// program that calls it before it says that it is ready ends in order whenever it is asked. Must be called in a runtime.
 pub fn stop_signal() -> impl Future<Output = ()> {
@@ -125,7 +147,7 @@ pub fn stop_signal() -> impl Future<Output = ()> {
 /// A socket that is bound and listens.
 #[derive(Debug)]
 pub enum Listener {
-    /// On a loopback address.
+    /// On a port.
     Tcp(tokio::net::TcpListener),
     /// In the file system.
     Unix(unix::Bound),
@@ -139,8 +161,8 @@ impl Listener {
     pub async fn bind(address: &Address) -> Result<Self, ListenError> {
         let error = |source| ListenError { address: address.to_string(), source };
         match address {
-            Address::Loopback(socket) => {
-                tokio::net::TcpListener::bind(socket).await.map(Self::Tcp).map_err(error)
+            Address::Tcp(HostPort { host, port }) => {
+                tokio::net::TcpListener::bind((host.as_str(), *port)).await.map(Self::Tcp).map_err(error)
             }
             Address::Unix(path) => unix::bind(path).await.map(Self::Unix).map_err(error),
         }
@@ -152,7 +174,7 @@ impl Listener {
     /// When the system cannot tell.
     pub fn address(&self) -> io::Result<Address> {
         match self {
-            Self::Tcp(listener) => listener.local_addr().map(Address::Loopback),
+            Self::Tcp(listener) => listener.local_addr().map(|address| Address::Tcp(address.into())),
             #[cfg(unix)]
             Self::Unix(bound) => Ok(Address::Unix(bound.file.0.clone())),
             #[cfg(not(unix))]
@@ -320,32 +342,5 @@ mod unix {
 
     fn unsupported() -> io::Error {
         io::Error::new(io::ErrorKind::Unsupported, "this system has no Unix sockets: use 127.0.0.1:PORT")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_addresses_that_stay_on_the_machine_are_taken() {
-        for (text, want) in [
-            ("127.0.0.1:8440", "127.0.0.1:8440"),
-            ("http://127.0.0.1:8440/", "127.0.0.1:8440"),
-            ("127.9.9.9:1", "127.9.9.9:1"),
-            ("[::1]:8440", "[::1]:8440"),
-            ("localhost:8440", "127.0.0.1:8440"),
-            ("unix:/run/alibi.sock", "unix:/run/alibi.sock"),
-        ] {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), want);
-        }
-        for text in
-            ["10.0.0.1:8440", "0.0.0.0:8440", "[::]:8440", "[2001:db8::1]:1", "collector.example:8440"]
-        {
-            assert_eq!(text.parse::<Address>(), Err(AddressError::NotLoopback(text.into())), "{text}");
-        }
-        for text in ["", "8440", ":8440", "127.0.0.1", "127.0.0.1:99999", "unix:relative", "https://x"] {
-            assert_eq!(text.parse::<Address>(), Err(AddressError::Nonsense(text.into())), "{text}");
-        }
     }
 }
