@@ -3,16 +3,18 @@
 use std::{path::PathBuf, time::Duration};
 
 use alibi_proto::{
+    address::Address,
     command_line::QuestionArgs,
     configuration::{Configurable, ConfigurationArgs},
+    dial::{Proxy, ProxyError},
     time::parse_duration,
-    transport::Address,
 };
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::{capture::Choice, sys};
 
+mod enroll;
 mod query;
 mod run;
 mod selftest;
@@ -30,6 +32,8 @@ pub struct Arguments {
 enum Command {
     /// Record, and serve the recording, until stopped
     Run(RunArgs),
+    /// Enrol this host with a collector, by a token that `alibi token create` has made; a running agent notices
+    Enroll(EnrollArgs),
     /// Who on this host talked to TARGET? Answered from the ring; exit status 0 talked, 1 clear, 3 unknown, 2 error
     Query(QueryArgs),
     /// Do what the source claims to see, and look whether it is seen; exit status 0 all of it, 1 not all, 2 error
@@ -62,9 +66,12 @@ struct RunArgs {
     /// Where identity and ring are kept
     #[arg(long, env = "ALIBI_DATA", default_value_os_t = sys::default_data_directory())]
     data: PathBuf,
-    /// Where to serve: a loopback address or unix:/path
-    #[arg(long, env = "ALIBI_LISTEN", default_value = "127.0.0.1:8441")]
-    listen: Address,
+    /// Where to serve, too: a loopback address or unix:/path for this machine, any other for the collector alone, which is
+    /// then not called
+    #[arg(long, env = "ALIBI_LISTEN")]
+    listen: Option<Address>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     /// How to capture: auto, ebpf or netlink (Linux), etw (Windows), poll or replay:FILE
     #[arg(long, env = "ALIBI_SOURCE", default_value = "auto")]
     source: Choice,
@@ -86,6 +93,38 @@ struct RunArgs {
     /// Be the service that the system has started this program for (Windows)
     #[arg(long, hide = true)]
     as_service: bool,
+}
+
+/// `alibi-agent enroll`.
+#[derive(Debug, clap::Args)]
+struct EnrollArgs {
+    /// The token; `-` reads it from standard input
+    token: String,
+    /// Be a new host from now on: for a copy of another one, or one that was revoked. What was recorded before is put aside
+    #[arg(long)]
+    reset: bool,
+    /// Where identity and ring are kept
+    #[arg(long, env = "ALIBI_DATA", default_value_os_t = sys::default_data_directory())]
+    data: PathBuf,
+    #[command(flatten)]
+    proxy: ProxyArgs,
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
+}
+
+/// How the collector is reached.
+#[derive(Clone, Debug, clap::Args)]
+struct ProxyArgs {
+    /// The HTTP proxy on the way to the collector, http://[USER:PASSWORD@]HOST:PORT [default: what HTTPS_PROXY, ALL_PROXY and
+    /// NO_PROXY say]
+    #[arg(long, env = "ALIBI_PROXY", value_name = "URL", hide_env_values = true)]
+    proxy: Option<String>,
+}
+
+impl ProxyArgs {
+    fn proxy(&self) -> Result<Proxy, ProxyError> {
+        self.proxy.as_deref().map_or_else(|| Ok(Proxy::from_environment()), Proxy::through)
+    }
 }
 
 impl Arguments {
@@ -195,6 +234,7 @@ fn run_command(arguments: Arguments) -> Result<u8> {
     runtime.block_on(async {
         match arguments.command {
             Command::Run(arguments) => run::run(arguments).await,
+            Command::Enroll(arguments) => enroll::enroll(arguments).await,
             Command::Query(arguments) => query::query(arguments).await,
             Command::Selftest(arguments) => selftest::selftest(&arguments),
             Command::Service(service) => service::service(&service),
@@ -209,8 +249,10 @@ const DATA_FORMAT: u32 = 1;
 const RING: &str = "ring";
 /// What is known of executables from earlier runs, in the data directory.
 const EXECUTABLES: &str = "executables";
-/// Holds the address on which a running agent serves.
+/// Holds the address on which a running agent serves this machine.
 const ADDRESS: &str = "address";
+/// Where it does so unless told otherwise, on systems that have such sockets.
+const SOCKET: &str = "agent.sock";
 
 #[cfg(test)]
 mod tests {

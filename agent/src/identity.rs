@@ -19,14 +19,20 @@ struct Identity {
 pub fn load_or_make(directory: &Path) -> Result<HostId, IdentityError> {
     match load(directory)? {
         Some(host) => Ok(host),
-        None => {
-            let identity = Identity { host: HostId::random() };
-            let path = directory.join(FILE);
-            let written = serde_json::to_vec(&identity).map_err(io::Error::from);
-            written.and_then(|text| write_whole(&path, &text)).map_err(|source| error(&path, source))?;
-            Ok(identity.host)
-        }
+        None => make(directory),
     }
+}
+
+/// A new id, in the place of the one that is there.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn make(directory: &Path) -> Result<HostId, IdentityError> {
+    let identity = Identity { host: HostId::random() };
+    let path = directory.join(FILE);
+    let written = serde_json::to_vec(&identity).map_err(io::Error::from);
+    written.and_then(|text| write_whole(&path, &text)).map_err(|source| error(&path, source))?;
+    Ok(identity.host)
 }
 
 /// The host's id, if `directory` has one.

@@ -1,15 +1,17 @@
 //! The agent: records what a host does, keeps it in a bounded ring, and serves it.
 //!
 //! One event's way: [`capture`] sees it, [`pipeline`] numbers it and accounts for loss, [`recorder`] puts it into the
-//! [`ring`], [`server`] sends it.
+//! [`ring`], [`server`] sends it, on the connection that [`link`] has made.
 
 pub mod boots;
 pub mod capture;
 pub mod cli;
 pub mod enrich;
+pub mod enrolment;
 pub mod identity;
 pub mod labels;
 pub mod ledger;
+pub mod link;
 pub mod log;
 pub mod pipeline;
 pub mod query;

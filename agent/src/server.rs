@@ -21,6 +21,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    enrolment::Lease,
+    link::Membership,
     query,
     recorder::{Acknowledged, Progress},
     ring::{ChainedFrame, Item, Reader, RingError, Standing, View},
@@ -33,18 +35,19 @@ const TAILS_MAX: usize = 16;
 const QUERIES_MAX: usize = 2;
 /// How long a follower may take to say where it starts.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of what the collector says why it does not take the host in.
+const REFUSAL_BYTES_MAX: usize = 1024;
 /// Batches that wait for a slow follower.
 const BATCHES_QUEUED_MAX: usize = 4;
 
-/// What the service serves from.
+/// Among a request's extensions: who asks has proven to be the collector that this host is enrolled with. Else it is
+/// somebody on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct FromCollector;
+
+/// What is recorded, as it is read while it is written.
 #[derive(Clone, Debug)]
-pub struct Service {
-    /// This host.
-    pub host: HostId,
-    /// What the system says of itself.
-    pub facts: HostFacts,
-    /// What captures.
-    pub source: SourceDescription,
+pub struct Recorded {
     /// The ring.
     pub view: View,
     /// How far the recording is.
@@ -53,23 +56,32 @@ pub struct Service {
     pub acknowledged: Acknowledged,
     /// Where in the ring each boot begins.
     pub boots: Arc<[BootBegin]>,
+}
+
+/// What the service serves from.
+#[derive(Clone, Debug)]
+pub struct Service {
+    host: HostId,
+    facts: HostFacts,
+    source: SourceDescription,
+    recorded: Recorded,
+    /// How the host stands with its collector.
+    pub membership: Arc<Membership>,
     tails: Arc<Semaphore>,
     queries: Arc<Semaphore>,
 }
 
 impl Service {
-    /// A service over a ring that is being written.
+    /// A service of this host, of which the system tells `facts`, over what `source` captures and the recorder has recorded.
     pub fn new(
         host: HostId,
         facts: HostFacts,
         source: SourceDescription,
-        view: View,
-        progress: watch::Receiver<Progress>,
-        acknowledged: Acknowledged,
-        boots: Vec<BootBegin>,
+        recorded: Recorded,
+        membership: Arc<Membership>,
     ) -> Self {
         let (tails, queries) = (Arc::new(Semaphore::new(TAILS_MAX)), Arc::new(Semaphore::new(QUERIES_MAX)));
-        Self { host, facts, source, view, progress, acknowledged, boots: boots.into(), tails, queries }
+        Self { host, facts, source, recorded, membership, tails, queries }
     }
 
     /// As a gRPC service with its limits.
@@ -80,7 +92,7 @@ impl Service {
     }
 
     fn description(&self) -> HostDescription {
-        let progress = self.progress.borrow().clone();
+        let progress = self.recorded.progress.borrow().clone();
         let facts = self.facts.clone();
         HostDescription {
             host: self.host,
@@ -93,8 +105,8 @@ impl Service {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             users: progress.users.to_vec(),
             sources: vec![self.source.clone()],
-            epoch: self.view.epoch(),
-            first_seq: self.view.first_seq(),
+            epoch: self.recorded.view.epoch(),
+            first_seq: self.recorded.view.first_seq(),
             next_seq: progress.next_seq,
         }
     }
@@ -115,10 +127,10 @@ impl Recorder for Service {
     ) -> Result<Response<wire::ClockResponse>, Status> {
         let received = sys::now();
         let boots = match request.into_inner().boots {
-            true => self.boots.iter().cloned().map(Into::into).collect(),
+            true => self.recorded.boots.iter().cloned().map(Into::into).collect(),
             false => Vec::new(),
         };
-        let (boot_id, epoch) = (self.facts.boot_id.clone(), self.view.epoch().0);
+        let (boot_id, epoch) = (self.facts.boot_id.clone(), self.recorded.view.epoch().0);
         // Last, so that the time it took is not taken for time on the way.
         let sent = sys::now();
         Ok(Response::new(wire::ClockResponse {
@@ -148,12 +160,12 @@ impl Recorder for Service {
             Some(wire::tail_request::Request::Start(start)) => start,
             _ => return Err(Status::invalid_argument("the first message of Tail must be `start`")),
         };
-        let epoch = self.view.epoch();
-        let (view, recorded) = (self.view.clone(), self.progress.borrow().next_seq);
+        let epoch = self.recorded.view.epoch();
+        let (view, recorded) = (self.recorded.view.clone(), self.recorded.progress.borrow().next_seq);
         let (from, resumption) = tokio::task::spawn_blocking(move || resume(&view, start, recorded))
             .await
             .map_err(|_| Status::internal("a read was interrupted"))??;
-        let reader = Reader::new(self.view.clone(), from);
+        let reader = Reader::new(self.recorded.view.clone(), from);
 
         let (batches, receiver) = mpsc::channel(BATCHES_QUEUED_MAX);
         let tail = Tail {
@@ -161,11 +173,11 @@ impl Recorder for Service {
             next: from,
             reading: Some(Reading { reader, hole: None }),
             resumption,
-            progress: self.progress.clone(),
+            progress: self.recorded.progress.clone(),
             batches,
             _permit: permit,
         };
-        let (acknowledged, progress) = (self.acknowledged.clone(), self.progress.clone());
+        let (acknowledged, progress) = (self.recorded.acknowledged.clone(), self.recorded.progress.clone());
         let failures = tail.batches.clone();
         tokio::spawn(async move {
             let ended = tokio::select! {
@@ -181,6 +193,52 @@ impl Recorder for Service {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    async fn present(
+        &self,
+        request: Request<wire::PresentRequest>,
+    ) -> Result<Response<wire::PresentResponse>, Status> {
+        collector_alone(&request)?;
+        let membership = &self.membership;
+        Ok(Response::new(wire::PresentResponse {
+            instance: membership.instance().to_vec(),
+            lease: membership.lease().map(|lease| lease.to_vec()),
+            name: self.facts.name.clone(),
+            machine_id: self.facts.machine_id.clone().unwrap_or_default(),
+            boot_id: self.facts.boot_id.clone(),
+            asked_until_seq: 0,
+        }))
+    }
+
+    async fn admit(
+        &self,
+        request: Request<wire::AdmitRequest>,
+    ) -> Result<Response<wire::AdmitResponse>, Status> {
+        collector_alone(&request)?;
+        match request.into_inner().verdict {
+            Some(wire::admit_request::Verdict::Lease(lease)) => {
+                let lease: Lease =
+                    lease.try_into().map_err(|_| Status::invalid_argument("a lease has 16 bytes"))?;
+                let membership = Arc::clone(&self.membership);
+                tokio::task::spawn_blocking(move || membership.admitted(&lease))
+                    .await
+                    .map_err(|_| Status::internal("the work was interrupted"))?
+                    .map_err(|error| Status::internal(error.to_string()))?;
+            }
+            Some(wire::admit_request::Verdict::Refusal(why)) => {
+                self.membership.refused(why.get(..REFUSAL_BYTES_MAX).unwrap_or(&why));
+            }
+            None => return Err(Status::invalid_argument("a verdict that this version does not know")),
+        }
+        Ok(Response::new(wire::AdmitResponse {}))
+    }
+
+    async fn asked(
+        &self,
+        _request: Request<wire::AskedRequest>,
+    ) -> Result<Response<wire::AskedResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn query(
         &self,
         request: Request<wire::QueryRequest>,
@@ -188,15 +246,25 @@ impl Recorder for Service {
         let _permit = self.queries.acquire().await.map_err(|_| Status::unavailable("stopping"))?;
         let question = Question::try_from(request.into_inner().question)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (view, host, name) = (self.view.clone(), self.host, self.facts.name.clone());
+        let (view, host, name) = (self.recorded.view.clone(), self.host, self.facts.name.clone());
         // Taken before the ring is read: what it vouches for is in the ring already.
-        let known_until = known_until(self.progress.clone(), &question).await;
+        let known_until = known_until(self.recorded.progress.clone(), &question).await;
         let (answer, addresses) =
             tokio::task::spawn_blocking(move || query::answer(&view, &question, host, name, known_until))
                 .await
                 .map_err(|_| Status::internal("the query was interrupted"))?
                 .map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(wire::QueryResponse { answer: Some(answer.into()), addresses }))
+    }
+}
+
+/// What only the collector may say.
+fn collector_alone<T>(request: &Request<T>) -> Result<(), Status> {
+    match request.extensions().get::<FromCollector>() {
+        Some(FromCollector) => Ok(()),
+        None => {
+            Err(Status::permission_denied("only the collector may, on a connection that proves that it is"))
+        }
     }
 }
 

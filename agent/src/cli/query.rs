@@ -3,12 +3,13 @@
 use std::{fs, path::Path};
 
 use alibi_proto::{
+    address::Address,
     command_line::exit_status,
     data_directory::check_marker,
     json::WhoJson,
     question::{Answer, HostAnswer, Question},
     report,
-    transport::{self, Address, MESSAGE_BYTES_MAX},
+    transport::{self, MESSAGE_BYTES_MAX},
     wire::{self, recorder_client::RecorderClient},
 };
 use anyhow::{Context as _, Result};

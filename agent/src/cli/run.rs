@@ -12,28 +12,30 @@ use std::{
 use alibi_proto::{
     data_directory::{DataDirectory, write_whole},
     id::{Epoch, HostBoot, HostId},
-    transport::{self, Listener},
+    transport,
 };
 use anyhow::{Context as _, Result};
 
-use self::watch::keep_told;
-use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs};
+use self::{doors::Doors, watch::keep_told};
+use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs, SOCKET};
 use crate::{
     boots,
     capture::{self, CaptureError, Choice, Outlet, Source},
     enrich::executable::Identifier,
     identity,
     ledger::Past,
+    link::{Link, Membership},
     pipeline::{Limits, Pipeline},
     recorder::{self, Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
     ring::{Options, Recovery, Ring},
-    server::Service,
+    server::{Recorded, Service},
     sys::{
         self,
         service::{News, Supervisor},
     },
 };
 
+mod doors;
 mod watch;
 
 /// How long followers may take to fetch the last events when the agent stops.
@@ -51,19 +53,22 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     let supervisor = Arc::new(Supervisor::of_this_process());
     let options = Options::within(arguments.ring_bytes);
     options.check().with_context(|| format!("--ring-bytes {} is too little", arguments.ring_bytes))?;
-    let listener = Listener::bind(&arguments.listen).await?;
+    let proxy = arguments.proxy.proxy()?;
+    let doors = Doors::open(arguments.listen.as_ref()).await?;
     let mut directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let host = identity::load_or_make(directory.path())?;
+    let doors = doors.or_socket(&directory.path().join(SOCKET)).await;
+    doors.check(directory.path())?;
     // Before the ring, which does not count as closed cleanly once it is open.
-    let address = listener.address()?;
-    let address_file = AddressFile::write(directory.path().join(ADDRESS), &address.to_string())?;
+    let address = doors.address()?;
+    let address_file = AddressFile::write(directory.path().join(ADDRESS), doors.local_address()?)?;
     let new_epoch = Epoch(sys::now().wall.as_nanos());
     let (ring, recovery) =
         Ring::open(&directory.path().join(RING), options, host, new_epoch, recorder::labels_of)?;
 
     directory.keep();
     let description = source.describe();
-    tracing::info!(%address, %host, source = description.name, "recording");
+    tracing::info!(address, %host, source = description.name, "recording");
 
     // A recording is of another host, or of another time: its executables are not here.
     let identifier = match arguments.source {
@@ -72,14 +77,15 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     };
     let (recording, service) =
         start(host, source, identifier, ring, &recovery, directory.path(), arguments.sync_interval)?;
-    let (stop_serving, stopped) = tokio::sync::oneshot::channel::<Infallible>();
-    let router = transport::server().add_service(service.into_server());
-    let mut server = tokio::spawn(listener.serve(router, async {
-        let _ = stopped.await;
-    }));
+    let (stop_serving, stopped) = tokio::sync::watch::channel(false);
+    let link = Link { directory: directory.path().to_owned(), proxy, service };
+    let mut server = tokio::spawn(doors.serve(link, stopped));
 
     let mut recording = recording;
-    let told = format!("recording by {}, serving at {address}", description.name);
+    let told = match address {
+        Some(address) => format!("recording by {}, serving at {address}", description.name),
+        None => format!("recording by {}", description.name),
+    };
     let telling =
         tokio::spawn(keep_told(Arc::clone(&supervisor), recording.progress.clone(), arguments.period, told));
     tokio::select! {
@@ -91,7 +97,8 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     telling.abort();
     supervisor.tell(News::Stopping);
     let recorded = recording.stop();
-    drop(stop_serving);
+    // Nobody hears it any more where the server has failed.
+    let _ = stop_serving.send(true);
     // Followers fetch what is left, then their streams end; one that does not read is not waited for.
     if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
         server.abort();
@@ -145,11 +152,16 @@ fn start(
     recorder::remember(pipeline.ledger(), &ring)?;
 
     let acknowledged = Acknowledged::default();
+    let membership = Arc::new(Membership::new(directory.to_owned()));
     let first = Progress { next_seq: ring.next_seq(), ..Progress::default() };
     let (progress_sender, progress) = tokio::sync::watch::channel(first);
-    let view = ring.view();
-    let service =
-        Service::new(host, facts, description, view, progress.clone(), acknowledged.clone(), begins);
+    let recorded = Recorded {
+        view: ring.view(),
+        progress: progress.clone(),
+        acknowledged: acknowledged.clone(),
+        boots: begins.into(),
+    };
+    let service = Service::new(host, facts, description, recorded, membership);
     let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged, progress_sender)
         .with_sync_interval(sync_interval);
 
@@ -211,8 +223,11 @@ impl Recording {
 struct AddressFile(PathBuf);
 
 impl AddressFile {
-    fn write(path: PathBuf, address: &str) -> Result<Self> {
-        write_whole(&path, address.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    fn write(path: PathBuf, address: Option<String>) -> Result<Self> {
+        if let Some(address) = address {
+            write_whole(&path, address.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
         Ok(Self(path))
     }
 }
