@@ -21,8 +21,11 @@ use alibi_proto::{
     window::Window,
 };
 
+mod codec;
+mod database;
 mod sqlite;
 
+pub(crate) use database::lock;
 pub use sqlite::SqliteStore;
 
 #[cfg(test)]

@@ -6,13 +6,7 @@
 //! one each second): it is held in memory, seen by every reader, and written with the next events or after
 //! [`PERSIST_AFTER`]. Losing it makes answers `unknown` that could be `clear`, never the other way round.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, path::Path, sync::Mutex, time::Duration};
 
 use alibi_proto::{
     chain::ChainStatus,
@@ -29,14 +23,16 @@ use alibi_proto::{
     time::Timestamp,
     window::Window,
 };
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
+use rusqlite::{Connection, Transaction};
 
-use super::{Bounded, FollowedAgent, Progress, Resolution, ResumePoint, Store, StoreError};
+use super::{
+    Bounded, FollowedAgent, Progress, Resolution, ResumePoint, Store, StoreError, codec,
+    database::{Database, lock},
+};
 
 mod agents;
 mod chain;
 mod clock;
-mod codec;
 mod coverage;
 mod executables;
 mod flows;
@@ -47,17 +43,12 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-/// Connections for reading that are kept open when nobody reads; more are opened when more is read at once.
-const READERS_KEPT_MAX: usize = 8;
-
 /// A watermark that came alone is written after so long.
 const PERSIST_AFTER: Duration = Duration::from_secs(10);
 
 /// A store in one SQLite file.
 pub struct SqliteStore {
-    path: PathBuf,
-    writer: Mutex<Connection>,
-    readers: Mutex<Vec<Connection>>,
+    database: Database,
     /// What is newer than the file. Changed only after the file was, so that it never promises more than the file has.
     live: Mutex<HashMap<HostId, Live>>,
 }
@@ -79,48 +70,18 @@ impl SqliteStore {
     /// When the file is no database, belongs to another program or to a newer version (it is left untouched then), or
     /// cannot be opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let writer = schema::open_writer(path).map_err(|error| named(path, error))?;
-        Ok(Self {
-            path: path.to_owned(),
-            writer: Mutex::new(writer),
-            readers: Mutex::default(),
-            live: Mutex::default(),
-        })
+        Ok(Self { database: Database::open(path, &schema::FORMAT)?, live: Mutex::default() })
     }
 
-    /// Reads from one state of the database, whatever is written meanwhile.
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.try_read(read).map_err(|error| named(&self.path, error))
+        self.database.read(read)
     }
 
-    fn try_read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let kept = lock(&self.readers).pop();
-        let connection = kept.map_or_else(|| schema::open_reader(&self.path), Ok)?;
-        let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
-        let result = read(&transaction)?;
-        transaction.finish()?;
-        let mut readers = lock(&self.readers);
-        if readers.len() < READERS_KEPT_MAX {
-            readers.push(connection);
-        }
-        Ok(result)
-    }
-
-    /// Writes all or nothing; on the disk when it returns.
     fn write<T>(
         &self,
         write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut connection = lock(&self.writer);
-        self.write_with(&mut connection, write)
-    }
-
-    fn write_with<T>(
-        &self,
-        connection: &mut Connection,
-        write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        write_with(connection, write).map_err(|error| named(&self.path, error))
+        self.database.write(write)
     }
 
     /// Takes in a watermark that came alone, in memory; none when something must be written.
@@ -154,35 +115,6 @@ impl SqliteStore {
     }
 }
 
-fn write_with<T>(
-    connection: &mut Connection,
-    write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let result = write(&transaction)?;
-    transaction.commit()?;
-    Ok(result)
-}
-
-/// Says which file it is that SQLite cannot use, and whether its disk is full.
-fn named(path: &Path, error: StoreError) -> StoreError {
-    let StoreError::Sqlite(source) = error else { return error };
-    let path = path.display().to_string();
-    // The index of the write-ahead log, which readers and the writer share, cannot grow for no other reason.
-    let no_index =
-        source.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_IOERR_SHMSIZE);
-    if no_index || source.sqlite_error_code() == Some(ErrorCode::DiskFull) {
-        StoreError::Full { path }
-    } else {
-        StoreError::Unusable { path, source }
-    }
-}
-
-/// What the locks guard is whole between any two statements, and a transaction that unwinds is rolled back.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Store for SqliteStore {
     fn agents(&self) -> Result<Vec<FollowedAgent>, StoreError> {
         let mut agents = self.read(agents::list)?;
@@ -210,8 +142,8 @@ impl Store for SqliteStore {
         reading: Option<&ClockReading>,
         heard: Timestamp,
     ) -> Result<Progress, StoreError> {
-        let mut writer = lock(&self.writer);
-        let (stored, steady) = self.write_with(&mut writer, |transaction| {
+        let mut writer = self.database.writer();
+        let (stored, steady) = self.database.write_with(&mut writer, |transaction| {
             let stored = agents::describe(transaction, address, description, heard)?;
             Ok((stored, clock::measured(transaction, description.host, reading)?))
         })?;
@@ -231,9 +163,9 @@ impl Store for SqliteStore {
         if let Some(progress) = self.commit_in_memory(host, batch, heard) {
             return Ok(progress);
         }
-        let mut writer = lock(&self.writer);
+        let mut writer = self.database.writer();
         let known_until = self.live(host).and_then(|live| live.known_until);
-        let (progress, steady) = self.write_with(&mut writer, |transaction| {
+        let (progress, steady) = self.database.write_with(&mut writer, |transaction| {
             ingest::commit(transaction, host, known_until, batch, heard)
         })?;
         self.written(host, progress, steady);
@@ -255,9 +187,9 @@ impl Store for SqliteStore {
         reason: &str,
         heard: Timestamp,
     ) -> Result<Progress, StoreError> {
-        let mut writer = lock(&self.writer);
+        let mut writer = self.database.writer();
         let known_until = self.live(host).and_then(|live| live.known_until);
-        let progress = self.write_with(&mut writer, |transaction| {
+        let progress = self.database.write_with(&mut writer, |transaction| {
             chain::diverge(transaction, host, from, known_until, reason, heard)
         })?;
         self.written(host, progress, None);

@@ -9,7 +9,7 @@ use alibi_proto::{
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::codec::{decode, optional_time, unsigned};
+use super::codec::{decode, optional_time, signed, unsigned};
 use crate::store::{AGENTS_MAX, FollowedAgent, Progress, StoreError};
 
 /// The columns that [`progress`] reads, of `host LEFT JOIN ring`.
@@ -80,6 +80,12 @@ pub(super) fn describe(
     Ok(stored.progress)
 }
 
+/// The row of a host; none if it never described itself.
+pub(super) fn host_row(connection: &Connection, host: HostId) -> Result<Option<i64>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT id FROM host WHERE uuid = ?")?;
+    Ok(statement.query_row([host.as_bytes()], |row| row.get(0)).optional()?)
+}
+
 /// A host's row and how far its stream is known, as far as it is written.
 pub(super) struct StoredHost {
     pub(super) row: i64,
@@ -104,7 +110,7 @@ pub(super) fn persist(connection: &Connection, host: HostId, progress: &Progress
     statement.execute(params![
         progress.known_until.map(Timestamp::as_nanos_i64),
         progress.heard.map(Timestamp::as_nanos_i64),
-        super::codec::signed("number of events", progress.events)?,
+        signed("number of events", progress.events)?,
         host.as_bytes(),
     ])?;
     Ok(())

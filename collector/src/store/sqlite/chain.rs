@@ -13,8 +13,8 @@ use alibi_proto::{
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    agents,
-    codec::{host_row, optional_time, signed, unsigned},
+    agents::{self, host_row},
+    codec::{optional_time, signed, unsigned},
     coverage::Coverage,
     ingest::Ring,
 };

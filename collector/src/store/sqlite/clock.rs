@@ -9,7 +9,7 @@ use alibi_proto::{
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::codec::{decode, host_row};
+use super::{agents::host_row, codec::decode};
 use crate::store::StoreError;
 
 pub(super) fn history(connection: &Connection, host: HostId) -> Result<ClockHistory, StoreError> {

@@ -11,7 +11,10 @@ use alibi_proto::{
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::codec::{damaged, decode, facet_number, host_row, time};
+use super::{
+    agents::host_row,
+    codec::{damaged, decode, facet_number, time},
+};
 use crate::store::StoreError;
 
 const CHANGE: i32 = 0;

@@ -13,7 +13,8 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    codec::{damaged, decode, host_row, limit as sql_limit, unsigned},
+    agents::host_row,
+    codec::{damaged, decode, limit as sql_limit, unsigned},
     flows::{Place, bounded, nothing},
 };
 use crate::store::{Bounded, EXECUTIONS_MAX, StoreError};

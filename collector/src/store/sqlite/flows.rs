@@ -19,9 +19,8 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
 
 use super::{
-    codec::{
-        address_key, damaged, decode, host_row, limit as sql_limit, optional_time, protocol_number, unsigned,
-    },
+    agents::host_row,
+    codec::{address_key, damaged, decode, limit as sql_limit, optional_time, protocol_number, unsigned},
     names::{key_range, name_key},
     processes,
 };

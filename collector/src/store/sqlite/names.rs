@@ -18,8 +18,9 @@ use prost::Message;
 use rusqlite::{Connection, params};
 
 use super::{
+    agents::host_row,
     clock,
-    codec::{address, address_key, damaged, decode, host_row, time},
+    codec::{address, address_key, damaged, decode, time},
     coverage::Coverage,
     flows::{Place, nothing},
 };

@@ -11,7 +11,8 @@ use prost::Message;
 use rusqlite::{Connection, Row, named_params, params};
 
 use super::{
-    codec::{damaged, decode, host_id, host_row, limit as sql_limit, optional_time, process_uid},
+    agents::host_row,
+    codec::{damaged, decode, host_id, limit as sql_limit, optional_time, process_uid},
     executables,
     flows::{bounded, nothing},
 };

@@ -1,24 +1,14 @@
-//! The file: whose it is, which version its tables have, and how an older version becomes this one.
-//!
-//! A file that is not ours is left exactly as it is: its header is read before SQLite may touch it (which would make
-//! files beside it, or roll a journal back). The application id is on page 1 before the write-ahead log is turned on,
-//! so that the header tells it even after a crash.
+//! The tables, version by version.
 
-use std::{fs::File, io::Read, path::Path, time::Duration};
+use crate::store::database::Format;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
-
-use crate::store::StoreError;
-
-/// `PRAGMA application_id` of our files: "Alib".
-pub(super) const APPLICATION_ID: i32 = 0x416c_6962;
-
-/// `PRAGMA user_version`: the version of the tables that this program reads and writes.
-pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
-
-/// Step n brings version n to version n + 1. A step that was released is never changed.
-const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
+pub(super) const FORMAT: Format = Format {
+    // "Alib".
+    application_id: 0x416c_6962,
+    migrations: &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8],
+    writer_cache_kib: 64 * 1024,
+    reader_cache_kib: 8 * 1024,
+};
 
 /// Times are nanoseconds since 1970 (UTC), uids and host ids their 16 bytes, records the messages of the schema.
 ///
@@ -256,115 +246,3 @@ const VERSION_7: &str = "";
 /// `coverage` has one row of each host and facet, of kind 3. What was written before in several becomes one when the next is
 /// told.
 const VERSION_8: &str = "DROP INDEX coverage_standing;";
-
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-const WRITER_CACHE_KIB: i32 = 64 * 1024;
-const READER_CACHE_KIB: i32 = 8 * 1024;
-const STATEMENTS_KEPT_MAX: usize = 64;
-/// The write-ahead log is cut back to this after a reader let it grow.
-const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
-
-/// Opens the file for writing, makes it if there is none, and brings it up to date.
-pub(super) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
-    let foreign = |problem: String| StoreError::Foreign { path: path.display().to_string(), problem };
-    check_header(path).map_err(foreign)?;
-
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    // What was written last may be in the log still, and the header behind it.
-    let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    check_version(version).map_err(foreign)?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "fullfsync", true)?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
-    migrate(&mut connection)?;
-
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-    if mode != "wal" {
-        return Err(foreign(format!(
-            "is on a file system that allows no write-ahead log (journal mode {mode}): keep the data on a local disk"
-        )));
-    }
-    connection.pragma_update_and_check(None, "journal_size_limit", JOURNAL_BYTES_MAX, |_| Ok(()))?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT_MAX);
-    Ok(connection)
-}
-
-/// Opens the file, which [`open_writer`] has opened, for reading.
-pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT_MAX);
-    Ok(connection)
-}
-
-fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let done = usize::try_from(version).unwrap_or(0);
-    for step in MIGRATIONS.iter().skip(done) {
-        transaction.execute_batch(step)?;
-    }
-    if done < MIGRATIONS.len() {
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
-    }
-    transaction.commit()?;
-    Ok(())
-}
-
-/// Whether the file is ours, or empty, by its header alone (the SQLite file format, sections 1.3 and 1.6).
-fn check_header(path: &Path) -> Result<(), String> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(unreadable(error)),
-    };
-    let mut header = Vec::new();
-    Read::by_ref(&mut file).take(108).read_to_end(&mut header).map_err(unreadable)?;
-    if header.is_empty() {
-        return Ok(());
-    }
-    let Ok(header) = <[u8; 108]>::try_from(header) else {
-        return Err(NO_DATABASE.to_owned());
-    };
-    if !header.starts_with(b"SQLite format 3\0") {
-        return Err(NO_DATABASE.to_owned());
-    }
-    let integer =
-        |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let application = integer(68);
-    if application != APPLICATION_ID {
-        let logged = header[18] == 2;
-        let (pages, tables) = (integer(28), u16::from_be_bytes([header[103], header[104]]));
-        let empty = !logged && pages <= 1 && tables == 0;
-        return if empty {
-            Ok(())
-        } else {
-            Err("belongs to another program: move it elsewhere, or choose another directory with --data"
-                .to_owned())
-        };
-    }
-    check_version(integer(60))
-}
-
-const NO_DATABASE: &str =
-    "is not a SQLite database: move it elsewhere, or choose another directory with --data";
-
-fn unreadable(error: std::io::Error) -> String {
-    format!("cannot be read: {error}; mend that, or choose another directory with --data")
-}
-
-fn check_version(version: i32) -> Result<(), String> {
-    if version > VERSION {
-        return Err(format!(
-            "was written by a newer version (schema {version}, this one knows up to {VERSION}): upgrade, or choose another directory with --data"
-        ));
-    }
-    if version < 0 { Err(format!("has schema {version}, which no version ever wrote")) } else { Ok(()) }
-}

@@ -16,11 +16,7 @@ use alibi_proto::{
 use prost::Message as _;
 use rusqlite::Connection;
 
-use super::{
-    SqliteStore,
-    flows::condition,
-    schema::{APPLICATION_ID, VERSION},
-};
+use super::{SqliteStore, flows::condition, schema::FORMAT};
 use crate::store::{
     Store, StoreError,
     conformance::{Home, suite},
@@ -71,6 +67,8 @@ impl Home for Directory {
 
 suite!(Directory);
 
+const VERSION: i32 = FORMAT.version();
+
 const HOST: HostId = HostId::from_bytes([7; 16]);
 
 #[test]
@@ -116,7 +114,7 @@ fn an_empty_file_becomes_a_store() {
         let connection = Connection::open(directory.file()).unwrap();
         let number =
             |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).unwrap();
-        assert_eq!((number("application_id"), number("user_version")), (APPLICATION_ID, VERSION));
+        assert_eq!((number("application_id"), number("user_version")), (FORMAT.application_id, VERSION));
     }
 }
 
@@ -131,7 +129,7 @@ fn an_unreadable_place_is_an_error() {
 fn commits_are_synchronous() {
     let directory = Directory::new();
     let store = directory.open();
-    let writer = store.writer.lock().unwrap();
+    let writer = store.database.writer();
     let synchronous: i32 = writer.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
     let mode: String = writer.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
     assert_eq!(

@@ -10,7 +10,6 @@ use alibi_proto::{
     wire,
 };
 use prost::Message;
-use rusqlite::{Connection, OptionalExtension};
 
 use crate::store::StoreError;
 
@@ -53,8 +52,12 @@ pub(super) fn host_id(bytes: &[u8]) -> Result<HostId, StoreError> {
     sixteen("host id", bytes).map(HostId::from_bytes)
 }
 
-fn sixteen(what: &'static str, bytes: &[u8]) -> Result<[u8; 16], StoreError> {
+pub(super) fn sixteen(what: &'static str, bytes: &[u8]) -> Result<[u8; 16], StoreError> {
     bytes.try_into().map_err(|_| damaged(what, format!("it has {} bytes, not 16", bytes.len())))
+}
+
+pub(super) fn hash(what: &'static str, bytes: &[u8]) -> Result<[u8; 32], StoreError> {
+    bytes.try_into().map_err(|_| damaged(what, format!("it has {} bytes, not 32", bytes.len())))
 }
 
 pub(super) fn limit(limit: usize) -> i64 {
@@ -87,10 +90,4 @@ pub(super) fn address(key: &[u8]) -> Result<IpAddr, StoreError> {
         _ => None,
     }
     .ok_or_else(|| damaged("address", format!("it has {} bytes", key.len())))
-}
-
-/// The row of a host; none if it never described itself.
-pub(super) fn host_row(connection: &Connection, host: HostId) -> Result<Option<i64>, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT id FROM host WHERE uuid = ?")?;
-    Ok(statement.query_row([host.as_bytes()], |row| row.get(0)).optional()?)
 }

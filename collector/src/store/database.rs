@@ -1,0 +1,415 @@
+//! A SQLite file of ours: whose it is, which version its tables have, how an older version becomes this one; one connection
+//! that writes, behind a lock, and some that read and, by the write-ahead log, never wait for it.
+//!
+//! A file that is not ours is left exactly as it is: its header is read before SQLite may touch it (which would make
+//! files beside it, or roll a journal back). The application id is on page 1 before the write-ahead log is turned on,
+//! so that the header tells it even after a crash.
+//!
+//! What was written is on the disk when the call returns. [`Database::write_together`] is for small writes of many at once:
+//! those that come while another one is synced share the next sync.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi};
+
+use super::StoreError;
+
+/// Connections for reading that are kept open when nobody reads; more are opened when more is read at once.
+const READERS_KEPT_MAX: usize = 8;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const STATEMENTS_KEPT_MAX: usize = 64;
+/// The write-ahead log is cut back to this after a reader let it grow.
+const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
+
+/// What makes a file one of ours.
+pub(super) struct Format {
+    /// `PRAGMA application_id`.
+    pub(super) application_id: i32,
+    /// Step n brings version n (`PRAGMA user_version`) to version n + 1. A step that was released is never changed.
+    pub(super) migrations: &'static [&'static str],
+    /// What the connection that writes keeps in memory.
+    pub(super) writer_cache_kib: i32,
+    /// What each connection that reads keeps in memory.
+    pub(super) reader_cache_kib: i32,
+}
+
+impl Format {
+    /// The version of the tables that this program reads and writes.
+    pub(super) const fn version(&self) -> i32 {
+        self.migrations.len() as i32
+    }
+}
+
+/// One file.
+pub(super) struct Database {
+    path: PathBuf,
+    format: &'static Format,
+    writer: Mutex<Connection>,
+    readers: Mutex<Vec<Connection>>,
+    /// Of [`Database::write_together`]; as many as there are threads at most.
+    waiting: Mutex<Vec<Arc<dyn Write>>>,
+}
+
+impl Database {
+    /// Opens the file at `path`, or makes it, for its user alone; one of an older version is brought up to date.
+    ///
+    /// # Errors
+    /// When the file is no database, belongs to another program or to a newer version (it is left untouched then), or
+    /// cannot be opened.
+    pub(super) fn open(path: &Path, format: &'static Format) -> Result<Self, StoreError> {
+        let writer = open_writer(path, format).map_err(|error| named(path, error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            format,
+            writer: Mutex::new(writer),
+            readers: Mutex::default(),
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// Reads from one state of the database, whatever is written meanwhile.
+    pub(super) fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.try_read(read).map_err(|error| named(&self.path, error))
+    }
+
+    fn try_read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let kept = lock(&self.readers).pop();
+        let connection = kept.map_or_else(|| open_reader(&self.path, self.format), Ok)?;
+        let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
+        let result = read(&transaction)?;
+        transaction.finish()?;
+        let mut readers = lock(&self.readers);
+        if readers.len() < READERS_KEPT_MAX {
+            readers.push(connection);
+        }
+        Ok(result)
+    }
+
+    /// The connection that writes. Nobody else writes until it is let go.
+    pub(super) fn writer(&self) -> MutexGuard<'_, Connection> {
+        lock(&self.writer)
+    }
+
+    /// Writes all or nothing; on the disk when it returns.
+    pub(super) fn write<T>(
+        &self,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.write_with(&mut self.writer(), write)
+    }
+
+    /// The same by whoever has the connection that writes.
+    pub(super) fn write_with<T>(
+        &self,
+        connection: &mut Connection,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        transact(connection, write).map_err(|error| named(&self.path, error))
+    }
+
+    /// The same, in one transaction with what others write so meanwhile. May be called more than once, where the transaction
+    /// failed because of one of the others.
+    pub(super) fn write_together<T: Send + 'static>(
+        &self,
+        write: impl Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let own = Arc::new(Shared { write, wrote: Mutex::new(None), committed: AtomicBool::new(false) });
+        lock(&self.waiting).push(own.clone());
+        let mut writer = self.writer();
+        if !own.is_committed() {
+            let together = std::mem::take(&mut *lock(&self.waiting));
+            let write_all = |transaction: &Transaction<'_>| {
+                together.iter().try_for_each(|one| one.run(transaction))?;
+                // Whoever failed with others before is no longer among those that wait.
+                let is_among =
+                    together.iter().any(|one| std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(&own)));
+                if is_among { Ok(()) } else { own.run(transaction) }
+            };
+            match self.write_with(&mut writer, write_all) {
+                Ok(()) => together.iter().for_each(|one| one.commit()),
+                // Each of the others finds out for itself.
+                Err(_) => self.write_with(&mut writer, |transaction| own.run(transaction))?,
+            }
+        }
+        Ok(lock(&own.wrote).take().expect("what was committed was run before"))
+    }
+}
+
+/// A write that shares its transaction.
+trait Write: Send + Sync {
+    fn run(&self, transaction: &Transaction<'_>) -> Result<(), StoreError>;
+    fn commit(&self);
+}
+
+struct Shared<T, W> {
+    write: W,
+    wrote: Mutex<Option<T>>,
+    committed: AtomicBool,
+}
+
+impl<T, W> Shared<T, W> {
+    fn is_committed(&self) -> bool {
+        self.committed.load(Ordering::Acquire)
+    }
+}
+
+impl<T: Send, W> Write for Shared<T, W>
+where
+    W: Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + Sync,
+{
+    fn run(&self, transaction: &Transaction<'_>) -> Result<(), StoreError> {
+        *lock(&self.wrote) = Some((self.write)(transaction)?);
+        Ok(())
+    }
+
+    fn commit(&self) {
+        self.committed.store(true, Ordering::Release);
+    }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let result = write(&transaction)?;
+    transaction.commit()?;
+    Ok(result)
+}
+
+/// Says which file it is that SQLite cannot use, and whether its disk is full.
+fn named(path: &Path, error: StoreError) -> StoreError {
+    let StoreError::Sqlite(source) = error else { return error };
+    let path = path.display().to_string();
+    // The index of the write-ahead log, which readers and the writer share, cannot grow for no other reason.
+    let no_index =
+        source.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_IOERR_SHMSIZE);
+    if no_index || source.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+        StoreError::Full { path }
+    } else {
+        StoreError::Unusable { path, source }
+    }
+}
+
+/// What the locks guard is whole between any two statements, and a transaction that unwinds is rolled back.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens the file for writing, makes it if there is none, and brings it up to date.
+fn open_writer(path: &Path, format: &Format) -> Result<Connection, StoreError> {
+    let foreign = |problem: String| StoreError::Foreign { path: path.display().to_string(), problem };
+    check_header(path, format).map_err(foreign)?;
+    // If that fails SQLite tells why.
+    let _ = make_private(path);
+
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // What was written last may be in the log still, and the header behind it.
+    let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    check_version(version, format).map_err(foreign)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "fullfsync", true)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cache_size", -format.writer_cache_kib)?;
+    migrate(&mut connection, format)?;
+
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(foreign(format!(
+            "is on a file system that allows no write-ahead log (journal mode {mode}): keep the data on a local disk"
+        )));
+    }
+    connection.pragma_update_and_check(None, "journal_size_limit", JOURNAL_BYTES_MAX, |_| Ok(()))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT_MAX);
+    Ok(connection)
+}
+
+/// Makes the file, if there is none, so that its user alone may read it. SQLite gives those beside it the same mode.
+fn make_private(path: &Path) -> io::Result<()> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
+}
+
+/// Opens the file, which [`open_writer`] has opened, for reading.
+fn open_reader(path: &Path, format: &Format) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "cache_size", -format.reader_cache_kib)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT_MAX);
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection, format: &Format) -> Result<(), StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let done = usize::try_from(version).unwrap_or(0);
+    for step in format.migrations.iter().skip(done) {
+        transaction.execute_batch(step)?;
+    }
+    if done < format.migrations.len() {
+        transaction.pragma_update(None, "application_id", format.application_id)?;
+        transaction.pragma_update(None, "user_version", format.version())?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Whether the file is ours, or empty, by its header alone (the SQLite file format, sections 1.3 and 1.6).
+fn check_header(path: &Path, format: &Format) -> Result<(), String> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let mut header = Vec::new();
+    Read::by_ref(&mut file).take(108).read_to_end(&mut header).map_err(unreadable)?;
+    if header.is_empty() {
+        return Ok(());
+    }
+    let Ok(header) = <[u8; 108]>::try_from(header) else {
+        return Err(NO_DATABASE.to_owned());
+    };
+    if !header.starts_with(b"SQLite format 3\0") {
+        return Err(NO_DATABASE.to_owned());
+    }
+    let integer =
+        |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let application = integer(68);
+    if application != format.application_id {
+        let logged = header[18] == 2;
+        let (pages, tables) = (integer(28), u16::from_be_bytes([header[103], header[104]]));
+        let empty = !logged && pages <= 1 && tables == 0;
+        return if empty {
+            Ok(())
+        } else {
+            Err("belongs to another program: move it elsewhere, or choose another directory with --data"
+                .to_owned())
+        };
+    }
+    check_version(integer(60), format)
+}
+
+const NO_DATABASE: &str =
+    "is not a SQLite database: move it elsewhere, or choose another directory with --data";
+
+fn unreadable(error: io::Error) -> String {
+    format!("cannot be read: {error}; mend that, or choose another directory with --data")
+}
+
+fn check_version(version: i32, format: &Format) -> Result<(), String> {
+    let known = format.version();
+    if version > known {
+        return Err(format!(
+            "was written by a newer version (schema {version}, this one knows up to {known}): upgrade, or choose another directory with --data"
+        ));
+    }
+    if version < 0 { Err(format!("has schema {version}, which no version ever wrote")) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::AtomicUsize,
+        thread::{scope, yield_now},
+    };
+
+    use super::*;
+
+    const FORMAT: Format = Format {
+        application_id: 7,
+        migrations: &["CREATE TABLE number (one INTEGER PRIMARY KEY) STRICT"],
+        writer_cache_kib: 1_024,
+        reader_cache_kib: 1_024,
+    };
+
+    fn open() -> (tempfile::TempDir, Database) {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::open(&directory.path().join("a.db"), &FORMAT).unwrap();
+        (directory, database)
+    }
+
+    fn numbers(database: &Database) -> Vec<i64> {
+        let read = |connection: &Connection| {
+            let mut statement = connection.prepare("SELECT one FROM number ORDER BY one")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        };
+        database.read(read).unwrap()
+    }
+
+    /// Each writes its number while others wait. How often what each writes was run, and whether it was written.
+    fn together(database: &Database, numbers: &[i64]) -> Vec<(usize, bool)> {
+        let writer = database.writer();
+        let runs: Vec<Arc<AtomicUsize>> = numbers.iter().map(|_| Arc::default()).collect();
+        let written: Vec<bool> = scope(|scope| {
+            let mut threads = Vec::new();
+            for (index, (number, runs)) in numbers.iter().zip(&runs).enumerate() {
+                let (number, runs) = (*number, Arc::clone(runs));
+                let write = move |transaction: &Transaction<'_>| {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    transaction.execute("INSERT INTO number VALUES (?)", [number])?;
+                    Ok(number)
+                };
+                threads.push(scope.spawn(move || database.write_together(write)));
+                while lock(&database.waiting).len() <= index {
+                    yield_now();
+                }
+            }
+            drop(writer);
+            let joined = threads.into_iter().zip(numbers);
+            joined
+                .map(|(thread, number)| thread.join().unwrap().is_ok_and(|wrote| wrote == *number))
+                .collect()
+        });
+        runs.iter().map(|runs| runs.load(Ordering::Relaxed)).zip(written).collect()
+    }
+
+    #[test]
+    fn those_who_wait_write_together() {
+        let (_directory, database) = open();
+        assert_eq!(together(&database, &[1, 2, 3, 4]), [(1, true); 4]);
+        assert_eq!(numbers(&database), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn who_cannot_write_keeps_no_other_from_it() {
+        let (_directory, database) = open();
+        let mut results = together(&database, &[1, 2, 2, 3]);
+        let refused = results.iter().filter(|(_, written)| !written).count();
+        assert_eq!(refused, 1, "{results:?}");
+        assert_eq!(numbers(&database), [1, 2, 3]);
+        results.retain(|(_, written)| *written);
+        assert!(results.iter().any(|(runs, _)| *runs > 1), "they shared a transaction first: {results:?}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_is_its_users_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (directory, database) = open();
+        database.write(|transaction| Ok(transaction.execute("INSERT INTO number VALUES (1)", [])?)).unwrap();
+        for entry in std::fs::read_dir(directory.path()).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
+        }
+    }
+}
