@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,7 @@ mod windows;
 
 const MARKER: &str = "alibi.json";
 const LOCK: &str = "lock";
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
 /// A data directory that is ours alone until dropped. One that was made by opening it is taken away again when dropped
 /// before [`DataDirectory::keep`]: a program that cannot start leaves nothing behind.
@@ -165,9 +166,13 @@ fn create(path: &Path, program: &str, format: u32) -> io::Result<Made> {
 /// # Errors
 /// When it cannot be written; nothing of it is left then.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_with(path, bytes, File::options().create(true).truncate(true))
+}
+
+fn write_with(path: &Path, bytes: &[u8], options: &mut fs::OpenOptions) -> io::Result<()> {
     let unfinished = path.with_extension("unfinished");
     let written = (|| {
-        let mut file = File::create(&unfinished)?;
+        let mut file = options.write(true).open(&unfinished)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&unfinished, path)
@@ -176,6 +181,54 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&unfinished);
     }
     written
+}
+
+/// Writes a small file that its user alone may read; on Windows, whoever may enter its directory. It is whole or not there
+/// after a crash, and there once this returns.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // What an earlier try left behind may be open to others.
+    match fs::remove_file(path.with_extension("unfinished")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = File::options();
+    options.create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    write_with(path, bytes, &mut options)?;
+    // Elsewhere a directory cannot be opened to be synced, nor need be.
+    #[cfg(unix)]
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())?;
+    Ok(())
+}
+
+/// Reads a small file that its user alone may read.
+///
+/// # Errors
+/// When it cannot be read, is large, or others may read it.
+pub fn read_secret(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    #[cfg(unix)]
+    {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata()?.permissions()) & 0o777;
+        if mode & 0o077 != 0 {
+            let path = path.display();
+            return Err(io::Error::other(format!(
+                "others may read it (mode {mode:o}): find out who did, and `chmod 600 {path}`"
+            )));
+        }
+    }
+    let mut bytes = Vec::new();
+    file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > SECRET_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "it has more than {SECRET_BYTES_MAX} bytes, and is no secret of ours"
+        )));
+    }
+    Ok(bytes)
 }
 
 /// Makes a directory that only its user may enter, if there is none; on Windows, by a program with an administrator's
@@ -326,6 +379,35 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_secret_is_its_users_alone() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("a.key");
+        fs::write(path.with_extension("unfinished"), "left behind").unwrap();
+        for secret in ["one", "another"] {
+            write_secret(&path, secret.as_bytes()).unwrap();
+            assert_eq!(read_secret(&path).unwrap(), secret.as_bytes());
+        }
+        assert!(!path.with_extension("unfinished").exists());
+        fs::write(&path, vec![b'x'; 70_000]).unwrap();
+        assert!(read_secret(&path).unwrap_err().to_string().contains("65536 bytes"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_secret_that_others_may_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("a.key");
+        write_secret(&path, b"secret").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        for mode in [0o640, 0o604, 0o644] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = read_secret(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("(mode {mode:o})")) && error.contains("chmod 600"), "{error}");
+        }
     }
 
     #[test]
