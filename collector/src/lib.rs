@@ -1,7 +1,9 @@
 //! The collector: follows the agents, keeps what they recorded, and answers.
 //!
-//! One event's way: [`fleet`] receives it, the [`store`] keeps it, [`api`] answers from it, [`cli`] prints.
+//! One event's way: [`fleet`] receives it, the [`store`] keeps it, [`api`] answers from it, [`cli`] prints. Who may send and
+//! ask, [`access`] decides.
 
+pub mod access;
 pub mod api;
 pub mod cli;
 pub mod clock;

@@ -21,6 +21,7 @@ use alibi_proto::{
     window::Window,
 };
 
+pub mod access;
 mod codec;
 mod database;
 mod sqlite;
