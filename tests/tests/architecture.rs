@@ -82,7 +82,8 @@ const RULES: &[Rule] = &[
         paths: &["collector/"],
         except_paths: &[],
         words: &["alibi_agent", "alibi-agent"],
-        except_words: &[],
+        // What a person is told to run.
+        except_words: &["alibi-agent enroll"],
         reason: "agent and collector meet in proto alone",
     },
     Rule {
@@ -107,6 +108,11 @@ const RULES: &[Rule] = &[
             "agent/src/capture/windows/tracker",
             "agent/src/capture/interfaces",
             "agent/src/capture/suspends",
+            "collector/src/access/audit/refusals",
+            "collector/src/access/lease",
+            "collector/src/access/policy",
+            "collector/src/access/rate",
+            "collector/src/access/role",
             "proto/src/question.rs",
             "proto/src/coverage",
             "proto/src/flow.rs",
