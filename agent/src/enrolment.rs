@@ -9,7 +9,7 @@ use std::{
 
 use alibi_proto::{
     address::HostPort,
-    data_directory::write_whole,
+    data_directory::{read_secret, write_secret},
     time::Timestamp,
     tls::{self, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CertificateDer, Identity, PrivatePkcs8KeyDer, Trust},
 };
@@ -55,7 +55,7 @@ impl Enrolment {
     pub fn load(directory: &Path) -> Result<Option<Self>, EnrolmentError> {
         let path = directory.join(ENROLMENT);
         let error = |source| EnrolmentError { path: path.clone(), source };
-        let text = match fs::read(&path) {
+        let text = match read_secret(&path) {
             Ok(text) => text,
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(error(source)),
@@ -82,7 +82,7 @@ impl Enrolment {
         };
         let path = directory.join(ENROLMENT);
         let done = serde_json::to_vec_pretty(&written).map_err(io::Error::from);
-        done.and_then(|text| write_whole(&path, &text)).map_err(|source| EnrolmentError { path, source })
+        done.and_then(|text| write_secret(&path, &text)).map_err(|source| EnrolmentError { path, source })
     }
 
     /// What the host shows of itself.
@@ -151,13 +151,13 @@ pub fn load_or_make_key(directory: &Path) -> Result<PrivatePkcs8KeyDer<'static>,
     }
     let path = directory.join(KEY);
     let made = tls::make_key().map_err(io::Error::other);
-    made.and_then(|key| write_whole(&path, STANDARD.encode(key.secret_pkcs8_der()).as_bytes()).map(|()| key))
+    made.and_then(|key| write_secret(&path, STANDARD.encode(key.secret_pkcs8_der()).as_bytes()).map(|()| key))
         .map_err(|source| EnrolmentError { path, source })
 }
 
 fn load_key(directory: &Path) -> Result<Option<PrivatePkcs8KeyDer<'static>>, EnrolmentError> {
     let path = directory.join(KEY);
-    match fs::read(&path) {
+    match read_secret(&path) {
         Ok(text) => match STANDARD.decode(text.trim_ascii()) {
             Ok(key) => Ok(Some(key.into())),
             Err(error) => {
@@ -191,7 +191,7 @@ pub type Lease = [u8; 16];
 
 /// The lease that was given last; none where there is none that can be read, which the collector takes for an older one.
 pub fn load_lease(directory: &Path) -> Option<Lease> {
-    fs::read(directory.join(LEASE)).ok()?.try_into().ok()
+    read_secret(&directory.join(LEASE)).ok()?.try_into().ok()
 }
 
 /// Keeps a lease; it is on the disk once this returns.
@@ -200,7 +200,7 @@ pub fn load_lease(directory: &Path) -> Option<Lease> {
 /// When it cannot be written.
 pub fn store_lease(directory: &Path, lease: &Lease) -> Result<(), EnrolmentError> {
     let path = directory.join(LEASE);
-    write_whole(&path, lease).map_err(|source| EnrolmentError { path, source })
+    write_secret(&path, lease).map_err(|source| EnrolmentError { path, source })
 }
 
 /// A file of the enrolment cannot be used.

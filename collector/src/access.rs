@@ -12,8 +12,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
 
 use alibi_proto::{id::HostId, time::Timestamp};
@@ -21,7 +23,7 @@ use tokio::sync::watch;
 
 use self::{
     audit::Audit,
-    authority::{Authorities, Authority, OwnCertificate},
+    authority::{Authorities, Authority, HOST_LIFETIME, OwnCertificate},
     credential::{Credential, CredentialId, KEPT_AFTER_EXPIRY, SecretHash},
     host::EnrolledHost,
 };
@@ -32,6 +34,7 @@ use crate::store::{
 
 pub mod audit;
 pub mod authority;
+pub mod bearer;
 pub mod credential;
 mod enrolment;
 mod error;
@@ -52,8 +55,14 @@ const DATABASE: &str = "access.db";
 /// How often what is long past is looked for.
 const SWEPT_EACH: std::time::Duration = std::time::Duration::from_secs(86_400);
 
+/// How long a host's certificate may be good for: at least long enough to be renewed in time.
+const HOST_LIFETIME_MIN: Duration = Duration::from_secs(10);
+const HOST_LIFETIME_MAX: Duration = Duration::from_secs(365 * 86_400);
+
 /// All that is decided about access.
 pub struct Access {
+    /// How long a host's certificate is good for.
+    host_lifetime: Duration,
     store: Arc<AccessStore>,
     audit: Audit,
     authorities: RwLock<Arc<Authorities>>,
@@ -116,6 +125,7 @@ impl Access {
             known.credentials.insert(credential.id, credential);
         }
         Ok(Self {
+            host_lifetime: HOST_LIFETIME,
             audit: Audit::open(Arc::clone(&store))?,
             store,
             authorities: RwLock::new(Arc::new(authorities)),
@@ -124,6 +134,18 @@ impl Access {
             unwritten: Mutex::default(),
             worsened: watch::Sender::new(0),
         })
+    }
+
+    /// With certificates of hosts that are good for so long.
+    ///
+    /// # Errors
+    /// When that is too short to renew them in, or too long to be short-lived.
+    pub fn set_host_lifetime(&mut self, lifetime: Duration) -> Result<(), AccessError> {
+        if !(HOST_LIFETIME_MIN..=HOST_LIFETIME_MAX).contains(&lifetime) {
+            return Err(AccessError::HostLifetime);
+        }
+        self.host_lifetime = lifetime;
+        Ok(())
     }
 
     /// The audit log.
@@ -268,6 +290,13 @@ impl Access {
     /// What it guards is changed by one statement after another that cannot fail.
     fn known_mut(&self) -> RwLockWriteGuard<'_, Known> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// There are secrets in it.
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").finish_non_exhaustive()
     }
 }
 

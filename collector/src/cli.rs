@@ -3,20 +3,27 @@
 use std::{path::PathBuf, time::Duration};
 
 use alibi_proto::{
+    address::{Address, HostPort},
     command_line::QuestionArgs,
     configuration::{Configurable, ConfigurationArgs},
     time::parse_duration,
-    transport::{self, Address, MESSAGE_BYTES_MAX},
-    wire::{self, analyst_client::AnalystClient},
+    wire,
 };
-use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
-use tonic::{Status, transport::Channel};
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
 
+use self::way::Way;
+
+mod audit;
+mod ca;
+mod credentials;
 mod host;
 mod hosts;
+mod login;
 mod process;
 mod serve;
+mod token;
+mod way;
 mod who;
 
 /// Which process, on which host, talked to X during window W, and which hosts can be ruled out?
@@ -25,9 +32,23 @@ mod who;
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The collector to ask
-    #[arg(long, env = "ALIBI_COLLECTOR", global = true, default_value = "127.0.0.1:8440")]
-    collector: Address,
+    #[command(flatten)]
+    to: ToCollectorArgs,
+}
+
+/// Which collector is asked, how it is reached, and who asks.
+#[derive(Clone, Debug, clap::Args)]
+struct ToCollectorArgs {
+    /// The collector to ask, HOST:PORT, or unix:DATA/alibi.sock on its own machine [default: where the last login was]
+    #[arg(long, env = "ALIBI_COLLECTOR", global = true)]
+    collector: Option<Address>,
+    /// The file of logins [default: in the user's configuration]
+    #[arg(long, env = "ALIBI_CREDENTIALS", value_name = "FILE", global = true)]
+    credentials: Option<PathBuf>,
+    /// The HTTP proxy on the way to the collector, http://[USER:PASSWORD@]HOST:PORT [default: what HTTPS_PROXY, ALL_PROXY and
+    /// NO_PROXY say]
+    #[arg(long, env = "ALIBI_PROXY", value_name = "URL", hide_env_values = true, global = true)]
+    proxy: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -40,9 +61,159 @@ enum Command {
     Who(WhoArgs),
     /// One process: what it is, its ancestors and children, its connections
     Process(ProcessArgs),
-    /// Follow an agent, or no longer
+    /// Follow an agent, or no longer; end a host's enrolment
     #[command(subcommand)]
     Host(HostCommand),
+    /// Log in with a token that `alibi token create --role` has made; `-` reads it from standard input
+    Login(LoginArgs),
+    /// Forget the login
+    Logout,
+    /// Who is asking, and what they may do
+    Whoami {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tokens, with which hosts enrol and analysts log in
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Who did what, the newest first
+    #[command(args_conflicts_with_subcommands = true)]
+    Audit(AuditArgs),
+    /// The collector's own certificate authorities
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+/// `alibi login`.
+#[derive(Debug, clap::Args)]
+struct LoginArgs {
+    /// The token
+    token: String,
+}
+
+/// `alibi token`.
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token: one that enrols hosts, or, with --role and --name, one of an analyst. It is shown once
+    Create(TokenCreateArgs),
+    /// Tokens and analysts' certificates, the newest first
+    List {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a token or certificate at once, and what came of it
+    Revoke {
+        /// Its number
+        credential: u64,
+    },
+}
+
+/// `alibi token create`.
+#[derive(Debug, clap::Args)]
+struct TokenCreateArgs {
+    /// How many hosts it enrols [default: 1]
+    #[arg(long, value_name = "N")]
+    uses: Option<u32>,
+    /// How long it is good for
+    #[arg(long, value_name = "D", default_value = "24h", value_parser = parse_duration)]
+    expires: Duration,
+    /// What its hosts are marked with; may be given more than once
+    #[arg(long = "tag", value_name = "T")]
+    tags: Vec<String>,
+    /// What the analyst may do, each all that those before it may
+    #[arg(long, value_enum)]
+    role: Option<RoleWord>,
+    /// Whose it is
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// A role, as a person writes it.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RoleWord {
+    /// See the hosts
+    Viewer,
+    /// Ask who talked to whom
+    Analyst,
+    /// Act on hosts
+    Responder,
+    /// Tokens, enrolment, revocation, the audit log
+    Admin,
+}
+
+impl From<RoleWord> for wire::Role {
+    fn from(role: RoleWord) -> Self {
+        match role {
+            RoleWord::Viewer => Self::Viewer,
+            RoleWord::Analyst => Self::Analyst,
+            RoleWord::Responder => Self::Responder,
+            RoleWord::Admin => Self::Admin,
+        }
+    }
+}
+
+fn role_word(role: wire::Role) -> &'static str {
+    match role {
+        wire::Role::Unspecified => "",
+        wire::Role::Viewer => "viewer",
+        wire::Role::Analyst => "analyst",
+        wire::Role::Responder => "responder",
+        wire::Role::Admin => "admin",
+    }
+}
+
+/// `alibi audit`.
+#[derive(Debug, clap::Args)]
+struct AuditArgs {
+    #[command(subcommand)]
+    command: Option<AuditCommand>,
+    /// Only what concerns this host, by name or uuid
+    #[arg(long)]
+    host: Option<String>,
+    /// Only what this analyst did
+    #[arg(long)]
+    who: Option<String>,
+    /// At most so many, up to 1,000
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+    /// Only what came before this entry
+    #[arg(long, value_name = "SEQ")]
+    before: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `alibi audit` with more words.
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Read all of it and its chain again; exit status 0 it holds, 1 it does not, 2 error
+    Verify {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `alibi ca`.
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// Those that are believed, the newest first: it signs
+    List {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new one that signs from now on. The old one is believed until it is retired: hosts learn of the new one as they
+    /// renew
+    Rotate,
+    /// Believe an old one no longer
+    Retire {
+        /// The beginning of its fingerprint
+        fingerprint: String,
+    },
 }
 
 /// `alibi serve`.
@@ -53,9 +224,18 @@ struct ServeArgs {
     /// Where everything is kept
     #[arg(long, env = "ALIBI_DATA")]
     data: PathBuf,
-    /// Where analysts are served: a loopback address or unix:/path
+    /// The one port, for agents and analysts; or unix:/path, for this machine alone
     #[arg(long, env = "ALIBI_LISTEN", default_value = "127.0.0.1:8440")]
     listen: Address,
+    /// How agents and analysts reach it, HOST:PORT: what tokens say [default: as --listen]
+    #[arg(long, env = "ALIBI_ADVERTISE", value_name = "ADDRESS")]
+    advertise: Option<HostPort>,
+    /// How long the certificate of a host is good for; hosts renew it by themselves
+    #[arg(long, env = "ALIBI_CERTIFICATE_LIFETIME", default_value = "30d", value_parser = parse_duration)]
+    certificate_lifetime: Duration,
+    /// What of the audit log is older than this is forgotten
+    #[arg(long, env = "ALIBI_AUDIT_RETENTION", default_value = "400d", value_parser = parse_duration)]
+    audit_retention: Duration,
     /// What is older than this is forgotten
     #[arg(long, env = "ALIBI_RETENTION", default_value = "30d", value_parser = parse_duration)]
     retention: Duration,
@@ -115,13 +295,18 @@ struct ProcessArgs {
 enum HostCommand {
     /// Follow the agent at ADDRESS from now on
     Add {
-        /// 127.0.0.1:PORT, [::1]:PORT or unix:/path
+        /// 127.0.0.1:PORT or unix:/path on this machine; HOST:PORT elsewhere, where an enrolled agent listens
         address: Address,
     },
     /// Follow the agent at ADDRESS no longer; what it sent is kept
     Remove {
-        /// As it was added
-        address: Address,
+        /// Its address as it was added, or its uuid
+        address: String,
+    },
+    /// End the enrolment of a host, and its connection at once; what it sent is kept
+    Revoke {
+        /// Its name or uuid
+        host: String,
     },
     /// Read a host's record again and hold it against what was anchored; exit status 0 it holds, 1 it does not, 2 error
     Verify {
@@ -155,41 +340,20 @@ fn default_configuration() -> PathBuf {
 /// What a person should read, in one line.
 pub fn run(arguments: Arguments) -> Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let to = arguments.to;
     runtime.block_on(async {
         match arguments.command {
             Command::Serve(serve) => serve::serve(serve).await,
-            Command::Hosts(hosts) => hosts::hosts(hosts, &arguments.collector).await,
-            Command::Who(who) => who::who(who, &arguments.collector).await,
-            Command::Process(process) => process::process(process, &arguments.collector).await,
-            Command::Host(host) => host::host(host, &arguments.collector).await,
+            Command::Login(arguments) => login::login(arguments, &to).await,
+            Command::Logout => login::logout(&to),
+            Command::Hosts(hosts) => hosts::hosts(hosts, &Way::find(&to)?).await,
+            Command::Who(who) => who::who(who, &Way::find(&to)?).await,
+            Command::Process(process) => process::process(process, &Way::find(&to)?).await,
+            Command::Host(host) => host::host(host, &Way::find(&to)?).await,
+            Command::Whoami { json } => token::who_am_i(json, &Way::find(&to)?).await,
+            Command::Token(command) => token::token(command, &Way::find(&to)?).await,
+            Command::Audit(arguments) => audit::audit(arguments, &Way::find(&to)?).await,
+            Command::Ca(command) => ca::ca(command, &Way::find(&to)?).await,
         }
     })
-}
-
-/// A client of the collector.
-fn collector(address: &Address) -> Result<AnalystClient<Channel>> {
-    let channel = transport::channel(address).context("the collector cannot be dialled")?;
-    Ok(AnalystClient::new(channel).max_decoding_message_size(4 * MESSAGE_BYTES_MAX))
-}
-
-/// What went wrong, for a person: what the collector says, unless it is no collector that speaks.
-fn in_words(address: &Address) -> impl Fn(Status) -> anyhow::Error {
-    use tonic::Code::{
-        AlreadyExists, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unimplemented,
-    };
-    move |status| match status.code() {
-        Unavailable => anyhow::anyhow!(
-            "no collector answers at {address}: start one with `alibi serve`, or name another with --collector"
-        ),
-        Unimplemented => anyhow::anyhow!(
-            "what answers at {address} is no collector that can do this: name another with --collector, or upgrade it"
-        ),
-        InvalidArgument | NotFound | AlreadyExists | ResourceExhausted if !status.message().is_empty() => {
-            anyhow::anyhow!("{}", status.message())
-        }
-        code => anyhow::anyhow!(
-            "what answers at {address} failed ({code:?}): {}: see its log, or name another with --collector",
-            status.message()
-        ),
-    }
 }

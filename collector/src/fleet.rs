@@ -1,19 +1,37 @@
-//! The agents that are followed: one task each, for ever, until it is removed.
+//! The agents that are followed: those that call home, and those that are dialled, one task each, for ever.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
-use alibi_proto::{time::Timestamp, transport::Address};
-use tokio::{sync::watch, task::AbortHandle};
+use alibi_proto::{address::Address, id::HostId, time::Timestamp};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::{AbortHandle, JoinHandle},
+};
+use tonic::{Status, transport::Channel};
 
-use crate::store::{Store, StoreError};
+use crate::{
+    access::{
+        Access,
+        host::Standing,
+        lease::{Instance, Place as Whereabouts},
+    },
+    gate::Keyring,
+    store::{Store, StoreError},
+};
 
+mod arrival;
 mod clock;
 mod follower;
 pub(crate) mod verify;
+
+use follower::Turn;
+
+/// Backlogs that are taken in at once. The store has one writer: more would only stand before what happens now.
+const BACKLOGS_MAX: usize = 2;
 
 /// What a follower knows of its agent just now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,24 +42,86 @@ pub struct Live {
     pub trouble: Option<String>,
     /// Everything up to here is stored, by the collector's clock.
     pub known_until: Option<Timestamp>,
+    /// Where it calls from.
+    pub from: Option<String>,
 }
 
 /// The followers. Dropping it ends them all.
 pub struct Fleet {
-    store: Arc<dyn Store>,
+    shared: Shared,
     followers: Mutex<HashMap<String, Follower>>,
+    /// Hosts that have called, and of which is decided just now whether they are taken in.
+    deciding: Mutex<HashSet<HostId>>,
+    /// Counts the connections of those that call home.
+    connections: AtomicU64,
     /// Held while the list and the followers are changed, so that they never come to differ.
     changing: Mutex<()>,
 }
 
-struct Follower {
-    live: watch::Receiver<Live>,
-    task: AbortHandle,
+/// What every follower has.
+#[derive(Clone)]
+struct Shared {
+    store: Arc<dyn Store>,
+    access: Arc<Access>,
+    keyring: Arc<Keyring>,
+    backlogs: Arc<Semaphore>,
 }
 
-impl Drop for Follower {
+impl Shared {
+    /// Whether a host that has proven who it is may be followed, still; else why not.
+    fn check_host(&self, host: HostId, now: Timestamp) -> Result<(), String> {
+        match self.access.standing(host) {
+            Standing::Enrolled { not_after, .. } if not_after < now => {
+                Err("its certificate has run out".to_owned())
+            }
+            Standing::Enrolled { .. } => Ok(()),
+            Standing::Revoked => Err("its enrolment is revoked".to_owned()),
+            Standing::Unknown => Err("it is not enrolled".to_owned()),
+        }
+    }
+}
+
+/// One agent of the list.
+struct Follower {
+    live: watch::Sender<Live>,
+    turn: Turn,
+    /// Who is there: of those that call home, as long as they are connected.
+    connection: Option<Connection>,
+    /// Ends when dropped.
+    task: Option<Task>,
+}
+
+/// An agent that has called home.
+#[derive(Clone)]
+struct Connection {
+    number: u64,
+    channel: Channel,
+    instance: Instance,
+    whereabouts: Whereabouts,
+}
+
+/// A task that ends when this is dropped.
+struct Task(AbortHandle);
+
+impl Drop for Task {
     fn drop(&mut self) {
-        self.task.abort();
+        self.0.abort();
+    }
+}
+
+/// Where an agent of the list is.
+enum Place {
+    /// It is dialled there.
+    Dialled(Address),
+    /// It calls home.
+    Home(HostId),
+}
+
+impl Place {
+    /// As the list has it.
+    fn parse(text: &str) -> Option<Self> {
+        let home = text.parse().ok().map(Self::Home);
+        home.or_else(|| text.parse().ok().map(Self::Dialled))
     }
 }
 
@@ -50,12 +130,23 @@ impl Fleet {
     ///
     /// # Errors
     /// When the list cannot be read.
-    pub fn start(store: Arc<dyn Store>) -> Result<Self, StoreError> {
-        let fleet = Self { store, followers: Mutex::default(), changing: Mutex::default() };
-        for agent in fleet.store.agents()? {
-            match agent.address.parse() {
-                Ok(address) => fleet.follow(&address),
-                Err(error) => tracing::error!(address = agent.address, %error, "an agent is not followed"),
+    pub fn start(
+        store: Arc<dyn Store>,
+        access: Arc<Access>,
+        keyring: Arc<Keyring>,
+    ) -> Result<Self, StoreError> {
+        let shared = Shared { store, access, keyring, backlogs: Arc::new(Semaphore::new(BACKLOGS_MAX)) };
+        let fleet = Self {
+            shared,
+            followers: Mutex::default(),
+            deciding: Mutex::default(),
+            connections: AtomicU64::new(0),
+            changing: Mutex::default(),
+        };
+        for agent in fleet.shared.store.agents()? {
+            match Place::parse(&agent.address) {
+                Some(place) => fleet.follow(&place),
+                None => tracing::error!(address = agent.address, "an agent is not followed: where is that?"),
             }
         }
         Ok(fleet)
@@ -66,11 +157,28 @@ impl Fleet {
     /// # Errors
     /// When the list cannot be written.
     pub fn add(&self, address: &Address, runtime: &tokio::runtime::Handle) -> Result<bool, StoreError> {
+        self.enter(&address.to_string(), Place::Dialled(address.clone()), runtime)
+    }
+
+    /// Lists a host that will call home. Blocks.
+    ///
+    /// # Errors
+    /// When the list cannot be written.
+    pub fn expect(&self, host: HostId, runtime: &tokio::runtime::Handle) -> Result<(), StoreError> {
+        self.enter(&host.to_string(), Place::Home(host), runtime).map(drop)
+    }
+
+    fn enter(
+        &self,
+        listed: &str,
+        place: Place,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<bool, StoreError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let added = self.store.add_agent(&address.to_string())?;
+        let added = self.shared.store.add_agent(listed)?;
         if added {
             let _in_runtime = runtime.enter();
-            self.follow(address);
+            self.follow(&place);
         }
         Ok(added)
     }
@@ -79,28 +187,58 @@ impl Fleet {
     ///
     /// # Errors
     /// When the list cannot be written.
-    pub fn remove(&self, address: &str) -> Result<bool, StoreError> {
+    pub fn remove(&self, listed: &str) -> Result<bool, StoreError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = self.store.remove_agent(address)?;
-        self.followers().remove(address);
+        let removed = self.shared.store.remove_agent(listed)?;
+        self.followers().remove(listed);
         Ok(removed)
     }
 
-    /// What is known of the agent at `address` just now.
-    pub fn live(&self, address: &str) -> Live {
-        self.followers().get(address).map(|follower| follower.live.borrow().clone()).unwrap_or_default()
+    /// Ends the connections of hosts that may have none any more.
+    pub fn look_again(&self, now: Timestamp) {
+        for (listed, follower) in
+            self.followers().iter_mut().filter(|(_, follower)| follower.connection.is_some())
+        {
+            let Some(Place::Home(host)) = Place::parse(listed) else { continue };
+            if let Err(reason) = self.shared.check_host(host, now) {
+                tracing::info!(%host, reason, "the connection with a host is ended");
+                (follower.task, follower.connection) = (None, None);
+                follower.live.send_modify(|live| (live.connected, live.trouble) = (false, Some(reason)));
+            }
+        }
+    }
+
+    /// What is known of an agent just now.
+    pub fn live(&self, listed: &str) -> Live {
+        self.followers().get(listed).map(|follower| follower.live.borrow().clone()).unwrap_or_default()
+    }
+
+    /// A way to ask an agent that is listed.
+    ///
+    /// # Errors
+    /// When it cannot be reached just now.
+    pub(crate) async fn channel(&self, listed: &str) -> Result<Channel, Status> {
+        let unavailable = |why: String| Status::unavailable(format!("{listed} cannot be asked: {why}"));
+        match Place::parse(listed) {
+            Some(Place::Dialled(address)) => {
+                let dialled = follower::dial(&address, &self.shared).await;
+                dialled.map(|(channel, _)| channel).map_err(|error| unavailable(error.to_string()))
+            }
+            _ => {
+                let channel = |follower: &Follower| Some(follower.connection.as_ref()?.channel.clone());
+                let channel = self.followers().get(listed).and_then(channel);
+                channel.ok_or_else(|| unavailable("it is not connected".to_owned()))
+            }
+        }
     }
 
     /// Waits until everything up to `instant` is stored of each of these agents that is connected, or has had its
     /// first chance to be, but no longer than `timeout`.
-    pub async fn await_known(&self, addresses: &[String], instant: Timestamp, timeout: Duration) {
+    pub async fn await_known(&self, listed: &[String], instant: Timestamp, timeout: Duration) {
         let receivers: Vec<_> = {
             let followers = self.followers();
-            addresses
-                .iter()
-                .filter_map(|address| followers.get(address))
-                .map(|follower| follower.live.clone())
-                .collect()
+            let followed = listed.iter().filter_map(|listed| followers.get(listed));
+            followed.map(|follower| follower.live.subscribe()).collect()
         };
         let all = async {
             for mut receiver in receivers {
@@ -114,11 +252,21 @@ impl Fleet {
         let _ = tokio::time::timeout(timeout, all).await;
     }
 
-    fn follow(&self, address: &Address) {
-        let (sender, live) = watch::channel(Live::default());
-        let follower = follower::follow(address.clone(), Arc::clone(&self.store), sender);
-        let task = tokio::spawn(follower).abort_handle();
-        self.followers().insert(address.to_string(), Follower { live, task });
+    fn follow(&self, place: &Place) {
+        let (live, turn) = (watch::Sender::new(Live::default()), Turn::default());
+        let (listed, task) = match place {
+            Place::Dialled(address) => {
+                let follower =
+                    follower::follow(address.clone(), Arc::clone(&turn), self.shared.clone(), live.clone());
+                (address.to_string(), Some(tokio::spawn(follower)))
+            }
+            Place::Home(host) => {
+                live.send_modify(|live| live.trouble = Some(NOT_CALLED.to_owned()));
+                (host.to_string(), None)
+            }
+        };
+        let task = task.map(|task: JoinHandle<()>| Task(task.abort_handle()));
+        self.followers().insert(listed, Follower { live, turn, connection: None, task });
     }
 
     fn followers(&self) -> MutexGuard<'_, HashMap<String, Follower>> {
@@ -126,3 +274,6 @@ impl Fleet {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Why a host is not connected that calls home.
+const NOT_CALLED: &str = "it has not called since the collector was started";

@@ -1,11 +1,14 @@
 //! The collector: follows the agents, keeps what they recorded, and answers.
 //!
-//! One event's way: [`fleet`] receives it, the [`store`] keeps it, [`api`] answers from it, [`cli`] prints. Who may send and
-//! ask, [`access`] decides.
+//! One event's way: it comes in by the [`gate`], the [`fleet`] receives it, the [`store`] keeps it, [`api`] answers from it,
+//! [`cli`] prints. Who may send and ask, [`access`] decides.
 
 pub mod access;
 pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod fleet;
+pub mod gate;
+pub mod rooms;
 pub mod store;
+pub mod visits;

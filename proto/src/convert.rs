@@ -12,7 +12,7 @@ use crate::{
     flow::{
         Attribution, Direction, FlowEndReason, FlowRecord, FlowState, Protocol, RECORD_SPAN_MAX, Traffic,
     },
-    host::{FacetCoverage, HostDescription, HostStatus, SourceDescription, UserPresence},
+    host::{FacetCoverage, HostDescription, HostEnrolment, HostStatus, SourceDescription, UserPresence},
     id::{ConnectionUid, Cursor, Epoch, HostId, ProcessUid, Seq},
     process::{ProcessExit, ProcessLife, ProcessRecord},
     question::{Answer, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Question, Verdict},
@@ -588,7 +588,39 @@ impl From<HostStatus> for wire::HostStatus {
             events: status.events,
             clock: status.clock.map(Into::into),
             chain: Some(status.chain.into()),
+            from: status.from,
+            enrolment: status.enrolment.map(Into::into),
         }
+    }
+}
+
+impl From<HostEnrolment> for wire::HostEnrolment {
+    fn from(enrolment: HostEnrolment) -> Self {
+        Self {
+            host: enrolment.host.as_bytes().to_vec(),
+            name: enrolment.name,
+            enrolled_ns: enrolment.enrolled.as_nanos(),
+            certificate_until_ns: enrolment.certificate_until.as_nanos(),
+            tags: enrolment.tags,
+            revoked_ns: enrolment.revoked.map(Timestamp::as_nanos),
+            copied: enrolment.copied,
+        }
+    }
+}
+
+impl TryFrom<wire::HostEnrolment> for HostEnrolment {
+    type Error = ConvertError;
+
+    fn try_from(enrolment: wire::HostEnrolment) -> Result<Self> {
+        Ok(Self {
+            host: HostId::from_wire(&enrolment.host)?,
+            name: enrolment.name,
+            enrolled: Timestamp::from_nanos(enrolment.enrolled_ns),
+            certificate_until: Timestamp::from_nanos(enrolment.certificate_until_ns),
+            tags: enrolment.tags,
+            revoked: optional_time(enrolment.revoked_ns),
+            copied: enrolment.copied,
+        })
     }
 }
 
@@ -606,6 +638,8 @@ impl TryFrom<wire::HostStatus> for HostStatus {
             events: status.events,
             clock: status.clock.map(Into::into),
             chain: status.chain.unwrap_or_default().try_into()?,
+            from: status.from,
+            enrolment: status.enrolment.map(TryInto::try_into).transpose()?,
         })
     }
 }

@@ -201,7 +201,9 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with(path, bytes, &mut options)?;
     // Elsewhere a directory cannot be opened to be synced, nor need be.
     #[cfg(unix)]
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())?;
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        File::open(directory)?.sync_all()?;
+    }
     Ok(())
 }
 

@@ -91,6 +91,29 @@ pub struct HostStatus {
     pub clock: Option<ClockStatus>,
     /// How the chain over its events stands.
     pub chain: ChainStatus,
+    /// Where it calls from, or did last.
+    pub from: Option<String>,
+    /// None where it is not enrolled: nobody has proven then that it is who it says.
+    pub enrolment: Option<HostEnrolment>,
+}
+
+/// What is known of a host by its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostEnrolment {
+    /// Which.
+    pub host: HostId,
+    /// What it was called when it enrolled.
+    pub name: String,
+    /// When it enrolled last.
+    pub enrolled: Timestamp,
+    /// Until when its certificate is valid.
+    pub certificate_until: Timestamp,
+    /// What it is marked with.
+    pub tags: Vec<String>,
+    /// Since when it is not enrolled any more.
+    pub revoked: Option<Timestamp>,
+    /// That its identity was found in two places, and where.
+    pub copied: Option<String>,
 }
 
 /// How a host's clock stands to the collector's.

@@ -182,6 +182,23 @@ impl Listener {
         }
     }
 
+    /// Serves who is on this machine, until aborted. Each request carries the [`LocalUser`] that the system says asks.
+    pub async fn serve_users<R>(self, service: R)
+    where
+        R: tower::Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+        R::Future: Send + 'static,
+        R::Error: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        match self {
+            // A port does not tell who asks.
+            Self::Tcp(_) => {}
+            #[cfg(unix)]
+            Self::Unix(bound) => unix::serve_users(bound, service).await,
+            #[cfg(not(unix))]
+            Self::Unix(never) => match never {},
+        }
+    }
+
     /// Serves until `stop` resolves, then lets the requests under way end, but streams no longer than they like: the
     /// caller ends those itself.
     ///
@@ -209,6 +226,10 @@ impl Listener {
         }
     }
 }
+
+/// Among a request's extensions: the user of this machine who asks, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalUser(pub u32);
 
 /// A socket that could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -273,11 +294,26 @@ mod unix {
         io,
         os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
         path::{Path, PathBuf},
+        sync::Arc,
+        time::Duration,
     };
 
     use hyper_util::rt::TokioIo;
-    use tokio::net::{UnixListener, UnixStream};
-    use tonic::transport::{Channel, Endpoint, Uri};
+    use tokio::{
+        net::{UnixListener, UnixStream},
+        sync::Semaphore,
+    };
+    use tonic::{
+        body::Body,
+        transport::{Channel, Endpoint, Uri},
+    };
+
+    use super::{LocalUser, serve_connection};
+
+    /// Connections at once.
+    const CONNECTIONS_MAX: usize = 64;
+    /// How long a failed accept is waited after: the cause, such as too many open files, may pass.
+    const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
     /// A Unix listener whose file goes when it does.
     #[derive(Debug)]
@@ -303,6 +339,32 @@ mod unix {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         }))
+    }
+
+    pub(super) async fn serve_users<R>(bound: Bound, service: R)
+    where
+        R: tower::Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+        R::Future: Send + 'static,
+        R::Error: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let accepted = bound.listener.accept().await;
+            let Ok((stream, user)) =
+                accepted.and_then(|(stream, _)| stream.peer_cred().map(|user| (stream, user)))
+            else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let service = service.clone();
+            tokio::spawn(async move {
+                // Whoever breaks the connection knows that.
+                let _ =
+                    serve_connection(stream, service, LocalUser(user.uid()), std::future::pending()).await;
+                drop(place);
+            });
+        }
     }
 
     pub(super) async fn bind(path: &Path) -> io::Result<Bound> {

@@ -27,6 +27,10 @@ pub struct Network {
     laptops: Vec<Namespace>,
 }
 
+mod nat;
+
+pub use nat::{BehindNat, OUTSIDE};
+
 /// A network namespace; removed when dropped.
 #[derive(Debug)]
 struct Namespace(String);

@@ -26,6 +26,8 @@ pub fn met(test: &str, requirements: &[Requirement]) -> bool {
 pub enum Requirement {
     /// Linux with the rights of root and the `ip` command: network namespaces.
     NetworkNamespaces,
+    /// The same, and the `nft` command: a router that translates addresses.
+    Nat,
     /// Linux with the rights of root: a small file system of its own.
     Mounts,
     /// Linux with BPF, and the rights of root.
@@ -54,6 +56,9 @@ impl Requirement {
         match self {
             Self::NetworkNamespaces if !(root && ip) => {
                 Some("root and the `ip` command, for network namespaces")
+            }
+            Self::Nat if !(root && ip && runs("nft", "--version")) => {
+                Some("root and the commands `ip` and `nft`, for a router")
             }
             Self::Bpf if !(root && std::path::Path::new("/sys/kernel/btf/vmlinux").exists()) => {
                 Some("root and a kernel with BPF type information")

@@ -236,6 +236,8 @@ pub struct Collector {
     pub running: Running,
     /// Where it serves.
     pub address: String,
+    /// The logins at it: the first admin's.
+    pub credentials: PathBuf,
 }
 
 impl Collector {
@@ -246,20 +248,55 @@ impl Collector {
 
     /// Starts one over `data` at `listen`.
     pub fn start_at(data: &Path, listen: &str) -> Self {
-        let mut command = Command::new(&programs().alibi);
-        command.args(["serve", "--listen", listen, "--data"]).arg(data);
-        let running = Running::start("the collector", &mut command);
-        let address = value_of("address", &running.line_with("serving address=", 0).0);
-        Self { running, address }
+        Self::start_with(Command::new(&programs().alibi), data, listen, &[])
     }
 
-    /// Runs `alibi` with these words against this collector.
+    /// Starts one with a command that ends in `alibi`, and further words. The first time, the first admin logs in.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_with(mut command: Command, data: &Path, listen: &str, words: &[&str]) -> Self {
+        command.args(["serve", "--listen", listen]).args(words).arg("--data").arg(data);
+        let running = Running::start("the collector", &mut command);
+        let address = value_of("address", &running.line_with("serving address=", 0).0);
+        let credentials = data.with_extension("credentials.json");
+        let collector = Self { running, address, credentials };
+        if !collector.credentials.exists() {
+            let (line, _) = collector.running.line_with("alibi login ", 0);
+            let token = line.rsplit(' ').next().unwrap_or_default();
+            let login = collector.alibi(&["login", token]);
+            assert!(login.status.success(), "{}", String::from_utf8_lossy(&login.stderr));
+        }
+        collector
+    }
+
+    /// Runs `alibi` with these words against this collector, as its first admin.
     pub fn alibi<W: AsRef<OsStr>>(&self, words: &[W]) -> Output {
-        Command::new(&programs().alibi)
-            .args(words)
-            .env("ALIBI_COLLECTOR", &self.address)
-            .output()
-            .expect("alibi can be run")
+        self.command(words).output().expect("alibi can be run")
+    }
+
+    /// The command that does so.
+    pub fn command<W: AsRef<OsStr>>(&self, words: &[W]) -> Command {
+        let mut command = Command::new(&programs().alibi);
+        let variables =
+            [("ALIBI_COLLECTOR", self.address.as_ref()), ("ALIBI_CREDENTIALS", self.credentials.as_os_str())];
+        command.args(words).envs(variables).env_remove("ALIBI_TOKEN");
+        command
+    }
+
+    /// What these words print, which must succeed.
+    ///
+    /// # Panics
+    /// When they do not.
+    pub fn said<W: AsRef<OsStr>>(&self, words: &[W]) -> String {
+        let output = self.alibi(words);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// A token with which so many hosts enrol.
+    pub fn token(&self, uses: u32) -> String {
+        self.said(&["token", "create", "--uses", &uses.to_string()])
     }
 
     /// As [`Collector::alibi`] with `--json`; the exit status and the object.
@@ -315,9 +352,26 @@ impl Agent {
         Self::start_with(Command::new(&programs().agent), data, address, words)
     }
 
-    /// Starts one with a command that ends in the agent's program.
+    /// Enrols the host of `data`.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn enrol(data: &Path, token: &str) {
+        let output = outcome(Command::new(&programs().agent).args(["enroll", token, "--data"]).arg(data));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Starts one that calls home, if it is enrolled.
+    pub fn start_calling(data: &Path, words: &[&str]) -> Self {
+        Self::start_with(Command::new(&programs().agent), data, "", words)
+    }
+
+    /// Starts one with a command that ends in the agent's program. Where it listens may be empty: nowhere but at its socket.
     pub fn start_with(mut command: Command, data: &Path, listen: &str, words: &[&str]) -> Self {
-        command.args(["run", "--listen", listen]).args(words).arg("--data").arg(data);
+        command.arg("run").args(words).arg("--data").arg(data);
+        if !listen.is_empty() {
+            command.args(["--listen", listen]);
+        }
         let running = Running::start("an agent", &mut command);
         let address = value_of("address", &running.line_with("recording address=", 0).0);
         Self { running, address, data: data.to_owned() }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, Sender},
     thread,
@@ -16,7 +16,8 @@ use serde_json::Value;
 use crate::programs;
 
 const COLLECTOR: &str = "127.0.0.1:8440";
-const AGENT: &str = "127.0.0.1:8441";
+/// The logins at the collector, in the data directory; `cargo alibi` looks for them there.
+const CREDENTIALS: &str = "credentials.json";
 /// How long the first recording may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -31,21 +32,24 @@ pub fn up(data: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (ended, endings) = mpsc::channel();
 
+    let of_collector = data.join("collector");
     let mut collector = start(
         "collector",
-        Command::new(&programs.alibi)
-            .args(["serve", "--listen", COLLECTOR, "--data"])
-            .arg(data.join("collector")),
+        Command::new(&programs.alibi).args(["serve", "--listen", COLLECTOR, "--data"]).arg(&of_collector),
         "serving",
         &ended,
     )?;
+    let alibi = Alibi { program: programs.alibi, credentials: data.join(CREDENTIALS) };
+    alibi.log_in(&of_collector)?;
+    let of_agent = data.join("agent");
+    alibi.enrol(&programs.agent, &of_agent)?;
     let mut agent = start(
         "agent",
-        Command::new(&programs.agent).args(["run", "--listen", AGENT, "--data"]).arg(data.join("agent")),
+        Command::new(&programs.agent).args(["run", "--data"]).arg(&of_agent),
         "recording",
         &ended,
     )?;
-    introduce(&programs.alibi, data)?;
+    introduce(&alibi, data)?;
 
     let stopped = runtime.block_on(async {
         tokio::select! {
@@ -130,12 +134,49 @@ fn start(name: &'static str, command: &mut Command, ready: &str, ended: &Sender<
     Ok(program)
 }
 
-/// Follows the agent, waits for its first recording, and says what there is to know.
-fn introduce(alibi: &Path, data: &Path) -> Result<()> {
-    let added =
-        Command::new(alibi).args(["host", "add", AGENT]).env("ALIBI_COLLECTOR", COLLECTOR).output()?;
-    let message = String::from_utf8_lossy(&added.stderr);
-    ensure!(added.status.success() || message.contains("already"), "the agent cannot be followed: {message}");
+/// `alibi` as the admin of the collector here.
+struct Alibi {
+    program: PathBuf,
+    credentials: PathBuf,
+}
+
+impl Alibi {
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(words).env("ALIBI_COLLECTOR", COLLECTOR).env("ALIBI_CREDENTIALS", &self.credentials);
+        command
+    }
+
+    /// Logs in, the first time, with a token that is made on the collector's own socket.
+    fn log_in(&self, of_collector: &Path) -> Result<()> {
+        if self.command(&["whoami"]).output()?.status.success() {
+            return Ok(());
+        }
+        let socket = format!("unix:{}", of_collector.join("alibi.sock").display());
+        let create = ["token", "create", "--role", "admin", "--name", "lab", "--expires", "365d"];
+        let token = said(self.command(&create).env("ALIBI_COLLECTOR", socket))?;
+        said(&mut self.command(&["login", &token])).map(drop)
+    }
+
+    /// Enrols the agent, the first time.
+    fn enrol(&self, agent: &Path, of_agent: &Path) -> Result<()> {
+        if of_agent.join("enrolment.json").exists() {
+            return Ok(());
+        }
+        let token = said(&mut self.command(&["token", "create"]))?;
+        said(Command::new(agent).args(["enroll", &token, "--data"]).arg(of_agent)).map(drop)
+    }
+}
+
+/// What a command prints, which must succeed.
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Waits for the first recording, and says what there is to know.
+fn introduce(alibi: &Alibi, data: &Path) -> Result<()> {
     let host = first_recording(alibi)?;
 
     println!(
@@ -177,21 +218,15 @@ fn introduce(alibi: &Path, data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The followed host, once everything up to now is known of it.
-fn first_recording(alibi: &Path) -> Result<Value> {
+/// The host, once everything up to now is known of it.
+fn first_recording(alibi: &Alibi) -> Result<Value> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         // A question waits in the collector until the agent's recording has arrived.
-        Command::new(alibi)
-            .args(["who", "127.0.0.1", "--last", "1s"])
-            .env("ALIBI_COLLECTOR", COLLECTOR)
-            .output()?;
-        let output =
-            Command::new(alibi).args(["hosts", "--json"]).env("ALIBI_COLLECTOR", COLLECTOR).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let answer: Value = serde_json::from_slice(&output.stdout)?;
-        let host = list(&answer["hosts"]).iter().find(|host| host["address"] == AGENT);
-        if let Some(host) = host.filter(|host| !host["known_until"].is_null()) {
+        alibi.command(&["who", "127.0.0.1", "--last", "1s"]).output()?;
+        let answer: Value = serde_json::from_str(&said(&mut alibi.command(&["hosts", "--json"]))?)?;
+        let host = list(&answer["hosts"]).iter().find(|host| !host["known_until"].is_null());
+        if let Some(host) = host {
             return Ok(host.clone());
         }
         ensure!(Instant::now() < deadline, "no recording has arrived from the agent: {answer:#}");

@@ -188,6 +188,7 @@ const RULES: &[Rule] = &[
             "agent/src/recorder",
             "agent/src/query",
             "agent/src/cli",
+            "agent/src/link",
             "collector/src/fleet",
             "collector/src/api",
             "collector/src/cli",

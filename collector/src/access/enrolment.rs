@@ -6,7 +6,7 @@ use alibi_proto::{id::HostId, time::Timestamp, tls::Peer};
 
 use super::{
     Access, AccessError,
-    authority::{HOST_LIFETIME, Issued, RequestedKey},
+    authority::{Issued, RequestedKey},
     credential::{CredentialKind, Refusal, Secret, random},
     host::{Copied, EnrolledHost, Standing},
     lease::{Instance, Lease, Leases, Place, Presented, TEXT_CHARS_MAX, Verdict},
@@ -77,7 +77,7 @@ impl Access {
         let issued = self.current_authorities().issue(
             Peer::Host(host),
             &key,
-            now.saturating_add(HOST_LIFETIME),
+            now.saturating_add(self.host_lifetime),
             now,
         )?;
         let enrolled = EnrolledHost {
@@ -129,7 +129,7 @@ impl Access {
         let issued = self.current_authorities().issue(
             Peer::Host(host),
             &key,
-            now.saturating_add(HOST_LIFETIME),
+            now.saturating_add(self.host_lifetime),
             now,
         )?;
         self.store.renew(host, &issued.validity)?;

@@ -60,6 +60,9 @@ pub enum AccessError {
     /// It would be good for too long, or not at all.
     #[error("a token is good for up to 365 days, and for some time at least")]
     Lifetime,
+    /// Hosts would have to renew all the time, or hardly ever.
+    #[error("a host's certificate is good for from 10 seconds to 365 days")]
+    HostLifetime,
     /// The name of an analyst is not one.
     #[error(
         "`{0}` cannot be an analyst's name: that has 1 to {NAME_CHARS_MAX} of a-z, 0-9, `.`, `_` and `-`"
@@ -80,9 +83,7 @@ pub enum AccessError {
     #[error("the certificate request has {0} bytes, and up to {REQUEST_BYTES_MAX} are read")]
     RequestTooLarge(usize),
     /// No CA's fingerprint begins so.
-    #[error(
-        "no CA that is believed has a fingerprint that begins with `{0}`: `alibi authority list` lists them"
-    )]
+    #[error("no CA that is believed has a fingerprint that begins with `{0}`: `alibi ca list` lists them")]
     UnknownAuthority(String),
     /// Several do.
     #[error("{count} CAs have a fingerprint that begins with `{prefix}`: write more of it")]
@@ -93,16 +94,14 @@ pub enum AccessError {
         count: usize,
     },
     /// The one that signs is needed.
-    #[error("the newest CA signs, and cannot be retired: `alibi authority rotate` makes a newer one first")]
+    #[error("the newest CA signs, and cannot be retired: `alibi ca rotate` makes a newer one first")]
     NewestAuthority,
     /// More would make chains too long.
-    #[error(
-        "{AUTHORITIES_MAX} CAs are believed, and no more can be: `alibi authority retire` an old one first"
-    )]
+    #[error("{AUTHORITIES_MAX} CAs are believed, and no more can be: `alibi ca retire` an old one first")]
     TooManyAuthorities,
     /// The CA is not valid any more.
     #[error(
-        "the CA was valid until {0:.0}, and can sign nothing any more: `alibi authority rotate` makes a new one, with which the hosts must enrol anew"
+        "the CA was valid until {0:.0}, and can sign nothing any more: `alibi ca rotate` makes a new one, with which the hosts must enrol anew"
     )]
     AuthorityExpired(Timestamp),
     /// A key of a CA cannot be read.

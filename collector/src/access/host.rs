@@ -73,6 +73,17 @@ pub struct Copied {
     pub here: Place,
 }
 
+/// For the owner of the host, and whoever looks after the fleet.
+impl fmt::Display for Copied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this host's identity is in two places: ")?;
+        if let Some(there) = &self.there {
+            write!(f, "{there}, and ")?;
+        }
+        write!(f, "{}: `alibi-agent enroll --reset` makes the copy a host of its own", self.here)
+    }
+}
+
 /// How a host stands, for whoever has to let it in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {

@@ -90,6 +90,13 @@ impl Place {
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, machine_id, address, at, .. } = self;
+        write!(f, "{name} (machine {machine_id}) at {address}, seen {at:.0}")
+    }
+}
+
 /// What somebody shows who comes as the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Presented {

@@ -22,7 +22,7 @@ pub struct Rate {
 }
 
 /// Questions of one credential.
-pub const QUESTIONS: Rate = Rate { burst: 60, per_second: 10 };
+pub const QUESTIONS: Rate = Rate { burst: 200, per_second: 50 };
 /// Failed authentications from one address.
 pub const FAILURES: Rate = Rate { burst: 20, per_second: 1 };
 

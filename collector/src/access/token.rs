@@ -121,7 +121,9 @@ impl Access {
         if self.known().credentials.values().filter(is_good).count() >= LOGINS_MAX {
             return Err(AccessError::TooManyLogins);
         }
-        let until = token.expires.min(now.saturating_add(ANALYST_LIFETIME_MAX));
+        let longest = now.saturating_add(ANALYST_LIFETIME_MAX);
+        // A token for one login is short-lived for its own sake, and not for that of whoever logs in.
+        let until = if token.uses_max == 1 { longest } else { token.expires.min(longest) };
         let blank = self.blank(CredentialKind::AnalystCertificate, now, until);
         let authorities = self.current_authorities();
         let issued = authorities.issue(Peer::Analyst(blank.id.0), &key, until, now)?;
@@ -145,6 +147,11 @@ impl Access {
         let asks = self.known().asks(id, CredentialKind::AnalystCertificate, now)?;
         self.note_use(id, now);
         Ok(asks)
+    }
+
+    /// Whether the credential of this number is good still.
+    pub fn is_good(&self, id: CredentialId, now: Timestamp) -> bool {
+        self.known().credentials.get(&id).is_some_and(|credential| credential.check(now).is_ok())
     }
 
     /// Who asks with the token of this secret.

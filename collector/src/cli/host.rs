@@ -2,28 +2,37 @@
 
 use std::fmt;
 
-use alibi_proto::{chain::ChainStatus, report, transport::Address, wire};
+use alibi_proto::{chain::ChainStatus, report, wire};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{HostCommand, collector, hosts::ChainJson, in_words};
+use super::{
+    HostCommand,
+    hosts::ChainJson,
+    way::{Way, in_words},
+};
 
-pub(super) async fn host(command: HostCommand, address: &Address) -> Result<u8> {
-    let mut collector = collector(address)?;
+pub(super) async fn host(command: HostCommand, way: &Way) -> Result<u8> {
+    let mut collector = way.client()?;
     match command {
         HostCommand::Add { address: agent } => {
             let request = wire::AddAgentRequest { address: agent.to_string() };
-            collector.add_agent(request).await.map_err(in_words(address))?;
+            collector.add_agent(request).await.map_err(in_words(way))?;
             println!("{agent} is followed from now on");
         }
         HostCommand::Remove { address: agent } => {
-            let request = wire::RemoveAgentRequest { address: agent.to_string() };
-            collector.remove_agent(request).await.map_err(in_words(address))?;
-            println!("{agent} is followed no longer");
+            let request = wire::RemoveAgentRequest { address: agent.clone() };
+            collector.remove_agent(request).await.map_err(in_words(way))?;
+            println!("{} is followed no longer", report::printable(&agent));
+        }
+        HostCommand::Revoke { host } => {
+            let request = wire::RevokeHostRequest { host: host.clone() };
+            collector.revoke_host(request).await.map_err(in_words(way))?;
+            println!("the enrolment of {} is ended", report::printable(&host));
         }
         HostCommand::Verify { host, json } => {
             let request = wire::VerifyHostRequest { host };
-            let verified = collector.verify_host(request).await.map_err(in_words(address))?.into_inner();
+            let verified = collector.verify_host(request).await.map_err(in_words(way))?.into_inner();
             let verified = VerifiedJson::try_from(verified)?;
             if json {
                 println!("{}", serde_json::to_string_pretty(&verified)?);

@@ -2,23 +2,25 @@
 
 use alibi_proto::{
     chain::{ChainBreak, ChainStatus},
-    host::{ClockStatus, HostDescription, HostStatus},
+    host::{ClockStatus, HostDescription, HostEnrolment, HostStatus},
     id::HostId,
     report,
     time::Timestamp,
-    transport::Address,
     wire,
 };
 use anyhow::{Context as _, Result};
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 
-use super::{HostsArgs, collector, in_words};
+use super::{
+    HostsArgs,
+    way::{Way, in_words},
+};
 use crate::clock;
 
-pub(super) async fn hosts(arguments: HostsArgs, address: &Address) -> Result<u8> {
+pub(super) async fn hosts(arguments: HostsArgs, way: &Way) -> Result<u8> {
     let request = wire::HostsRequest { scope: arguments.scope.to_wire() };
-    let response = collector(address)?.hosts(request).await.map_err(in_words(address))?;
+    let response = way.client()?.hosts(request).await.map_err(in_words(way))?;
     let hosts = response.into_inner().hosts.into_iter().map(HostStatus::try_from);
     let hosts: Vec<HostStatus> =
         hosts.collect::<Result<_, _>>().context("the collector's answer cannot be read")?;
@@ -26,7 +28,7 @@ pub(super) async fn hosts(arguments: HostsArgs, address: &Address) -> Result<u8>
         let json = HostsJson { hosts: hosts.iter().map(HostJson::from).collect() };
         println!("{}", serde_json::to_string_pretty(&json)?);
     } else if hosts.is_empty() {
-        println!("No host is followed. Add one with `alibi host add ADDRESS`.");
+        println!("No host is followed. `alibi token create` makes a token with which one enrols.");
     } else {
         println!("{}", table(&hosts, clock::now()));
     }
@@ -42,18 +44,36 @@ fn table(hosts: &[HostStatus], now: Timestamp) -> Table {
             host.description.as_ref().map_or_else(|| "?".to_owned(), print)
         };
         let cells = [
-            described(|description| description.name.clone()),
+            name(host),
             described(|description| description.os_version.clone()),
             described(users),
             state(host, now),
             host.known_until.map_or_else(|| "never".to_owned(), |until| ago(until, now)),
             host.clock.as_ref().map_or_else(|| "not measured".to_owned(), |status| clock(status, now)),
             described(records),
-            host.address.clone(),
+            address(host),
         ];
         table.add_row(cells.map(|cell| report::printable(&cell)));
     }
     table
+}
+
+/// What it is called; one that never answered, as it was when it enrolled.
+fn name(host: &HostStatus) -> String {
+    let described = host.description.as_ref().map(|description| &description.name);
+    described
+        .or(host.enrolment.as_ref().map(|enrolment| &enrolment.name))
+        .cloned()
+        .unwrap_or_else(|| "?".to_owned())
+}
+
+/// Where it is dialled, or calls from.
+fn address(host: &HostStatus) -> String {
+    match (&host.from, &host.enrolment) {
+        (Some(from), Some(_)) => format!("calls from {from}"),
+        (None, Some(enrolment)) if host.address == enrolment.host.to_string() => "calls home".to_owned(),
+        _ => host.address.clone(),
+    }
 }
 
 fn users(description: &HostDescription) -> String {
@@ -96,6 +116,9 @@ fn state(host: &HostStatus, now: Timestamp) -> String {
 }
 
 fn connection(host: &HostStatus, now: Timestamp) -> String {
+    if let Some(copied) = host.enrolment.as_ref().and_then(|enrolment| enrolment.copied.as_deref()) {
+        return copied.to_owned();
+    }
     match (&host.trouble, host.connected) {
         (_, true) => "connected".to_owned(),
         (trouble, false) => {
@@ -123,6 +146,10 @@ struct HostJson<'a> {
     host: Option<HostId>,
     name: Option<&'a str>,
     address: &'a str,
+    /// Where it calls from; null for one that is dialled.
+    from: Option<&'a str>,
+    /// Null for one that is not enrolled.
+    enrolment: Option<EnrolmentJson<'a>>,
     os: Option<&'a str>,
     os_version: Option<&'a str>,
     machine_id: Option<&'a str>,
@@ -137,6 +164,33 @@ struct HostJson<'a> {
     sources: Vec<SourceJson<'a>>,
     clock: Option<ClockJson>,
     chain: ChainJson,
+}
+
+/// What is known of a host by its certificate.
+#[derive(Serialize)]
+struct EnrolmentJson<'a> {
+    host: HostId,
+    name: &'a str,
+    enrolled: Timestamp,
+    certificate_until: Timestamp,
+    tags: &'a [String],
+    revoked: Option<Timestamp>,
+    copied: Option<&'a str>,
+}
+
+impl<'a> From<&'a HostEnrolment> for EnrolmentJson<'a> {
+    fn from(enrolment: &'a HostEnrolment) -> Self {
+        let HostEnrolment { host, name, enrolled, certificate_until, tags, revoked, copied } = enrolment;
+        Self {
+            host: *host,
+            name,
+            enrolled: *enrolled,
+            certificate_until: *certificate_until,
+            tags,
+            revoked: *revoked,
+            copied: copied.as_deref(),
+        }
+    }
 }
 
 /// How the chain of hashes over a host's events stands.
@@ -237,6 +291,8 @@ impl<'a> From<&'a HostStatus> for HostJson<'a> {
             host: description.map(|description| description.host),
             name: description.map(|description| description.name.as_str()),
             address: &status.address,
+            from: status.from.as_deref(),
+            enrolment: status.enrolment.as_ref().map(Into::into),
             os: description.map(|description| description.os.as_str()),
             os_version: description.map(|description| description.os_version.as_str()),
             machine_id: description.and_then(|description| description.machine_id.as_deref()),
@@ -332,6 +388,8 @@ mod tests {
             events: 0,
             clock: None,
             chain: ChainStatus::default(),
+            from: None,
+            enrolment: None,
         };
         let shown = table(&[host], Timestamp::ZERO).to_string();
         assert!(!shown.contains('\u{1b}'), "{shown:?}");

@@ -6,18 +6,20 @@ use alibi_proto::{
     id::HostId,
     json::{FlowJson, ProcessJson},
     process::ProcessLife,
-    report,
-    transport::Address,
-    wire,
+    report, wire,
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{ProcessArgs, collector, hosts::ClockJson, in_words};
+use super::{
+    ProcessArgs,
+    hosts::ClockJson,
+    way::{Way, in_words},
+};
 
-pub(super) async fn process(arguments: ProcessArgs, address: &Address) -> Result<u8> {
+pub(super) async fn process(arguments: ProcessArgs, way: &Way) -> Result<u8> {
     let request = wire::ProcessRequest { process: arguments.uid };
-    let response = collector(address)?.process(request).await.map_err(in_words(address))?.into_inner();
+    let response = way.client()?.process(request).await.map_err(in_words(way))?.into_inner();
     let shown = Shown::try_from(response).context("the collector's answer cannot be read")?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&ShownJson::from(&shown))?);

@@ -1,30 +1,44 @@
 //! `alibi serve`.
 
 use std::{
-    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use alibi_proto::{
+    address::{Address, HostPort},
     data_directory::DataDirectory,
+    token::TokenKind,
     transport::{self, Listener},
 };
 use anyhow::{Context as _, Result};
+use tokio::task::JoinSet;
 
 use super::ServeArgs;
 use crate::{
-    api::Service,
+    access::{Access, credential::CredentialId},
+    api::{
+        Service, enrolment,
+        guard::{Guard, Guarded},
+    },
     clock,
     fleet::Fleet,
+    gate::{self, Keyring},
+    rooms::House,
     store::{SqliteStore, Store},
 };
 
 const PROGRAM: &str = "alibi";
 const DATA_FORMAT: u32 = 1;
 const DATABASE: &str = "alibi.db";
+/// For whoever is at the collector's own machine, in its data directory.
+const SOCKET: &str = "alibi.sock";
 /// How often what is too old is forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often what may wait is written: refusals that were counted, and when credentials were used.
+const TICK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often connections are held against what may have run out meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// A wall clock that gains more than this on the time that passed was set.
 const CLOCK_LEAP_MAX: Duration = Duration::from_secs(3600);
 /// How long questions under way may take when the collector stops.
@@ -35,29 +49,109 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     let listener = Listener::bind(&arguments.listen).await?;
     let mut directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&directory.path().join(DATABASE))?);
-    let fleet = Arc::new(Fleet::start(Arc::clone(&store))?);
+    let mut access = Access::open(directory.path(), clock::now())?;
+    access.set_host_lifetime(arguments.certificate_lifetime).context("--certificate-lifetime")?;
+    let access = Arc::new(access);
+    let keyring = Keyring::new(Arc::clone(&access))?;
+    let fleet = Arc::new(Fleet::start(Arc::clone(&store), Arc::clone(&access), Arc::clone(&keyring))?);
     directory.keep();
-    tracing::info!(address = %listener.address()?, data = %directory.path().display(), "serving");
 
-    let forgetting = tokio::spawn(forget(Arc::clone(&store), arguments.retention));
-    let (stop_serving, stopped) = tokio::sync::oneshot::channel::<Infallible>();
-    let router = transport::server().add_service(Service::new(store, fleet).into_server());
-    let mut server = tokio::spawn(listener.serve(router, async {
-        let _ = stopped.await;
-    }));
+    let address = listener.address()?;
+    let advertised = advertised(arguments.advertise, &address);
+    let service = Service::new(Arc::clone(&store), Arc::clone(&fleet), Arc::clone(&access), advertised);
+    let guard = Guard::new(Arc::clone(&access));
+    let enrolment = enrolment::Service::new(Arc::clone(&access), Arc::clone(&fleet), Arc::clone(&guard));
+    let analysts = Guarded::new(service.clone().into_server(), guard);
+    let house = Arc::new(House::new(Arc::clone(&fleet), enrolment, analysts.clone()));
+
+    let mut tasks = JoinSet::new();
+    let local = match listener {
+        Listener::Tcp(listener) => {
+            tasks.spawn(gate::keep(listener, Arc::clone(&keyring), Arc::clone(&house) as _));
+            let socket = Address::Unix(directory.path().join(SOCKET));
+            let bound = if cfg!(unix) { Some(Listener::bind(&socket).await) } else { None };
+            bound.and_then(|bound| {
+                bound.inspect_err(|error| tracing::warn!(%error, "only who has logged in may ask")).ok()
+            })
+        }
+        local @ Listener::Unix(_) => Some(local),
+    };
+    if let Some(local) = local {
+        tasks.spawn(local.serve_users(analysts));
+    }
+    tasks.spawn(Arc::clone(&keyring).keep(access.worsened()));
+    tasks.spawn(look_again(Arc::clone(&access), fleet, house));
+    tasks.spawn(tick(Arc::clone(&access)));
+    tasks.spawn(forget(store, access, arguments.retention, arguments.audit_retention));
+
+    say_ready(&service, &address, directory.path())?;
     tokio::select! {
         () = stop => tracing::info!("stopping"),
-        served = &mut server => served.context("the server failed")?.context("cannot serve")?,
+        ended = tasks.join_next() => {
+            ended.context("nothing is done any more")?.context("a part of the collector failed")?;
+        }
     }
-    forgetting.abort();
-    drop(stop_serving);
-    if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
-        server.abort();
-    }
+    // Questions under way are let end; what has no end is not waited for.
+    let drained = async {
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+    };
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
     Ok(0)
 }
 
-async fn forget(store: Arc<dyn Store>, retention: Duration) {
+/// How the collector is reached, as far as that can be said: an address that stands for all says nothing.
+fn advertised(told: Option<HostPort>, listening: &Address) -> Option<HostPort> {
+    let listening = match listening {
+        Address::Tcp(address) if !address.is_unspecified() => Some(address.clone()),
+        _ => None,
+    };
+    told.or(listening)
+}
+
+/// Says where it serves, and, the first time, how the first admin logs in.
+fn say_ready(service: &Service, address: &Address, data: &std::path::Path) -> Result<()> {
+    tracing::info!(%address, data = %data.display(), "serving");
+    match service.first_admin(TokenKind::User) {
+        Ok(Some(token)) => {
+            println!("The first admin logs in, once and within a day, with");
+            println!("    alibi login {token}");
+        }
+        Ok(None) => {}
+        Err(status) => tracing::warn!(
+            why = status.message(),
+            "no token for the first admin; `alibi --collector unix:{}` is one, too",
+            data.join(SOCKET).display()
+        ),
+    }
+    Ok(())
+}
+
+/// Ends the connections of those who may have none any more: at once where somebody was revoked, soon where something ran out.
+async fn look_again<A>(access: Arc<Access>, fleet: Arc<Fleet>, house: Arc<House<A>>) {
+    let mut worsened = access.worsened();
+    loop {
+        let _ = tokio::time::timeout(LOOK_INTERVAL, worsened.changed()).await;
+        let now = clock::now();
+        fleet.look_again(now);
+        house.visiting().end_unless(|credential| access.is_good(CredentialId(credential), now));
+    }
+}
+
+async fn tick(access: Arc<Access>) {
+    let mut interval = tokio::time::interval(TICK_INTERVAL);
+    loop {
+        interval.tick().await;
+        let access = Arc::clone(&access);
+        match tokio::task::spawn_blocking(move || access.tick(clock::now())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "what may wait could not be written"),
+            Err(error) => tracing::error!(%error, "what may wait could not be written"),
+        }
+    }
+}
+
+async fn forget(store: Arc<dyn Store>, access: Arc<Access>, retention: Duration, audit_retention: Duration) {
     let mut interval = tokio::time::interval(FORGET_INTERVAL);
     let (began, began_at) = (Instant::now(), clock::now());
     loop {
@@ -69,9 +163,12 @@ async fn forget(store: Arc<dyn Store>, retention: Duration) {
             tracing::error!(%now, %expected, "the clock was set forward: nothing is forgotten until a restart");
             continue;
         }
-        let store = Arc::clone(&store);
-        let before = now.saturating_sub(retention);
-        match tokio::task::spawn_blocking(move || store.forget(before)).await {
+        let (store, access) = (Arc::clone(&store), Arc::clone(&access));
+        let forgotten = tokio::task::spawn_blocking(move || {
+            store.forget(now.saturating_sub(retention))?;
+            access.audit().prune(now.saturating_sub(audit_retention), now)
+        });
+        match forgotten.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "what is too old could not be forgotten"),
             Err(error) => tracing::error!(%error, "what is too old could not be forgotten"),

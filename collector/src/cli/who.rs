@@ -1,17 +1,18 @@
 //! `alibi who`.
 
-use alibi_proto::{
-    command_line::exit_status, json::WhoJson, question::Answer, report, transport::Address, wire,
-};
+use alibi_proto::{command_line::exit_status, json::WhoJson, question::Answer, report, wire};
 use anyhow::{Context as _, Result};
 
-use super::{WhoArgs, collector, in_words};
+use super::{
+    WhoArgs,
+    way::{Way, in_words},
+};
 use crate::clock;
 
-pub(super) async fn who(arguments: WhoArgs, address: &Address) -> Result<u8> {
+pub(super) async fn who(arguments: WhoArgs, way: &Way) -> Result<u8> {
     let question = arguments.question.question(clock::now())?;
     let request = wire::WhoRequest { question: Some(question.into()), scope: arguments.scope.to_wire() };
-    let response = collector(address)?.who(request).await.map_err(in_words(address))?;
+    let response = way.client()?.who(request).await.map_err(in_words(way))?;
     let answer = Answer::try_from(response.into_inner()).context("the collector's answer cannot be read")?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&WhoJson::from(&answer))?);

@@ -1,15 +1,20 @@
-//! One agent's follower: dial, describe, tail, commit, acknowledge; and again, for ever.
+//! One connection with an agent: describe, tail, commit, acknowledge, until it ends; and, with one that is dialled, again,
+//! for ever.
 
 use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
+    address::Address,
+    backoff::Backoff,
     clock::ClockReading,
     convert::ConvertError,
+    dial::{self, DialError, Proxy},
     event::Batch,
     host::HostDescription,
     id::{Cursor, Epoch, HostId, Seq},
     time::Timestamp,
-    transport::{self, Address, MESSAGE_BYTES_MAX},
+    tls::Peer,
+    transport::{self, MESSAGE_BYTES_MAX},
     wire::{self, recorder_client::RecorderClient, tail_request},
 };
 use tokio::{
@@ -20,16 +25,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
 use super::{
-    Live,
+    Live, Shared,
     clock::{OwnClock, SAMPLES_FIRST, SAMPLES_LATER, Standing, measure},
 };
 use crate::{
     clock,
-    store::{Progress, ResumePoint, Store, StoreError},
+    store::{Progress, ResumePoint, StoreError},
 };
 
-/// The pause before the first new try, and the longest one. Each try doubles it; the pause taken is anywhere between
-/// half of it and all of it, so that many followers do not come back at once.
+/// The pause before the first new try, and the longest one.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A connection that lasted this long was a good one: the backoff begins anew after it.
@@ -49,130 +53,169 @@ const REWOUND: &str = "the host's record is not the one that was followed: it wa
 const CONTRADICTED: &str =
     "what the host told does not continue what it had told before: its record was changed";
 
+/// An agent that is connected.
+pub(super) struct Session {
+    /// Under what it is listed.
+    pub(super) place: String,
+    /// The connection.
+    pub(super) channel: Channel,
+    /// Who it has proven to be; none on this machine, where nobody proves anything.
+    pub(super) proven: Option<HostId>,
+    /// Held while something of the host is written: the last write of a session that was ended may be under way still.
+    pub(super) turn: Turn,
+}
+
+/// Whose turn it is to write of a host.
+pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// Follows the agent at `address` until it is aborted.
-pub(super) async fn follow(address: Address, store: Arc<dyn Store>, live: watch::Sender<Live>) {
-    let mut backoff = BACKOFF_FIRST;
+pub(super) async fn follow(address: Address, turn: Turn, shared: Shared, live: watch::Sender<Live>) {
+    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
     loop {
         let began = Instant::now();
-        let ended = follow_once(&address, &store, &live).await;
-        let is_ours = matches!(
-            ended,
-            Err(FollowError::Store(
-                StoreError::Full { .. } | StoreError::Unusable { .. } | StoreError::Damaged { .. }
-            ))
-        );
-        let trouble = match ended {
-            Ok(()) => "the agent ended the stream".to_owned(),
-            Err(error) => error.to_string(),
+        let ended = match dial(&address, &shared).await {
+            Ok((channel, proven)) => {
+                let place = address.to_string();
+                Session { place, channel, proven, turn: Arc::clone(&turn) }.run(&shared, &live).await
+            }
+            Err(error) => Err(error),
         };
-        if is_ours {
-            tracing::error!(%address, trouble, "not connected");
-        } else {
-            tracing::info!(%address, trouble, "not connected");
-        }
-        live.send_modify(|live| {
-            live.connected = false;
-            live.trouble = Some(trouble);
-        });
+        tell_end(&address.to_string(), ended, &live);
         if began.elapsed() >= GOOD_CONNECTION {
-            backoff = BACKOFF_FIRST;
+            backoff.reset();
         }
-        tokio::time::sleep(jittered(backoff)).await;
-        backoff = (backoff * 2).min(BACKOFF_MAX);
+        tokio::time::sleep(backoff.pause(fastrand::f64())).await;
     }
 }
 
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+/// On this machine nobody proves who they are; elsewhere both do.
+pub(super) async fn dial(
+    address: &Address,
+    shared: &Shared,
+) -> Result<(Channel, Option<HostId>), FollowError> {
+    match address {
+        Address::Tcp(remote) if !address.is_local() => {
+            let config = shared.keyring.to_agents();
+            let (stream, peer) = dial::connect_tls(remote, &Proxy::none(), config).await?;
+            let Peer::Host(host) = peer else { return Err(FollowError::NoHost) };
+            Ok((transport::channel_over(stream).await?, Some(host)))
+        }
+        local => Ok((transport::channel(local)?, None)),
+    }
 }
 
-async fn follow_once(
-    address: &Address,
-    store: &Arc<dyn Store>,
-    live: &watch::Sender<Live>,
-) -> Result<(), FollowError> {
-    let channel = transport::channel(address)?;
-    let mut client = RecorderClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let description = describe(&mut client).await?;
-    let mut own = OwnClock::new();
-    // Before anything that it sends can be believed to be of a time.
-    let mut standing = Standing::default();
-    let reading = measure(&mut client, SAMPLES_FIRST).await?;
-    let mut boot_id = reading.as_ref().map(|reading| reading.boot_id.clone());
-    reading.iter().for_each(|reading| standing.measured(reading));
-    let progress = note(address, store, description.clone(), reading).await?;
-    let known_until = known_until(store, description.host, progress).await?;
-
-    let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
-    let ResumePoint { next, anchors } = resume_point(store, description.host, description.epoch).await?;
-    let anchors = anchors.into_iter().map(Into::into).collect();
-    let start = wire::Start { next: Some(next.into()), anchors };
-    send(&requests, tail_request::Request::Start(start)).await?;
-    let mut batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
-    tracing::info!(%address, host = %description.host, "following");
+/// Says why an agent is not followed any more.
+pub(super) fn tell_end(place: &str, ended: Result<(), FollowError>, live: &watch::Sender<Live>) {
+    let is_ours = matches!(
+        ended,
+        Err(FollowError::Store(
+            StoreError::Full { .. } | StoreError::Unusable { .. } | StoreError::Damaged { .. }
+        ))
+    );
+    let trouble = match ended {
+        Ok(()) => "the agent ended the stream".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    if is_ours {
+        tracing::error!(place, trouble, "not connected");
+    } else {
+        tracing::info!(place, trouble, "not connected");
+    }
     live.send_modify(|live| {
-        live.connected = true;
-        live.trouble = None;
-        live.known_until = known_until;
+        live.connected = false;
+        live.trouble = Some(trouble);
     });
+}
 
-    let mut is_first = true;
-    // None until the first watermark: by then the agent has seen who uses the host, and is asked again.
-    let mut described: Option<Instant> = None;
-    loop {
-        let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
-        let Some(mut message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
-        let now = clock::now();
-        if let Some(resumption) = message.resumption.take().filter(|_| is_first)
-            && resumption.standing() == wire::Standing::Other
-        {
-            // Nothing is passed over on an agent's word: what it leaves out is missed in what it sends.
-            let seq = Seq(resumption.from_seq).clamp(Seq::FIRST, next.seq);
-            diverge(store, description.host, Cursor { seq, ..next }, REWOUND, now).await?;
-        }
-        is_first = false;
-        if own.was_set(now) {
-            // All that was measured was against another time.
-            own = OwnClock::new();
-            standing = Standing::default();
-            let reading = measure(&mut client, SAMPLES_LATER).await?;
-            reading.iter().for_each(|reading| standing.measured(reading));
-            note(address, store, description.clone(), reading).await?;
-        }
-        let batch = standing.credible(Batch::try_from(message)?, now);
-        if batch.epoch != description.epoch {
-            return Err(FollowError::RingChanged);
-        }
-        let (settled, caught_up) = (batch.settles(), batch.watermark.is_some());
-        let progress = match commit(store, description.host, batch, now).await {
-            Err(FollowError::Store(StoreError::Broken { seq })) => {
-                // It is taken for what it is from there on, the next time.
-                let from = Cursor { seq: Seq(seq), ..next };
-                diverge(store, description.host, from, CONTRADICTED, now).await?;
-                return Err(FollowError::Store(StoreError::Broken { seq }));
+impl Session {
+    /// Follows the agent until the connection ends.
+    pub(super) async fn run(self, shared: &Shared, live: &watch::Sender<Live>) -> Result<(), FollowError> {
+        let mut client =
+            RecorderClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let description = describe(&mut client).await?;
+        self.check_host(description.host, shared)?;
+        let mut own = OwnClock::new();
+        // Before anything that it sends can be believed to be of a time.
+        let mut standing = Standing::default();
+        let reading = measure(&mut client, SAMPLES_FIRST).await?;
+        let mut boot_id = reading.as_ref().map(|reading| reading.boot_id.clone());
+        reading.iter().for_each(|reading| standing.measured(reading));
+        let progress = self.note(shared, description.clone(), reading).await?;
+        let known_until = self.known_until(shared, description.host, progress).await?;
+
+        let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
+        let ResumePoint { next, anchors } =
+            self.resume_point(shared, description.host, description.epoch).await?;
+        let anchors = anchors.into_iter().map(Into::into).collect();
+        let start = wire::Start { next: Some(next.into()), anchors };
+        send(&requests, tail_request::Request::Start(start)).await?;
+        let mut batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
+        tracing::info!(place = self.place, host = %description.host, "following");
+        live.send_modify(|live| {
+            live.connected = true;
+            live.trouble = None;
+            live.known_until = known_until;
+        });
+
+        let mut is_first = true;
+        // None until the first watermark: by then the agent has seen who uses the host, and is asked again.
+        let mut described: Option<Instant> = None;
+        loop {
+            let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
+            let Some(mut message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
+            let now = clock::now();
+            self.check_host(description.host, shared)?;
+            if let Some(resumption) = message.resumption.take().filter(|_| is_first)
+                && resumption.standing() == wire::Standing::Other
+            {
+                // Nothing is passed over on an agent's word: what it leaves out is missed in what it sends.
+                let seq = Seq(resumption.from_seq).clamp(Seq::FIRST, next.seq);
+                self.diverge(shared, description.host, Cursor { seq, ..next }, REWOUND, now).await?;
             }
-            committed => committed?,
-        };
-        let known_until = progress.known_until.map(|until| standing.known_until(until));
-        live.send_modify(|live| live.known_until = known_until);
-        if let Some(cursor) = settled {
-            send(&requests, tail_request::Request::Acknowledge(cursor.into())).await?;
-        }
-        if caught_up && described.is_none_or(|described| described.elapsed() >= DESCRIBE_INTERVAL) {
-            described = Some(Instant::now());
-            let again = describe(&mut client).await?;
-            if again.host != description.host {
-                return Err(FollowError::HostChanged { was: description.host, is: again.host });
+            is_first = false;
+            if own.was_set(now) {
+                // All that was measured was against another time.
+                own = OwnClock::new();
+                standing = Standing::default();
+                let reading = measure(&mut client, SAMPLES_LATER).await?;
+                reading.iter().for_each(|reading| standing.measured(reading));
+                self.note(shared, description.clone(), reading).await?;
             }
-            own = OwnClock::new();
-            let reading = measure(&mut client, SAMPLES_LATER).await?;
-            if let Some(reading) = &reading {
-                if *boot_id.get_or_insert_with(|| reading.boot_id.clone()) != reading.boot_id {
-                    return Err(FollowError::RingChanged);
+            let batch = standing.credible(Batch::try_from(message)?, now);
+            if batch.epoch != description.epoch {
+                return Err(FollowError::RingChanged);
+            }
+            let (settled, caught_up) = (batch.settles(), batch.watermark.is_some());
+            let progress = match self.commit(shared, description.host, batch, now).await {
+                Err(FollowError::Store(StoreError::Broken { seq })) => {
+                    // It is taken for what it is from there on, the next time.
+                    let from = Cursor { seq: Seq(seq), ..next };
+                    self.diverge(shared, description.host, from, CONTRADICTED, now).await?;
+                    return Err(FollowError::Store(StoreError::Broken { seq }));
                 }
-                standing.measured(reading);
+                committed => committed?,
+            };
+            let known_until = progress.known_until.map(|until| standing.known_until(until));
+            live.send_modify(|live| live.known_until = known_until);
+            if let Some(cursor) = settled {
+                send(&requests, tail_request::Request::Acknowledge(cursor.into())).await?;
             }
-            note(address, store, again, reading).await?;
+            if caught_up && described.is_none_or(|described| described.elapsed() >= DESCRIBE_INTERVAL) {
+                described = Some(Instant::now());
+                let again = describe(&mut client).await?;
+                if again.host != description.host {
+                    return Err(FollowError::HostChanged { was: description.host, is: again.host });
+                }
+                own = OwnClock::new();
+                let reading = measure(&mut client, SAMPLES_LATER).await?;
+                if let Some(reading) = &reading {
+                    if *boot_id.get_or_insert_with(|| reading.boot_id.clone()) != reading.boot_id {
+                        return Err(FollowError::RingChanged);
+                    }
+                    standing.measured(reading);
+                }
+                self.note(shared, again, reading).await?;
+            }
         }
     }
 }
@@ -183,64 +226,96 @@ async fn describe(client: &mut RecorderClient<Channel>) -> Result<HostDescriptio
     Ok(response.into_inner().try_into()?)
 }
 
-async fn note(
-    address: &Address,
-    store: &Arc<dyn Store>,
-    description: HostDescription,
-    reading: Option<ClockReading>,
-) -> Result<Progress, FollowError> {
-    let (store, address) = (Arc::clone(store), address.to_string());
-    blocking(move || store.describe(&address, &description, reading.as_ref(), clock::now())).await
-}
+impl Session {
+    /// Whether the host may be followed over this connection, still.
+    fn check_host(&self, host: HostId, shared: &Shared) -> Result<(), FollowError> {
+        match self.proven {
+            Some(proven) if proven != host => Err(FollowError::Forged { is: proven, says: host }),
+            Some(proven) => shared.check_host(proven, clock::now()).map_err(FollowError::NotWelcome),
+            None if shared.access.standing(host) != crate::access::host::Standing::Unknown => {
+                Err(FollowError::Unproven(host))
+            }
+            None => Ok(()),
+        }
+    }
 
-async fn commit(
-    store: &Arc<dyn Store>,
-    host: HostId,
-    batch: Batch,
-    now: Timestamp,
-) -> Result<Progress, FollowError> {
-    let store = Arc::clone(store);
-    blocking(move || store.commit(host, &batch, now)).await
-}
+    async fn note(
+        &self,
+        shared: &Shared,
+        description: HostDescription,
+        reading: Option<ClockReading>,
+    ) -> Result<Progress, FollowError> {
+        let (store, place) = (Arc::clone(&shared.store), self.place.clone());
+        self.blocking(move || store.describe(&place, &description, reading.as_ref(), clock::now())).await
+    }
 
-async fn resume_point(
-    store: &Arc<dyn Store>,
-    host: HostId,
-    epoch: Epoch,
-) -> Result<ResumePoint, FollowError> {
-    let store = Arc::clone(store);
-    blocking(move || store.resume_point(host, epoch)).await
-}
+    /// A backlog waits for its turn among backlogs, so that what happens now elsewhere is not behind it.
+    async fn commit(
+        &self,
+        shared: &Shared,
+        host: HostId,
+        batch: Batch,
+        now: Timestamp,
+    ) -> Result<Progress, FollowError> {
+        let _turn = match batch.watermark {
+            None => Some(shared.backlogs.acquire().await.map_err(|_| FollowError::Interrupted)?),
+            Some(_) => None,
+        };
+        let store = Arc::clone(&shared.store);
+        self.blocking(move || store.commit(host, &batch, now)).await
+    }
 
-/// The host tells another past than it did.
-async fn diverge(
-    store: &Arc<dyn Store>,
-    host: HostId,
-    from: Cursor,
-    reason: &'static str,
-    now: Timestamp,
-) -> Result<(), FollowError> {
-    tracing::error!(%host, from = from.seq.0, reason, "the chain of a host is broken");
-    let store = Arc::clone(store);
-    blocking(move || store.diverge(host, from, reason, now)).await.map(drop)
-}
+    async fn resume_point(
+        &self,
+        shared: &Shared,
+        host: HostId,
+        epoch: Epoch,
+    ) -> Result<ResumePoint, FollowError> {
+        let store = Arc::clone(&shared.store);
+        self.blocking(move || store.resume_point(host, epoch)).await
+    }
 
-/// How far a host's stream is known, by the collector's clock.
-async fn known_until(
-    store: &Arc<dyn Store>,
-    host: HostId,
-    progress: Progress,
-) -> Result<Option<Timestamp>, FollowError> {
-    let Some(until) = progress.known_until else { return Ok(None) };
-    let store = Arc::clone(store);
-    blocking(move || store.clock(host).map(|history| Some(history.clock(clock::now()).known_until(until))))
+    /// The host tells another past than it did.
+    async fn diverge(
+        &self,
+        shared: &Shared,
+        host: HostId,
+        from: Cursor,
+        reason: &'static str,
+        now: Timestamp,
+    ) -> Result<(), FollowError> {
+        tracing::error!(%host, from = from.seq.0, reason, "the chain of a host is broken");
+        let store = Arc::clone(&shared.store);
+        self.blocking(move || store.diverge(host, from, reason, now)).await.map(drop)
+    }
+
+    /// How far a host's stream is known, by the collector's clock.
+    async fn known_until(
+        &self,
+        shared: &Shared,
+        host: HostId,
+        progress: Progress,
+    ) -> Result<Option<Timestamp>, FollowError> {
+        let Some(until) = progress.known_until else { return Ok(None) };
+        let store = Arc::clone(&shared.store);
+        self.blocking(move || {
+            store.clock(host).map(|history| Some(history.clock(clock::now()).known_until(until)))
+        })
         .await
-}
+    }
 
-async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, FollowError> {
-    Ok(tokio::task::spawn_blocking(call).await.map_err(|_| FollowError::Interrupted)??)
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, FollowError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let work = move || {
+            let done = call();
+            drop(turn);
+            done
+        };
+        Ok(tokio::task::spawn_blocking(work).await.map_err(|_| FollowError::Interrupted)??)
+    }
 }
 
 async fn send(
@@ -256,6 +331,16 @@ async fn send(
 pub(super) enum FollowError {
     #[error("cannot be dialled: {0}")]
     Transport(#[from] tonic::transport::Error),
+    #[error("{0}")]
+    Dial(#[from] DialError),
+    #[error("what answers there is not a host")]
+    NoHost,
+    #[error("it has proven that it is the host {is}, and says that it is {says}")]
+    Forged { is: HostId, says: HostId },
+    #[error("it says that it is the host {0}, which is enrolled, and does not prove it")]
+    Unproven(HostId),
+    #[error("{0}")]
+    NotWelcome(String),
     #[error("{}", status_in_words(.0))]
     Status(#[from] Status),
     #[error("it sent what no agent sends: {0}")]

@@ -8,12 +8,12 @@ use alibi_proto::{
     event::Batch,
     frame::Frame,
     id::{Cursor, Epoch, Seq},
-    transport::{self, Address, MESSAGE_BYTES_MAX},
+    transport::MESSAGE_BYTES_MAX,
     wire::{self, recorder_client::RecorderClient, tail_request},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 /// Problems that are listed; more are counted only.
 const PROBLEMS_MAX: usize = 64;
@@ -43,11 +43,8 @@ impl Verified {
     }
 }
 
-/// Reads what the agent at `address` has of the ring `epoch`, up to the newest of the anchors.
-pub(crate) async fn verify(address: &Address, epoch: Epoch, anchors: &[Anchor]) -> Result<Verified, Status> {
-    let unavailable =
-        |error: tonic::transport::Error| Status::unavailable(format!("{address} cannot be dialled: {error}"));
-    let channel = transport::channel(address).map_err(unavailable)?;
+/// Reads what the agent behind `channel` has of the ring `epoch`, up to the newest of the anchors.
+pub(crate) async fn verify(channel: Channel, epoch: Epoch, anchors: &[Anchor]) -> Result<Verified, Status> {
     let mut client = RecorderClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let described = client.describe(wire::DescribeRequest {}).await?.into_inner();
     let mut check = Check::new(anchors);

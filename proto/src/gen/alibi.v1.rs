@@ -2653,6 +2653,32 @@ pub struct HostStatus {
     pub clock: ::core::option::Option<ClockStatus>,
     #[prost(message, optional, tag = "9")]
     pub chain: ::core::option::Option<ChainStatus>,
+    /// Where it calls from, or did last.
+    #[prost(string, optional, tag = "10")]
+    pub from: ::core::option::Option<::prost::alloc::string::String>,
+    /// Absent for one that is not enrolled, which nobody has proven to be who it says.
+    #[prost(message, optional, tag = "11")]
+    pub enrolment: ::core::option::Option<HostEnrolment>,
+}
+/// What is known of a host by its certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostEnrolment {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    /// What it was called when it enrolled.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(fixed64, tag = "3")]
+    pub enrolled_ns: u64,
+    #[prost(fixed64, tag = "4")]
+    pub certificate_until_ns: u64,
+    #[prost(string, repeated, tag = "5")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(fixed64, optional, tag = "6")]
+    pub revoked_ns: ::core::option::Option<u64>,
+    /// That its identity was found in two places, and where.
+    #[prost(string, optional, tag = "7")]
+    pub copied: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// How the chain of hashes over a host's events stands.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -2,9 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use alibi_proto::{id::HostId, tls};
+use alibi_proto::{
+    id::HostId,
+    tls::{self, PeerVerifier, Trust},
+};
 use rustls::{
-    RootCertStore,
+    CertificateError, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
     crypto::{CryptoProvider, ring},
     pki_types::{ServerName, UnixTime},
@@ -26,9 +29,13 @@ struct House {
 
 impl House {
     fn new() -> Self {
+        Self::at(NOW)
+    }
+
+    fn at(now: Timestamp) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = AccessStore::open(&directory.path().join("access.db")).unwrap();
-        let authorities = Authorities::open(directory.path(), &store, NOW).unwrap();
+        let authorities = Authorities::open(directory.path(), &store, now).unwrap();
         Self { directory, store, authorities }
     }
 
@@ -49,6 +56,16 @@ impl House {
     fn issue(&self, peer: Peer) -> Vec<Vec<u8>> {
         let issued = self.authorities.issue(peer, &key(), after(HOST_LIFETIME), NOW).unwrap();
         issued.chain
+    }
+
+    /// What somebody has who was given a certificate now: TLS asks what time it is itself.
+    fn identity(&self, peer: Peer) -> Identity {
+        let key = tls::make_key().unwrap();
+        let request = RequestedKey::read(&tls::certificate_request(&key).unwrap()).unwrap();
+        let now = crate::clock::now();
+        let issued = self.authorities.issue(peer, &request, now.saturating_add(DAY), now).unwrap();
+        let chain = issued.chain.into_iter().map(CertificateDer::from).collect();
+        Identity { chain, key: Arc::new(key) }
     }
 
     fn certificate(&self, age: usize) -> Vec<u8> {
@@ -195,6 +212,80 @@ fn whoever_knows_an_old_ca_believes_the_new_ones() {
     assert!(own.len() <= CHAIN_MAX, "whoever is connected to takes no more");
     let fingerprints: Vec<String> = own.iter().map(|der| Fingerprint::of(der).to_string()).collect();
     assert!((0..AUTHORITIES_MAX).all(|age| fingerprints.contains(&house.fingerprint(age))));
+}
+
+/// As TLS itself has it, with what both programs use.
+#[test]
+fn both_ends_find_each_other_across_cas() {
+    let now = crate::clock::now();
+    let mut house = House::at(now);
+    let host_of_old = house.identity(HOST);
+    for _ in 1..AUTHORITIES_MAX {
+        house.rotate(now).unwrap();
+    }
+    let host = house.identity(HOST);
+    let analyst = house.identity(ANALYST);
+    let own = house.authorities.own(now).unwrap().identity;
+    let all: Vec<_> =
+        house.authorities.all().iter().map(|ca| CertificateDer::from(ca.certificate.clone())).collect();
+    let verifier = PeerVerifier::new(&all, false, Arc::new(Everybody)).unwrap();
+    let server = tls::server(&own, verifier, tls::HOME).unwrap();
+    for ca in house.authorities.all() {
+        let certificate = CertificateDer::from(ca.certificate.clone());
+        for trust in [Trust::Pinned(ca.fingerprint), Trust::Authorities(vec![certificate])] {
+            for identity in [None, Some(&host), Some(&host_of_old), Some(&analyst)] {
+                let client = tls::to_collector(&trust, identity, tls::HOME).unwrap();
+                assert_eq!(handshake(client, Arc::clone(&server)), Ok(()), "{trust:?}");
+            }
+        }
+    }
+    let stranger = House::at(now);
+    let client =
+        tls::to_collector(&Trust::Pinned(stranger.authorities.newest().fingerprint), None, tls::HOME);
+    assert!(handshake(client.unwrap(), Arc::clone(&server)).is_err());
+    let known = Trust::Authorities(all);
+    let client = tls::to_collector(&known, Some(&stranger.identity(HOST)), tls::HOME).unwrap();
+    assert!(handshake(client, server).is_err());
+}
+
+#[derive(Debug)]
+struct Everybody;
+
+impl tls::Admission for Everybody {
+    fn admit(&self, _: Peer) -> Result<(), CertificateError> {
+        Ok(())
+    }
+}
+
+/// Lets both speak until neither has anything to say.
+fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Result<(), rustls::Error> {
+    let mut client = ClientConnection::new(client, tls::collector_server_name().unwrap()).unwrap();
+    let mut server = ServerConnection::new(server).unwrap();
+    loop {
+        let mut said = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut said).unwrap();
+        }
+        let answered = hear(&mut server, &said);
+        let mut answer = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut answer).unwrap();
+        }
+        hear(&mut client, &answer)?;
+        answered?;
+        if said.is_empty() && answer.is_empty() {
+            assert!(!client.is_handshaking() && !server.is_handshaking());
+            return Ok(());
+        }
+    }
+}
+
+fn hear<D>(connection: &mut rustls::ConnectionCommon<D>, mut bytes: &[u8]) -> Result<(), rustls::Error> {
+    while !bytes.is_empty() {
+        connection.read_tls(&mut bytes).unwrap();
+        connection.process_new_packets()?;
+    }
+    Ok(())
 }
 
 #[test]

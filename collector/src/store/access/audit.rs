@@ -170,14 +170,7 @@ pub(super) fn entries_about(
     after: u64,
     limit: usize,
 ) -> Result<Vec<Entry>, StoreError> {
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM audit WHERE seq IN (
-             SELECT seq FROM (SELECT seq FROM audit_host WHERE host = ?1 AND seq > ?2 AND by_analyst = 1
-                 ORDER BY seq LIMIT ?3)
-             UNION SELECT seq FROM (SELECT seq FROM audit WHERE all_hosts = 1 AND role NOT IN ('', 'host') AND seq > ?2
-                 ORDER BY seq LIMIT ?3)
-         ) ORDER BY seq LIMIT ?3"
-    ))?;
+    let mut statement = connection.prepare_cached(&about())?;
     let after = i64::try_from(after).unwrap_or(i64::MAX);
     let mut rows = statement.query(params![host.as_bytes(), after, sql_limit(limit)])?;
     let mut entries = Vec::new();
@@ -185,6 +178,18 @@ pub(super) fn entries_about(
         entries.push(entry(row)?);
     }
     Ok(entries)
+}
+
+/// A host, the entry before the first that is wanted, and how many are.
+pub(super) fn about() -> String {
+    format!(
+        "SELECT {COLUMNS} FROM audit WHERE seq IN (
+             SELECT seq FROM (SELECT seq FROM audit_host WHERE host = ?1 AND seq > ?2 AND by_analyst = 1
+                 ORDER BY seq LIMIT ?3)
+             UNION SELECT seq FROM (SELECT seq FROM audit WHERE all_hosts = 1 AND role NOT IN ('', 'host') AND seq > ?2
+                 ORDER BY seq LIMIT ?3)
+         ) ORDER BY seq LIMIT ?3"
+    )
 }
 
 /// The entry that tells of it, if any went.

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use alibi_proto::{id::HostId, time::Timestamp};
 use rusqlite::Connection;
 
-use super::{AccessStore, schema::FORMAT};
+use super::{AccessStore, audit::about, schema::FORMAT};
 use crate::{
     access::{
         audit::{Actor, Entry, Filter, Note, PROBLEMS_MAX, Scope},
@@ -267,6 +267,22 @@ fn what_goes_at_once_is_bounded() {
         let verified = store.verify_entries().unwrap();
         assert_eq!((verified.from_seq, &verified.problems[..]), (want, &[][..]));
     }
+}
+
+/// Each host that is connected asks for what is new about it, each time that there is something new.
+#[test]
+fn what_is_about_a_host_is_found_by_its_indexes() {
+    let house = House::new();
+    drop(house.open());
+    let connection = Connection::open(house.file()).unwrap();
+    let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {}", about())).unwrap();
+    let plan = statement.query_map([0, 0, 0], |row| row.get::<_, String>(3)).unwrap();
+    let plan: Vec<String> = plan.map(Result::unwrap).collect();
+    for want in ["audit_host USING PRIMARY KEY (host=? AND seq>?)", "audit USING INDEX audit_of_all (seq>?)"]
+    {
+        assert!(plan.iter().any(|step| step.ends_with(want)), "{want}: {plan:?}");
+    }
+    assert!(!plan.iter().any(|step| step.starts_with("SCAN audit")), "{plan:?}");
 }
 
 #[test]
