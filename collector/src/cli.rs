@@ -347,7 +347,7 @@ pub fn run(arguments: Arguments) -> Result<u8> {
             Command::Login(arguments) => login::login(arguments, &to).await,
             Command::Logout => login::logout(&to),
             Command::Hosts(hosts) => hosts::hosts(hosts, &Way::find(&to)?).await,
-            Command::Who(who) => who::who(who, &Way::find(&to)?).await,
+            Command::Who(who) => who::who(who, &to).await,
             Command::Process(process) => process::process(process, &Way::find(&to)?).await,
             Command::Host(host) => host::host(host, &Way::find(&to)?).await,
             Command::Whoami { json } => token::who_am_i(json, &Way::find(&to)?).await,

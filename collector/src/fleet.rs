@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod arrival;
+mod asked;
 mod clock;
 mod follower;
 pub(crate) mod verify;
@@ -65,6 +66,8 @@ struct Shared {
     access: Arc<Access>,
     keyring: Arc<Keyring>,
     backlogs: Arc<Semaphore>,
+    /// There to be counted: each follower has one.
+    each: Arc<()>,
 }
 
 impl Shared {
@@ -98,6 +101,8 @@ struct Connection {
     channel: Channel,
     instance: Instance,
     whereabouts: Whereabouts,
+    /// The newest entry of the audit log that its owner was told.
+    asked_until: u64,
 }
 
 /// A task that ends when this is dropped.
@@ -135,7 +140,13 @@ impl Fleet {
         access: Arc<Access>,
         keyring: Arc<Keyring>,
     ) -> Result<Self, StoreError> {
-        let shared = Shared { store, access, keyring, backlogs: Arc::new(Semaphore::new(BACKLOGS_MAX)) };
+        let shared = Shared {
+            store,
+            access,
+            keyring,
+            backlogs: Arc::new(Semaphore::new(BACKLOGS_MAX)),
+            each: Arc::new(()),
+        };
         let fleet = Self {
             shared,
             followers: Mutex::default(),

@@ -1,6 +1,7 @@
 //! The lab: runs whole systems on one machine. Quick start, end-to-end tests, reference models.
 
 pub mod capture;
+pub mod connect_proxy;
 pub mod disk;
 pub mod faults;
 pub mod fuzz;

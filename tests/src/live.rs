@@ -42,11 +42,25 @@ impl Live {
     /// # Panics
     /// When there can be no pipe in `directory`.
     pub fn begin_with(command: Command, directory: &Path, data: &Path, words: &[&str]) -> (Self, Agent) {
+        Self::begin_at(command, directory, data, "127.0.0.1:0", words)
+    }
+
+    /// The same with one that listens there; nowhere but at its socket, if that is empty.
+    ///
+    /// # Panics
+    /// When there can be no pipe in `directory`.
+    pub fn begin_at(
+        command: Command,
+        directory: &Path,
+        data: &Path,
+        listen: &str,
+        words: &[&str],
+    ) -> (Self, Agent) {
         let path = directory.join("live");
         let mut live = Self { pipe: pipe(&path).expect("a pipe can be made"), next_pid: 1 };
         let source = format!("replay:{}", path.display());
         let words = [&["--source", &source], words].concat();
-        let agent = Agent::start_with(command, data, "127.0.0.1:0", &words);
+        let agent = Agent::start_with(command, data, listen, &words);
         live.complete();
         (live, agent)
     }

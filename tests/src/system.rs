@@ -251,14 +251,26 @@ impl Collector {
         Self::start_with(Command::new(&programs().alibi), data, listen, &[])
     }
 
+    /// Starts one with a command that ends in `alibi`, at an address that only others reach: here, its socket is asked.
+    pub fn start_elsewhere(command: Command, data: &Path, listen: &str, words: &[&str]) -> Self {
+        let (running, _) = Self::serve(command, data, listen, words);
+        let address = format!("unix:{}", data.join("alibi.sock").display());
+        Self { running, address, credentials: data.with_extension("credentials.json") }
+    }
+
+    fn serve(mut command: Command, data: &Path, listen: &str, words: &[&str]) -> (Running, String) {
+        command.args(["serve", "--listen", listen]).args(words).arg("--data").arg(data);
+        let running = Running::start("the collector", &mut command);
+        let address = value_of("address", &running.line_with("serving address=", 0).0);
+        (running, address)
+    }
+
     /// Starts one with a command that ends in `alibi`, and further words. The first time, the first admin logs in.
     ///
     /// # Panics
     /// When it does not start.
-    pub fn start_with(mut command: Command, data: &Path, listen: &str, words: &[&str]) -> Self {
-        command.args(["serve", "--listen", listen]).args(words).arg("--data").arg(data);
-        let running = Running::start("the collector", &mut command);
-        let address = value_of("address", &running.line_with("serving address=", 0).0);
+    pub fn start_with(command: Command, data: &Path, listen: &str, words: &[&str]) -> Self {
+        let (running, address) = Self::serve(command, data, listen, words);
         let credentials = data.with_extension("credentials.json");
         let collector = Self { running, address, credentials };
         if !collector.credentials.exists() {

@@ -19,6 +19,10 @@ use alibi_lab::{
     requirements::{Requirement, met},
     system::{Agent, Collector, outcome},
 };
+use alibi_proto::{
+    tls::Fingerprint,
+    token::{Token, TokenKind},
+};
 use serde_json::Value;
 
 #[path = "refusals/disks.rs"]
@@ -153,21 +157,14 @@ fn a_target_that_is_none_is_refused() {
 }
 
 #[test]
-fn an_address_that_leaves_the_machine_is_refused() {
+fn an_address_that_is_none_or_that_others_reach_too_early_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("data");
     let data = data.to_str().unwrap();
     const WAY_OUT: &str = "127.0.0.1:8440";
-    for address in ["10.0.0.1:8440", "0.0.0.0:8440", "[::]:8440", "collector.example:8440"] {
-        for command in [
-            alibi(&["serve", "--data", data, "--listen", address]),
-            agent(&["run", "--data", data, "--listen", address]),
-            alibi(&["hosts", "--collector", address]),
-            alibi(&["host", "add", address]),
-            alibi(&["host", "remove", address]),
-        ] {
-            refused(command, directory.path(), &[address, "leaves this machine", "loopback", WAY_OUT]);
-        }
+    for address in ["0.0.0.0:0", "[::]:0"] {
+        let wanted = ["--listen", "not enrolled", "alibi-agent enroll", "loopback"];
+        refused(agent(&["run", "--data", data, "--listen", address]), directory.path(), &wanted);
     }
     for address in ["banana", "127.0.0.1", "127.0.0.1:99999", "unix:relative"] {
         refused(alibi(&["host", "add", address]), directory.path(), &[address, WAY_OUT]);
@@ -204,6 +201,12 @@ fn without_a_collector_every_question_is_refused() {
     let nobody = free.local_addr().unwrap().to_string();
     drop(free);
     let socket = format!("unix:{}", directory.path().join("none.sock").display());
+    let token = Token {
+        kind: TokenKind::User,
+        address: nobody.parse().unwrap(),
+        authority: Fingerprint([0; 32]),
+        secret: [0; 32],
+    };
     for address in [&nobody, &socket] {
         for words in [
             &["hosts"][..],
@@ -213,10 +216,16 @@ fn without_a_collector_every_question_is_refused() {
             &["host", "remove", "127.0.0.1:8441"],
         ] {
             let mut command = alibi(words);
-            command.args(["--collector", address]);
+            command.args(["--collector", address]).env("ALIBI_TOKEN", token.to_string());
             refused(command, directory.path(), &["no collector", address, "alibi serve", "--collector"]);
         }
     }
+    // Whoever is nobody there need not be dialled.
+    let credentials = directory.path().join("credentials.json");
+    let mut command = alibi(&["hosts", "--collector", &nobody]);
+    command.env("ALIBI_CREDENTIALS", &credentials).env_remove("ALIBI_TOKEN");
+    let wanted = ["not logged in", &nobody, credentials.to_str().unwrap(), "alibi login", "ALIBI_TOKEN"];
+    refused(command, directory.path(), &wanted);
 }
 
 /// As many processes, each with a connection to the target that has ended, as a recording.

@@ -68,7 +68,9 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
 
     directory.keep();
     let description = source.describe();
-    tracing::info!(address, %host, source = description.name, "recording");
+    // Nowhere where the system has no sockets.
+    let shown = address.as_deref().map(tracing::field::display);
+    tracing::info!(address = shown, %host, source = description.name, "recording");
 
     // A recording is of another host, or of another time: its executables are not here.
     let identifier = match arguments.source {

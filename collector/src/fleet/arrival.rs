@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Connection, Fleet, Task,
+    Connection, Fleet, Task, asked,
     follower::{Session, tell_end},
 };
 use crate::{
@@ -86,7 +86,8 @@ impl Fleet {
                     return Err("it has called another time since".to_owned());
                 }
                 let number = self.connections.fetch_add(1, Ordering::Relaxed);
-                Ok(Connection { number, channel, instance: presented.instance, whereabouts })
+                let asked_until = shown.asked_until_seq;
+                Ok(Connection { number, channel, instance: presented.instance, whereabouts, asked_until })
             }
             Admittance::Refused(copied) => {
                 let why = copied.to_string();
@@ -126,14 +127,18 @@ impl Fleet {
         let from = connection.whereabouts.address.clone();
         follower.live.send_modify(|live| live.from = Some(from));
         let number = connection.number;
-        let channel = connection.channel.clone();
+        let (channel, asked_until) = (connection.channel.clone(), connection.asked_until);
         follower.connection = Some(connection);
         let session =
             Session { place: place.clone(), channel, proven: Some(host), turn: Arc::clone(&follower.turn) };
         let (shared, live) = (self.shared.clone(), follower.live.clone());
         let fleet = Arc::downgrade(self);
         let task = tokio::spawn(async move {
-            let ended = session.run(&shared, &live).await;
+            let telling = asked::tell(&shared, host, session.channel.clone(), asked_until);
+            let ended = tokio::select! {
+                ended = session.run(&shared, &live) => ended,
+                ended = async { telling.await; std::future::pending().await } => ended,
+            };
             tell_end(&place, ended, &live);
             if let Some(fleet) = fleet.upgrade() {
                 fleet.left(&place, number);

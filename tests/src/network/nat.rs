@@ -20,6 +20,9 @@ table ip alibi {
 }
 ";
 
+/// A packet is dropped (2) if a random number is not below four fifths of 2^32 (BPF).
+const LOSE_SOME: &str = "4,32 0 0 4294963256,53 0 1 3435973837,6 0 0 2,6 0 0 0";
+
 /// A laptop, a router and a server.
 #[derive(Debug)]
 pub struct BehindNat {
@@ -89,6 +92,32 @@ impl BehindNat {
     pub fn forget(&self) {
         self.rules("flush table ip alibi\ndelete table ip alibi\n");
         self.rules(RULES);
+    }
+
+    /// Whether one in five of the packets that come from outside is lost, at random.
+    pub fn lose(&self, some: bool) {
+        let tc = |words: &[&str]| {
+            let mut tc = self.router.command("tc");
+            super::run(tc.args(words));
+        };
+        if some {
+            tc(&["qdisc", "add", "dev", "out", "ingress"]);
+            let filter = [
+                "filter",
+                "add",
+                "dev",
+                "out",
+                "ingress",
+                "protocol",
+                "ip",
+                "bpf",
+                "direct-action",
+                "bytecode",
+            ];
+            tc(&[&filter[..], &[LOSE_SOME]].concat());
+        } else {
+            tc(&["qdisc", "del", "dev", "out", "ingress"]);
+        }
     }
 
     /// Lets no more through to the outside than so much, such as `256kbit`.

@@ -1,0 +1,67 @@
+//! Tells a host who asked about it, for its owner to see. Not what was looked for: whoever has the host would hear it, too.
+
+use std::{sync::Arc, time::Duration};
+
+use alibi_proto::{
+    id::HostId,
+    wire::{self, recorder_client::RecorderClient},
+};
+use tonic::transport::Channel;
+
+use super::Shared;
+use crate::access::audit::Entry;
+
+/// Entries of one message.
+const ENTRIES_MAX: usize = 256;
+/// After something was asked, hosts are told over so long for each that is connected: a question about all of a large fleet is
+/// followed by no flood.
+const SPREAD_PER_HOST: Duration = Duration::from_millis(3);
+const SPREAD_MAX: Duration = Duration::from_secs(30);
+/// How long a host may take to hear it.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Tells the host behind `channel`, which has heard all up to the entry `told`, whatever comes after that, until it does not
+/// listen any more.
+pub(super) async fn tell(shared: &Shared, host: HostId, channel: Channel, mut told: u64) {
+    let mut client = RecorderClient::new(channel);
+    let mut newest = shared.access.audit().newest();
+    loop {
+        let known = *newest.borrow_and_update();
+        while told < known {
+            let access = Arc::clone(&shared.access);
+            let read = move || access.audit().entries_about(host, told, ENTRIES_MAX);
+            let entries = match tokio::task::spawn_blocking(read).await {
+                Ok(Ok(entries)) => entries,
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "a host's owner is not told who asked");
+                    break;
+                }
+                Err(_) => return,
+            };
+            let Some(last) = entries.last() else { break };
+            told = last.seq;
+            let request = wire::AskedRequest { entries: entries.iter().map(in_short).collect() };
+            match tokio::time::timeout(TOLD_WITHIN, client.asked(request)).await {
+                Ok(Ok(_)) => {}
+                // An older agent has no place for it; another says it again when it connects anew.
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+        if newest.changed().await.is_err() {
+            return;
+        }
+        let connected = u32::try_from(Arc::strong_count(&shared.each)).unwrap_or(u32::MAX);
+        let spread = SPREAD_PER_HOST.saturating_mul(connected).min(SPREAD_MAX);
+        tokio::time::sleep(spread.mul_f64(fastrand::f64())).await;
+    }
+}
+
+fn in_short(entry: &Entry) -> wire::Asked {
+    wire::Asked {
+        seq: entry.seq,
+        at_ns: entry.at.as_nanos(),
+        who: entry.who.clone(),
+        role: entry.role.clone(),
+        action: entry.action.clone(),
+    }
+}
