@@ -1,6 +1,6 @@
 //! The file that sets what flags set: one key per flag, under the name of the flag.
 //!
-//! What it says becomes the default of the flag, so a flag goes over a variable, that over the file, and that over the
+//! A flag that may be given more than once takes a list. What it says becomes the default of the flag, so a flag goes over a variable, that over the file, and that over the
 //! program's own default. Each value is read by the very parser of its flag. A key that is no flag is refused, because
 //! whoever wrote it believes that it does something.
 
@@ -49,7 +49,8 @@ pub struct Configurable {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Setting {
     flag: String,
-    value: String,
+    /// One, or as many as a flag that may be given more than once takes.
+    values: Vec<String>,
     line: usize,
 }
 
@@ -123,9 +124,9 @@ fn settings(path: &Path, text: &str, command: &Command) -> Result<Vec<Setting>, 
             let (path, key) = (path.to_owned(), flag.clone());
             ConfigurationError::Value { path, line, key, problem }
         };
-        let value = in_words(value).map_err(refused)?;
-        try_on(command, argument, &value).map_err(refused)?;
-        settings.push(Setting { flag, value, line });
+        let values = values_of(argument, value).map_err(refused)?;
+        values.iter().try_for_each(|value| try_on(command, argument, value)).map_err(refused)?;
+        settings.push(Setting { flag, values, line });
     }
     settings.sort_by_key(|setting| setting.line);
     Ok(settings)
@@ -134,7 +135,7 @@ fn settings(path: &Path, text: &str, command: &Command) -> Result<Vec<Setting>, 
 /// What can be set: flags that are for everybody, but not the one that names the file.
 fn public_flags(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|argument| {
-        let acts = matches!(argument.get_action(), ArgAction::Set | ArgAction::SetTrue);
+        let acts = matches!(argument.get_action(), ArgAction::Set | ArgAction::SetTrue | ArgAction::Append);
         acts && argument.get_long().is_some() && !argument.is_hide_set() && argument.get_id() != ARGUMENT
     })
 }
@@ -145,6 +146,16 @@ fn near(key: &str, command: &Command) -> Option<String> {
         .filter_map(Arg::get_long)
         .max_by(|one, other| likeness(one).total_cmp(&likeness(other)))?;
     (likeness(&near) >= NEAR).then(|| near.to_owned())
+}
+
+/// The values of a flag: of a list, where it may be given more than once.
+fn values_of(argument: &Arg, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, String> {
+    match value.get_ref() {
+        DeValue::Array(values) if matches!(argument.get_action(), ArgAction::Append) => {
+            values.iter().map(in_words).collect()
+        }
+        _ => Ok(vec![in_words(value)?]),
+    }
 }
 
 /// A value as it would be written on the command line.
@@ -178,10 +189,10 @@ fn try_on(command: &Command, argument: &Arg, value: &str) -> Result<(), String> 
 
 /// A command whose flags have these values unless something else is said.
 fn with_defaults(command: Command, settings: &[Setting]) -> Command {
-    settings.iter().fold(command, |command, Setting { flag, value, .. }| {
+    settings.iter().fold(command, |command, Setting { flag, values, .. }| {
         let id = command.get_arguments().find(|argument| argument.get_long() == Some(flag));
         let Some(id) = id.map(|argument| argument.get_id().to_string()) else { return command };
-        command.mut_arg(id, |argument| argument.required(false).default_value(value.clone()))
+        command.mut_arg(id, |argument| argument.required(false).default_values(values.clone()))
     })
 }
 

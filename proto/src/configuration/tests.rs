@@ -34,6 +34,8 @@ struct RunArgs {
     ring_bytes: u64,
     #[arg(long)]
     quiet: bool,
+    #[arg(long, value_parser = parse_duration, allow_hyphen_values = true)]
+    wait: Vec<Duration>,
     #[arg(long, hide = true)]
     secret: Option<String>,
 }
@@ -89,6 +91,22 @@ fn a_flag_goes_over_a_variable_over_the_file_over_the_default() {
 }
 
 #[test]
+fn a_flag_that_may_be_given_more_than_once_takes_a_list() {
+    let secs = |secs: &[u64]| secs.iter().copied().map(Duration::from_secs).collect::<Vec<_>>();
+    let check = |text: Option<&str>, words: &[&str], wanted: &[u64]| {
+        let run = run(text, &[&["--data", "d"], words].concat()).unwrap();
+        assert_eq!(run.wait, secs(wanted), "{text:?} {words:?}");
+    };
+    check(None, &[], &[]);
+    check(None, &["--wait", "1s", "--wait=2s"], &[1, 2]);
+    check(Some("wait = []"), &[], &[]);
+    check(Some("wait = '3s'"), &[], &[3]);
+    check(Some("wait = ['3s', \"4s\"]"), &[], &[3, 4]);
+    check(Some("wait = [\n  '3s', # why\n  '4s',\n]"), &[], &[3, 4]);
+    check(Some("wait = ['3s', '4s']"), &["--wait", "1s"], &[1]);
+}
+
+#[test]
 fn the_same_flag_of_another_command_is_set_too_and_no_other() {
     let text = "data = 'f'\nring-bytes = 9\n";
     let Commands::Ask(ask) = parsed(Some(text), &["ask"]).unwrap() else { panic!() };
@@ -132,6 +150,9 @@ fn what_cannot_be_meant_is_refused_with_line_and_key() {
         ("data = f\n", &["line 1", "write lines such as"]),
         ("data = 'f'\n\n\u{7f}\n", &["line 3"]),
         ("[[data]]\n", &["`data`", "one value", "array"]),
+        ("\nwait = ['1s', 'soon']\n", &["line 2", "`wait`", "`soon`"]),
+        ("wait = [['1s']]\n", &["`wait`", "one value", "array"]),
+        ("wait = [{ a = '1s' }]\n", &["`wait`", "one value", "table"]),
     ] {
         let error = run(Some(text), &["--data", "d"]).unwrap_err();
         for wanted in wanted {
