@@ -18,7 +18,7 @@ use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
     event::{Event, EventKind, ListenRecord},
     flow::{Attribution, Direction, FlowEndReason, FlowRecord, FlowState, RECORD_SPAN_MAX, Traffic},
-    host::{SourceDescription, UserPresence},
+    host::SourceDescription,
     id::{ConnectionUid, HostBoot, ProcessUid, Seq},
     name::RemoteName,
     process::{ProcessExecution, ProcessExit, ProcessImage, ProcessRecord, User},
@@ -30,10 +30,11 @@ use crate::{
         ConnectionChange, Fact, Observation, ObservedConnection, ObservedProcess, ProcessKey, Report,
         SocketKey,
     },
-    enrich::redaction::redact,
+    enrich::redaction::Redactor,
     ledger::{Ledger, Past},
 };
 
+mod beside;
 mod clocks;
 mod encrypted;
 mod interruptions;
@@ -94,6 +95,7 @@ pub struct Pipeline {
     /// Open connections that there was no room for.
     unfollowed: u64,
     users: HashMap<ProcessKey, User>,
+    redactor: Redactor,
     names: Names,
     encrypted: Encrypted,
     /// The clock was set in this report: what is open is said anew at once, before and after the step.
@@ -150,6 +152,7 @@ impl Pipeline {
             unreported: BTreeSet::new(),
             unfollowed: 0,
             users: HashMap::new(),
+            redactor: Redactor::default(),
             names: Names::default(),
             encrypted: Encrypted::default(),
             clock_was_set: false,
@@ -161,6 +164,12 @@ impl Pipeline {
         };
         pipeline.begin(past.into(), now);
         pipeline
+    }
+
+    /// The same, which redacts by further rules.
+    #[must_use]
+    pub fn with_redactor(self, redactor: Redactor) -> Self {
+        Self { redactor, ..self }
     }
 
     /// Takes in what a source saw.
@@ -258,19 +267,6 @@ impl Pipeline {
         &mut self.ledger
     }
 
-    /// Users with at least one running process, most processes first, at most `max` of them.
-    pub fn users(&self, max: usize) -> Vec<UserPresence> {
-        let mut counts: BTreeMap<&User, u32> = BTreeMap::new();
-        self.users.values().for_each(|user| *counts.entry(user).or_default() += 1);
-        let mut users: Vec<_> = counts
-            .into_iter()
-            .map(|(user, processes)| UserPresence { user: user.clone(), processes })
-            .collect();
-        users.sort_by_key(|presence| std::cmp::Reverse(presence.processes));
-        users.truncate(max);
-        users
-    }
-
     /// The open connections, in the order in which their records are due.
     fn open(&self) -> Vec<SocketKey> {
         self.due.iter().map(|(_, socket)| *socket).collect()
@@ -354,7 +350,7 @@ impl Pipeline {
     }
 
     fn take_image(&mut self, process: ProcessKey, mut image: ProcessImage) -> ProcessImage {
-        redact(&mut image.arguments);
+        self.redactor.redact(&mut image.arguments);
         if let Some(user) = &image.user
             && (self.users.len() < self.limits.processes_max || self.users.contains_key(&process))
         {

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::{
     capture::Report,
+    enrich::redaction::Redactions,
     labels,
     ledger::Ledger,
     pipeline::Pipeline,
@@ -76,6 +77,12 @@ pub struct Progress {
     pub heard: Moment,
     /// Users with processes.
     pub users: Arc<[UserPresence]>,
+    /// How well each facet is recorded now, as the source said last.
+    pub grades: Arc<[CoverageChange]>,
+    /// How many secrets were redacted since the agent was started.
+    pub redactions: Redactions,
+    /// Why the disk takes nothing, if it does not.
+    pub trouble: Option<Arc<str>>,
 }
 
 impl Progress {
@@ -421,7 +428,10 @@ impl Recorder {
 
     fn failed(&mut self, error: &RingError) {
         let heard = self.looked();
-        self.progress.send_modify(|progress| progress.heard = heard);
+        self.progress.send_modify(|progress| {
+            progress.heard = heard;
+            progress.trouble = Some(error.to_string().into());
+        });
         if self.trouble.is_none() {
             tracing::error!(%error, "the ring cannot be written; events wait in memory");
         }
@@ -457,6 +467,7 @@ impl Recorder {
         let watermark = if self.pending.is_empty() { Some(self.pipeline.watermark()) } else { None };
         let users = std::mem::take(&mut self.users_changed).then(|| self.pipeline.users(USERS_MAX));
         let (next_seq, looked) = (self.ring.next_seq(), self.looked());
+        let (pipeline, is_well) = (&self.pipeline, self.trouble.is_none());
         self.progress.send_modify(|progress| {
             progress.next_seq = next_seq;
             progress.watermark = watermark.unwrap_or(progress.watermark);
@@ -464,6 +475,13 @@ impl Recorder {
             progress.heard = looked;
             if let Some(users) = users {
                 progress.users = users.into();
+            }
+            if !progress.grades.iter().eq(pipeline.grades()) {
+                progress.grades = pipeline.grades().cloned().collect();
+            }
+            progress.redactions = pipeline.redactions();
+            if is_well {
+                progress.trouble = None;
             }
         });
     }

@@ -2,168 +2,176 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Words are divided by `|`, so that they can contain spaces.
-fn check(given: &str, expected: &str) {
-    let mut arguments: Vec<String> = given.split('|').map(str::to_owned).collect();
-    redact(&mut arguments);
-    assert_eq!(arguments.join("|"), expected, "of {given}");
-    redact(&mut arguments);
-    assert_eq!(arguments.join("|"), expected, "of {given}, a second time");
+mod habits;
+mod looks;
+mod readable;
+
+/// Redacts words that are divided by `|`, so that they can contain spaces; a pipe of a shell is written `¦`.
+fn redacted(redactor: &mut Redactor, line: &str) -> String {
+    let mut arguments: Vec<String> = line.split('|').map(|word| word.replace('¦', "|")).collect();
+    redactor.redact(&mut arguments);
+    arguments.iter().map(|word| word.replace('|', "¦")).collect::<Vec<_>>().join("|")
+}
+
+/// `given` becomes `expected`, and each of `rules` has hidden so much of it, and no other rule anything.
+fn check(own: &[&str], given: &str, expected: &str, rules: &[(&str, u64)]) {
+    assert_eq!(problem(own, given, expected, rules), None);
+}
+
+/// What of that is not so.
+fn problem(own: &[&str], given: &str, expected: &str, rules: &[(&str, u64)]) -> Option<String> {
+    let own = own.iter().map(|rule| rule.parse().unwrap()).collect();
+    let mut redactor = Redactor::new(own).unwrap();
+    let became = redacted(&mut redactor, given);
+    let once = redactor.redactions();
+    let built_in = Rule::ALL.iter().map(|rule| (rule.word().to_owned(), once.by(*rule)));
+    let of_ones_own =
+        redactor.own_rules().iter().enumerate().map(|(at, rule)| (rule.to_string(), once.own(at)));
+    let counted: Vec<_> = built_in.chain(of_ones_own).filter(|(_, count)| *count > 0).collect();
+    let wanted: Vec<_> = rules.iter().map(|(rule, count)| ((*rule).to_owned(), *count)).collect();
+    let again = redacted(&mut redactor, expected);
+    // What is hidden already counts no more.
+    let is_so = (became.as_str(), &counted, again.as_str(), redactor.redactions())
+        == (expected, &wanted, expected, once);
+    (!is_so).then(|| {
+        format!("{given}\n became {became}\n  and then {again}\n  by {counted:?}, wanted {wanted:?}")
+    })
+}
+
+/// Each hides its secrets, all of them by `rule`.
+fn hidden_by(rule: &str, cases: &[(&str, &str)]) {
+    let problem = |(given, expected): &(&str, &str)| {
+        let secrets = expected.matches("[redacted]").count() as u64;
+        problem(&[], given, expected, &[(rule, secrets)])
+    };
+    let problems: Vec<String> = cases.iter().filter_map(problem).collect();
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
 #[test]
-fn secrets_are_hidden() {
-    for (given, expected) in [
-        // By the name of the option.
-        ("app|--password=hunter2", "app|--password=[redacted]"),
-        ("app|--password|hunter2|-v", "app|--password|[redacted]|-v"),
-        ("app|--PASSWORD|hunter2", "app|--PASSWORD|[redacted]"),
-        ("app|--db_password=a=b=c", "app|--db_password=[redacted]"),
-        ("app|--token|-x9-leading-dash", "app|--token|[redacted]"),
-        (
-            "app|--secret|s|--api-key|k|--api_key=k",
-            "app|--secret|[redacted]|--api-key|[redacted]|--api_key=[redacted]",
-        ),
-        ("gpg|--passphrase|correct horse", "gpg|--passphrase|[redacted]"),
-        (
-            "app|--client-secret=x|--access-token|y",
-            "app|--client-secret=[redacted]|--access-token|[redacted]",
-        ),
-        ("app|--apiKey=abc|--authToken|abc", "app|--apiKey=[redacted]|--authToken|[redacted]"),
-        ("keytool|-storepass|changeit|-alias|a", "keytool|-storepass|[redacted]|-alias|a"),
-        (
-            "java|-Dspring.datasource.password=x|-jar|a.jar",
-            "java|-Dspring.datasource.password=[redacted]|-jar|a.jar",
-        ),
-        ("setup.exe|/password:x|/quiet", "setup.exe|/password:[redacted]|/quiet"),
-        ("pwsh|-Password|x", "pwsh|-Password|[redacted]"),
-        ("app|--password|--host|h", "app|--password|--host|h"),
-        // By the name of the variable.
-        ("env|PGPASSWORD=x|psql|-h|db", "env|PGPASSWORD=[redacted]|psql|-h|db"),
-        ("docker|run|-e|MYSQL_ROOT_PASSWORD=x|mysql", "docker|run|-e|MYSQL_ROOT_PASSWORD=[redacted]|mysql"),
-        ("env|GITHUB_TOKEN=x|APP_SECRET_VALUE=y", "env|GITHUB_TOKEN=[redacted]|APP_SECRET_VALUE=[redacted]"),
-        ("env|OPENAI_API_KEY=x|STRIPE_APIKEY=y", "env|OPENAI_API_KEY=[redacted]|STRIPE_APIKEY=[redacted]"),
-        ("env|AWS_SECRET_ACCESS_KEY=x", "env|AWS_SECRET_ACCESS_KEY=[redacted]"),
-        (
-            "aws|configure|set|aws_secret_access_key|wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-            "aws|configure|set|aws_secret_access_key|[redacted]",
-        ),
-        // By the habits of the program.
-        ("mysql|-uroot|-phunter2|db", "mysql|-uroot|-p[redacted]|db"),
-        ("/usr/bin/mysqldump|-pa:b|db", "/usr/bin/mysqldump|-p[redacted]|db"),
-        ("mysql|-c|-phunter2", "mysql|-c|-p[redacted]"),
-        ("sudo|mariadb|-p123456", "sudo|mariadb|-p[redacted]"),
-        ("docker|exec|db|mysql|-psecret", "docker|exec|db|mysql|-p[redacted]"),
-        ("curl|-u|jdoe:hunter2|https://h/", "curl|-u|jdoe:[redacted]|https://h/"),
-        ("curl|-ujdoe:hunter2", "curl|-ujdoe:[redacted]"),
-        ("curl.exe|--user|jdoe:a:b", "curl.exe|--user|jdoe:[redacted]"),
-        ("curl|--user=jdoe:a|--proxy-user|p:q", "curl|--user=jdoe:[redacted]|--proxy-user|p:[redacted]"),
-        ("wget|--user|jdoe:x|--http-password=y", "wget|--user|jdoe:[redacted]|--http-password=[redacted]"),
-        ("curl|-H|Authorization: Bearer abc.def", "curl|-H|Authorization: Bearer [redacted]"),
-        ("curl|-HAuthorization: Basic dTpw", "curl|-HAuthorization: Basic [redacted]"),
-        ("curl|--header|authorization: abc", "curl|--header|authorization: [redacted]"),
-        (
-            "curl|-H|X-Api-Key: abc|-H|PRIVATE-TOKEN: d",
-            "curl|-H|X-Api-Key: [redacted]|-H|PRIVATE-TOKEN: [redacted]",
-        ),
-        ("curl|-b|session=abc", "curl|-b|[redacted]"),
-        ("sshpass|-p|x|ssh|h", "sshpass|-p|[redacted]|ssh|h"),
-        ("ldapsearch|-D|cn=a|-w|x", "ldapsearch|-D|cn=a|-w|[redacted]"),
-        ("redis-cli|-a|x|ping", "redis-cli|-a|[redacted]|ping"),
-        ("docker|login|-u|me|-p|x|registry", "docker|login|-u|me|-p|[redacted]|registry"),
-        ("smbclient|-U|dom/jdoe%x", "smbclient|-U|dom/jdoe%[redacted]"),
-        ("7z|x|-psecret|a.7z", "7z|x|-p[redacted]|a.7z"),
-        ("openssl|rsa|-passin|pass:x", "openssl|rsa|-passin|pass:[redacted]"),
-        // In addresses, fields and headers.
-        ("git|clone|https://jdoe:hunter2@h/r.git", "git|clone|https://jdoe:[redacted]@h/r.git"),
-        ("psql|postgres://u:p@ss@h:5432/db?x=1", "psql|postgres://u:[redacted]@h:5432/db?x=1"),
-        ("app|amqp://a:b@h,amqp://c:d@i", "app|amqp://a:[redacted]@h,amqp://c:[redacted]@i"),
-        ("curl|https://h/?a=1&access_token=abc&b=2", "curl|https://h/?a=1&access_token=[redacted]&b=2"),
-        (
-            "curl|-d|{\"user\": \"u\", \"password\": \"p\"}",
-            "curl|-d|{\"user\": \"u\", \"password\": \"[redacted]\"}",
-        ),
-        ("curl|-d|user=u&password=p", "curl|-d|user=u&password=[redacted]"),
-        (
-            "sql|Server=h;User Id=u;Password=p;Pwd=q;",
-            "sql|Server=h;User Id=u;Password=[redacted];Pwd=[redacted];",
-        ),
-        ("azcopy|https://b/c?sv=1&sig=abc", "azcopy|https://b/c?sv=1&sig=[redacted]"),
-        // By their looks.
-        ("app|AKIAIOSFODNN7EXAMPLE", "app|[redacted]"),
-        ("app|key:AKIAIOSFODNN7EXAMPLE,x", "app|key:[redacted],x"),
-        (
-            "git|clone|https://ghp_0123456789abcdefghijABCDEFGHIJ012345@github.com/r",
-            "git|clone|https://[redacted]@github.com/r",
-        ),
-        ("app|say Bearer xyz", "app|say Bearer [redacted]"),
-        // Command lines within command lines.
-        ("sh|-c|mysql -u root -phunter2 db < x", "sh|-c|mysql -u root -p[redacted] db < x"),
-        ("sh|-c|PGPASSWORD=x  psql", "sh|-c|PGPASSWORD=[redacted]  psql"),
-        ("bash|-c|cd /x && curl -u 'a:b c' h", "bash|-c|cd /x && curl -u 'a:[redacted]' h"),
-        (
-            "sh|-c|curl -H \"Authorization: Bearer x\" h",
-            "sh|-c|curl -H \"Authorization: Bearer [redacted]\" h",
-        ),
-        ("sh|-c|app --password hunter2 --quiet", "sh|-c|app --password [redacted] --quiet"),
-        ("ssh|h|sh -c 'app --token x'", "ssh|h|sh -c 'app --token [redacted]'"),
+fn rules_of_ones_own_are_added() {
+    const OPTION: &str = "--corp-pin";
+    for (own, given, expected) in [
+        (OPTION, "app|--corp-pin|1234|-v", "app|--corp-pin|[redacted]|-v"),
+        (OPTION, "app|--corp-pin=1234", "app|--corp-pin=[redacted]"),
+        (OPTION, "app|-Corp-Pin|1234", "app|-Corp-Pin|[redacted]"),
+        (OPTION, "sh|-c|app --corp-pin 1234 --x", "sh|-c|app --corp-pin [redacted] --x"),
+        ("/pin", "app.exe|/PIN:1234|/x", "app.exe|/PIN:[redacted]|/x"),
+        ("/pin", "app.exe|/pin|1234", "app.exe|/pin|[redacted]"),
+        ("CORP_PIN=", "env|CORP_PIN=1234|app", "env|CORP_PIN=[redacted]|app"),
+        ("CORP_PIN=", "app|--set|a=1;corp_pin=1234;b", "app|--set|a=1;corp_pin=[redacted];b"),
+        ("CORP_PIN=", "app|{\"corp_pin\": \"12 34\"}", "app|{\"corp_pin\": \"[redacted]\"}"),
+        ("corptool -k", "corptool|-k|1234", "corptool|-k|[redacted]"),
+        ("corptool -k", "sudo|/opt/corp/bin/corptool|-k1234", "sudo|/opt/corp/bin/corptool|-k[redacted]"),
+        ("CorpTool.exe  --key", "corptool.EXE|--key=1234", "corptool.EXE|--key=[redacted]"),
+        ("corptool --key", "sh|-c|corptool --key 1234", "sh|-c|corptool --key [redacted]"),
     ] {
-        check(given, expected);
+        let word = own.parse::<OwnRule>().unwrap().to_string();
+        check(&[own], given, expected, &[(&word, 1)]);
     }
+    for (own, line) in [
+        (OPTION, "app|--corp-pins|1234|--corp|pin"),
+        (OPTION, "app|--corp-pin|--quiet"),
+        ("/pin", "cat|/pin-board|--pin"),
+        ("CORP_PIN=", "app|CORP_PINS=1|--corp-pin"),
+        ("corptool -k", "othertool|-k|1234"),
+        ("corptool --key", "corptool|--keyring|x|-k"),
+    ] {
+        check(&[own], line, line, &[]);
+    }
+    // Those that are built in hold all the same.
+    let both = [("secret-option", 1), (OPTION, 2)];
+    check(
+        &[OPTION, "CORP_PIN="],
+        "app|--corp-pin|1|--password|2|--corp-pin=3",
+        "app|--corp-pin|[redacted]|--password|[redacted]|--corp-pin=[redacted]",
+        &both,
+    );
 }
 
 #[test]
-fn everything_else_is_left_as_it_is() {
-    for line in [
-        "",
-        "ssh|-p|22|jdoe@h",
-        "ssh|-i|/home/jdoe/.ssh/id_ed25519|-p2222|h",
-        "docker|run|-p|80:80|-p8080:80|nginx",
-        "docker|run|--name|mysql|-p3306:3306|mysql:8",
-        "docker|run|--user|1000:1000|alpine",
-        "server|-p|8080|--port=8080",
-        "mysql|-u|root|-p|db",
-        "mysql|-P|3306",
-        "cp|-p|a|b",
-        "mkdir|-p|/a/b",
-        "curl|https://example.com/a:b@c/d?x=1&page=2",
-        "curl|-u|jdoe|-b|cookies.txt|-H|Accept: text/html|https://h:8443/",
-        "git|clone|ssh://git@github.com/r.git",
-        "git|clone|git@github.com:org/repo.git",
-        "app|--password-file|/run/secrets/db|--token-path=/x",
-        "app|--no-password|x|--ask-password|y",
-        "docker|login|--password-stdin|registry",
-        "vault|--tokenizer=simple|--max-tokens=5|--pass-through|x",
-        "env|PWD=/home/jdoe|OLDPWD=/|PATH=/bin|KEY=value|TOKEN_FILE=/x",
-        "ssh-keygen|-t|ed25519|-C|jdoe@laptop",
-        "sh|-c|for i in 1 2; do echo \"$i\" >> /tmp/x; done",
-        "cat|/etc/passwd|/home/jdoe/password.txt|secret",
-        "find|/|-name|*token*",
-        "rustc|--edition=2024|-C|opt-level=3|--cfg|feature=\"std\"",
-        "C:\\Program Files\\App\\app.exe|/quiet|/log:C:\\x.log",
-        "chrome|--type=renderer|--field-trial-handle=1,i,2,3|--lang=en",
-        "ldapsearch|-x|-s|base|-W",
-        "zip|-r|a.zip|b",
-        "task-runner|sk-short|eyJ",
-        "größe|--größe=1|日本 語 --x",
+fn a_rule_that_cannot_be_meant_is_refused_with_the_way_out() {
+    for (text, wanted) in [
+        ("", "`--corp-pin`"),
+        ("pin", "`CORP_PIN=`"),
+        ("=", "is no rule"),
+        ("--", "is no rule"),
+        ("--corp pin", "is no rule"),
+        ("a b c", "is no rule"),
+        ("--pin!", "is no rule"),
+        ("-k", "`corptool -k`"),
+        ("/p", "write the program before it"),
+        ("--corp-pin=1234", "a rule for `--corp-pin` has a value"),
+        ("CORP_PIN=1234", "a rule for `CORP_PIN` has a value"),
+        ("corptool -k=1234", "has a value"),
+        ("/usr/bin/corptool -k", "the program's name alone"),
     ] {
-        check(line, line);
+        let error = text.parse::<OwnRule>().unwrap_err().to_string();
+        assert!(error.contains(wanted), "{text}: no `{wanted}` in {error}");
+        assert!(!error.contains("1234"), "what may be a secret is not repeated: {error}");
     }
+    let long = format!("--{}", "x".repeat(200));
+    assert!(long.parse::<OwnRule>().unwrap_err().to_string().contains("longer than 128 bytes"));
+}
+
+#[test]
+fn rules_of_ones_own_are_bounded_and_counted_once() {
+    let rules =
+        |count: usize| (0..count).map(|at| format!("--pin{at}").parse().unwrap()).collect::<Vec<OwnRule>>();
+    assert!(Redactor::new(rules(OWN_RULES_MAX)).is_ok());
+    let error = Redactor::new(rules(OWN_RULES_MAX + 1)).unwrap_err().to_string();
+    assert!(error.contains("33 rules") && error.contains("at most 32"), "{error}");
+    let twice = [rules(OWN_RULES_MAX), rules(OWN_RULES_MAX)].concat();
+    assert_eq!(Redactor::new(twice).unwrap().own_rules().len(), OWN_RULES_MAX);
+
+    let mut redactor = Redactor::new(rules(OWN_RULES_MAX)).unwrap();
+    redacted(&mut redactor, "app|--pin31|1|--password|2");
+    let counts = redactor.redactions();
+    assert_eq!((counts.own(31), counts.own(99), counts.total()), (1, 0, 2));
+}
+
+#[test]
+fn rules_have_names_of_their_own() {
+    let mut words: Vec<_> = Rule::ALL.iter().map(|rule| rule.word()).collect();
+    words.sort_unstable();
+    words.dedup();
+    assert_eq!(words.len(), Rule::ALL.len());
+    assert!(Rule::ALL.iter().enumerate().all(|(at, rule)| *rule as usize == at), "counted by place");
 }
 
 proptest! {
     #[test]
     fn any_words_can_be_redacted_twice(words in prop::collection::vec("[ -~ü]{0,40}", 0..6)) {
+        let mut redactor = Redactor::default();
         let mut once = words.clone();
-        redact(&mut once);
+        redactor.redact(&mut once);
+        let counts = redactor.redactions();
         let mut twice = once.clone();
-        redact(&mut twice);
+        redactor.redact(&mut twice);
         prop_assert_eq!(&once.len(), &words.len());
         prop_assert_eq!(once, twice);
+        prop_assert_eq!(redactor.redactions(), counts);
     }
 
     #[test]
-    fn a_named_secret_never_survives(secret in "Q[A-Za-z0-9]{7,30}Q", shape in 0_usize..8) {
+    fn what_programs_are_given_can_be_redacted_twice(
+        words in prop::collection::vec(
+            "(curl|-u|mysql|-p|sh|-c|net|use|user|[\\\\]{2}s[\\\\]x|https://a:b@c|\"|'|echo x [|] sudo -S|--password|AKIA[A-Z]{16}|[a-z=:/@]{0,6}| ){1,4}",
+            0..8,
+        ),
+        own in prop::collection::vec("(--[a-z]{1,3}|[a-z]{1,3}=|(curl|sh|net) -[a-z])", 0..3),
+    ) {
+        let own: Vec<OwnRule> = own.iter().filter_map(|rule| rule.parse().ok()).collect();
+        let mut redactor = Redactor::new(own).unwrap();
+        let mut once = words.clone();
+        redactor.redact(&mut once);
+        let mut twice = once.clone();
+        redactor.redact(&mut twice);
+        prop_assert_eq!(once, twice, "of {:?}", words);
+    }
+
+    #[test]
+    fn a_named_secret_never_survives(secret in "Q[A-Za-z0-9]{7,30}Q", shape in 0_usize..12) {
         let line = match shape {
             0 => vec!["app".to_owned(), format!("--password={secret}")],
             1 => vec!["app".to_owned(), "--token".to_owned(), secret.clone()],
@@ -172,10 +180,14 @@ proptest! {
             4 => vec!["mysql".to_owned(), format!("-p{secret}")],
             5 => vec!["sh".to_owned(), "-c".to_owned(), format!("curl -u \"u:{secret}\" h")],
             6 => vec!["curl".to_owned(), "-H".to_owned(), format!("Authorization: Bearer {secret}")],
+            7 => vec!["sh".to_owned(), "-c".to_owned(), format!("echo {secret} | sudo -S ls")],
+            8 => vec!["app".to_owned(), format!("{{\"Authorization\": \"Bearer {secret}\"}}")],
+            9 => vec!["app".to_owned(), format!("password='a {secret}' x=1")],
+            10 => vec!["net".to_owned(), "user".to_owned(), "jdoe".to_owned(), secret.clone()],
             _ => vec!["curl".to_owned(), format!("https://h/?token={secret}")],
         };
         let mut redacted = line.clone();
-        redact(&mut redacted);
+        Redactor::default().redact(&mut redacted);
         prop_assert!(!redacted.iter().any(|word| word.contains(&secret)), "{:?}", redacted);
     }
 }
