@@ -13,6 +13,7 @@ pub mod labels;
 pub mod ledger;
 pub mod link;
 pub mod log;
+pub mod owner;
 pub mod pipeline;
 pub mod query;
 pub mod recorder;

@@ -23,11 +23,14 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     enrolment::Lease,
     link::Membership,
+    owner::WhoAsked,
     query,
     recorder::{Acknowledged, Progress},
     ring::{ChainedFrame, Item, Reader, RingError, Standing, View},
     sys::{self, HostFacts},
 };
+
+mod asked;
 
 /// Followers at once.
 const TAILS_MAX: usize = 16;
@@ -67,6 +70,7 @@ pub struct Service {
     recorded: Recorded,
     /// How the host stands with its collector.
     pub membership: Arc<Membership>,
+    asked: WhoAsked,
     tails: Arc<Semaphore>,
     queries: Arc<Semaphore>,
 }
@@ -81,7 +85,24 @@ impl Service {
         membership: Arc<Membership>,
     ) -> Self {
         let (tails, queries) = (Arc::new(Semaphore::new(TAILS_MAX)), Arc::new(Semaphore::new(QUERIES_MAX)));
-        Self { host, facts, source, recorded, membership, tails, queries }
+        let asked = WhoAsked::in_memory();
+        Self { host, facts, source, recorded, membership, asked, tails, queries }
+    }
+
+    /// The same, which keeps in `asked` who asked about this host.
+    #[must_use]
+    pub fn with_asked(self, asked: WhoAsked) -> Self {
+        Self { asked, ..self }
+    }
+
+    /// What is recorded.
+    pub fn recorded(&self) -> &Recorded {
+        &self.recorded
+    }
+
+    /// Who asked about this host.
+    pub fn who_asked(&self) -> &WhoAsked {
+        &self.asked
     }
 
     /// As a gRPC service with its limits.
@@ -205,7 +226,7 @@ impl Recorder for Service {
             name: self.facts.name.clone(),
             machine_id: self.facts.machine_id.clone().unwrap_or_default(),
             boot_id: self.facts.boot_id.clone(),
-            asked_until_seq: 0,
+            asked_until_seq: self.asked.until_seq(&membership.collector()),
         }))
     }
 
@@ -234,9 +255,15 @@ impl Recorder for Service {
 
     async fn asked(
         &self,
-        _request: Request<wire::AskedRequest>,
+        request: Request<wire::AskedRequest>,
     ) -> Result<Response<wire::AskedResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        collector_alone(&request)?;
+        let (entries, log) =
+            (asked::entries(request.into_inner(), &self.membership.collector())?, self.asked.clone());
+        tokio::task::spawn_blocking(move || log.take(entries))
+            .await
+            .map_err(|_| Status::internal("the work was interrupted"))?;
+        Ok(Response::new(wire::AskedResponse {}))
     }
 
     async fn query(

@@ -64,6 +64,12 @@ impl Membership {
         self.status.subscribe()
     }
 
+    /// The collector that this host is enrolled with; empty if there is none that can be read.
+    pub fn collector(&self) -> String {
+        let enrolment = Enrolment::load(&self.directory).ok().flatten();
+        enrolment.map(|enrolment| enrolment.collector.to_string()).unwrap_or_default()
+    }
+
     /// What tells this run of the agent from any other.
     pub fn instance(&self) -> [u8; 16] {
         self.instance
