@@ -12,13 +12,14 @@ use alibi_proto::{
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{capture::Choice, sys};
+use crate::{capture::Choice, enrich::redaction::OwnRule, sys};
 
 mod enroll;
 mod query;
 mod run;
 mod selftest;
 mod service;
+mod status;
 
 /// Records process starts and network connections on this host, and proves what it recorded.
 #[derive(Debug, Parser)]
@@ -38,6 +39,9 @@ enum Command {
     Query(QueryArgs),
     /// Do what the source claims to see, and look whether it is seen; exit status 0 all of it, 1 not all, 2 error
     Selftest(SelftestArgs),
+    /// What this machine's owner can see of its agent, without rights: what is collected, how well, what was redacted, and who
+    /// asked; exit status 0 it runs and is well, 1 it runs with trouble, 3 it does not run, 2 error
+    Status(StatusArgs),
     /// Run as a service of this system: started at boot, watched, and stopped cleanly
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -90,6 +94,16 @@ struct RunArgs {
     /// Bytes that the ring may take on disk
     #[arg(long, env = "ALIBI_RING_BYTES", default_value_t = crate::ring::Options::default().bytes_max)]
     ring_bytes: u64,
+    /// Redact in arguments, beside what is built in, the value of this: an option (`--corp-pin`), a variable (`CORP_PIN=`), or an
+    /// option of one program (`corptool -k`); may be given more than once
+    #[arg(
+        long,
+        env = "ALIBI_REDACT",
+        value_name = "RULE",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    redact: Vec<OwnRule>,
     /// Be the service that the system has started this program for (Windows)
     #[arg(long, hide = true)]
     as_service: bool,
@@ -168,6 +182,19 @@ struct QueryArgs {
     json: bool,
 }
 
+/// `alibi-agent status`.
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
+    /// The data directory of the agent [default: the agent of this system, as everybody may see it]
+    #[arg(long, env = "ALIBI_DATA")]
+    data: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// The longest that events may be unsafe: who asks waits as long for an answer.
 const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
@@ -212,6 +239,10 @@ fn run_command(arguments: Arguments) -> Result<u8> {
     if let Command::Service(service) = arguments.command {
         return service::service(&service);
     }
+    // It looks at a file, and talks to nobody.
+    if let Command::Status(arguments) = arguments.command {
+        return status::status(&arguments);
+    }
     if matches!(arguments.command, Command::Run(_)) {
         sys::run_before_others();
     }
@@ -238,6 +269,7 @@ fn run_command(arguments: Arguments) -> Result<u8> {
             Command::Query(arguments) => query::query(arguments).await,
             Command::Selftest(arguments) => selftest::selftest(&arguments),
             Command::Service(service) => service::service(&service),
+            Command::Status(arguments) => status::status(&arguments),
         }
     })
 }
@@ -249,6 +281,8 @@ const DATA_FORMAT: u32 = 1;
 const RING: &str = "ring";
 /// What is known of executables from earlier runs, in the data directory.
 const EXECUTABLES: &str = "executables";
+/// Who asked about this host, in the data directory.
+const ASKED: &str = "asked.jsonl";
 /// Holds the address on which a running agent serves this machine.
 const ADDRESS: &str = "address";
 /// Where it does so unless told otherwise, on systems that have such sockets.

@@ -230,6 +230,20 @@ pub fn default_configuration() -> PathBuf {
     os::default_configuration()
 }
 
+/// Where everybody on this machine may read what the agent of the system says of itself.
+pub fn public_directory() -> PathBuf {
+    os::public_directory()
+}
+
+/// Whether process `pid`, which started at `start`, is known to have ended. Where the system hides other users' processes, it
+/// is not.
+pub fn has_ended(pid: u32, start: u64) -> bool {
+    match os::process_start(pid) {
+        Some(other) => other != start,
+        None => os::shows_all_processes(),
+    }
+}
+
 /// A process as the process table shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunningProcess {
@@ -382,6 +396,15 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_runs_has_not_ended() {
+        let pid = std::process::id();
+        let start = process_start(pid).unwrap();
+        assert!(!has_ended(pid, start));
+        assert!(has_ended(pid, start + 1), "another one has its number now");
+        assert_eq!(has_ended(u32::MAX, start), os::shows_all_processes());
+    }
+
+    #[test]
     fn both_process_tables_show_this_process() {
         let pid = std::process::id();
         let own = ProcessTable::open().unwrap().read().unwrap();
@@ -445,5 +468,6 @@ mod tests {
     #[test]
     fn the_data_directory_is_absolute() {
         assert!(default_data_directory().is_absolute());
+        assert!(public_directory().is_absolute());
     }
 }

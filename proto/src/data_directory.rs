@@ -278,6 +278,34 @@ pub fn make_private(path: &Path) -> io::Result<()> {
     windows::make_private(path)
 }
 
+/// Makes a directory, if there is none, in which everybody may read and only its user, on Windows administrators and the
+/// system, may write. What is above it may be closed.
+///
+/// # Errors
+/// When it cannot be made.
+#[cfg(not(windows))]
+pub fn create_public(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    create_parents(path)?;
+    fs::create_dir(path)?;
+    // Whatever this program keeps from others otherwise (umask).
+    #[cfg(unix)]
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Makes a directory, if there is none, in which everybody may read and only its user, on Windows administrators and the
+/// system, may write. What is above it may be closed.
+///
+/// # Errors
+/// When it cannot be made.
+#[cfg(windows)]
+pub fn create_public(path: &Path) -> io::Result<()> {
+    windows::create_public(path)
+}
+
 /// Whether this program has the rights of an administrator; then its directories are the administrators'.
 #[cfg(windows)]
 pub fn is_elevated() -> bool {
@@ -410,6 +438,20 @@ mod tests {
             let error = read_secret(&path).unwrap_err().to_string();
             assert!(error.contains(&format!("(mode {mode:o})")) && error.contains("chmod 600"), "{error}");
         }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn what_is_public_can_be_read_by_everybody_and_stays_as_it_was_made() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("above/public");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        create_public(&path).unwrap();
+        assert_eq!(mode(), 0o755);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        create_public(&path).unwrap();
+        assert_eq!(mode(), 0o700, "somebody wanted it so");
     }
 
     #[test]

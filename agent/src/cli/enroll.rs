@@ -13,7 +13,7 @@ use alibi_proto::{
 };
 use anyhow::{Context as _, Result, bail};
 
-use super::{DATA_FORMAT, EnrollArgs, PROGRAM, RING};
+use super::{ASKED, DATA_FORMAT, EnrollArgs, PROGRAM, RING};
 use crate::{
     enrolment::{self, Enrolment},
     identity,
@@ -88,5 +88,12 @@ fn become_another(data: &Path) -> Result<HostId> {
         println!("what was recorded as {was} is in {} now", aside.display());
     }
     enrolment::forget(data)?;
+    // Who asked about the host that it was is none of this one's business.
+    match fs::remove_file(data.join(ASKED)) {
+        Err(problem) if problem.kind() != io::ErrorKind::NotFound => {
+            return Err(problem).with_context(|| format!("cannot remove {}", data.join(ASKED).display()));
+        }
+        _ => {}
+    }
     Ok(identity::make(data)?)
 }

@@ -17,14 +17,15 @@ use alibi_proto::{
 use anyhow::{Context as _, Result};
 
 use self::{doors::Doors, watch::keep_told};
-use super::{ADDRESS, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs, SOCKET};
+use super::{ADDRESS, ASKED, DATA_FORMAT, EXECUTABLES, PROGRAM, RING, RunArgs, SOCKET};
 use crate::{
     boots,
     capture::{self, CaptureError, Choice, Outlet, Source},
-    enrich::executable::Identifier,
+    enrich::{executable::Identifier, redaction::Redactor},
     identity,
     ledger::Past,
     link::{Link, Membership},
+    owner::WhoAsked,
     pipeline::{Limits, Pipeline},
     recorder::{self, Acknowledged, Progress, REPORTS_QUEUED_MAX, Recorder},
     ring::{Options, Recovery, Ring},
@@ -36,6 +37,7 @@ use crate::{
 };
 
 mod doors;
+mod owner;
 mod watch;
 
 /// How long followers may take to fetch the last events when the agent stops.
@@ -52,6 +54,7 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     let stop = transport::stop_signal();
     let supervisor = Arc::new(Supervisor::of_this_process());
     let options = Options::within(arguments.ring_bytes);
+    let redactor = Redactor::new(arguments.redact.clone()).context("--redact cannot be followed")?;
     options.check().with_context(|| format!("--ring-bytes {} is too little", arguments.ring_bytes))?;
     let proxy = arguments.proxy.proxy()?;
     let doors = Doors::open(arguments.listen.as_ref()).await?;
@@ -77,8 +80,10 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
         Choice::Replay(_) => None,
         _ => identifier(&directory.path().join(EXECUTABLES)),
     };
-    let (recording, service) =
-        start(host, source, identifier, ring, &recovery, directory.path(), arguments.sync_interval)?;
+    let how = How { identifier, redactor, sync_interval: arguments.sync_interval };
+    let (recording, service) = start(host, source, how, ring, &recovery, directory.path())?;
+    let service = service.with_asked(WhoAsked::open(&directory.path().join(ASKED)));
+    let owner = owner::tell(&arguments, address.as_deref(), host, &description, &service, directory.path());
     let (stop_serving, stopped) = tokio::sync::watch::channel(false);
     let link = Link { directory: directory.path().to_owned(), proxy, service };
     let mut server = tokio::spawn(doors.serve(link, stopped));
@@ -101,6 +106,7 @@ pub(super) async fn run(arguments: RunArgs) -> Result<u8> {
     let recorded = recording.stop();
     // Nobody hears it any more where the server has failed.
     let _ = stop_serving.send(true);
+    owner.end(&recorded).await;
     // Followers fetch what is left, then their streams end; one that does not read is not waited for.
     if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
         server.abort();
@@ -116,6 +122,13 @@ fn identifier(known: &Path) -> Option<Identifier> {
         .ok()
 }
 
+/// What is done to what is seen before it is safe.
+struct How {
+    identifier: Option<Identifier>,
+    redactor: Redactor,
+    sync_interval: Duration,
+}
+
 /// The two threads behind the service: source and recorder.
 struct Recording {
     stop_source: Option<mpsc::Sender<Infallible>>,
@@ -127,11 +140,10 @@ struct Recording {
 fn start(
     host: HostId,
     source: Box<dyn Source>,
-    identifier: Option<Identifier>,
+    how: How,
     mut ring: Ring,
     recovery: &Recovery,
     directory: &Path,
-    sync_interval: Duration,
 ) -> Result<(Recording, Service)> {
     let facts = sys::host_facts();
     let boot = HostBoot::new(host, &facts.boot_id);
@@ -149,7 +161,8 @@ fn start(
         ring.next_seq(),
         Past::of(recovery, this_boot, sys::last_restart(now)),
         now,
-    );
+    )
+    .with_redactor(how.redactor);
 
     recorder::remember(pipeline.ledger(), &ring)?;
 
@@ -165,12 +178,12 @@ fn start(
     };
     let service = Service::new(host, facts, description, recorded, membership);
     let recorder = Recorder::new(pipeline, ring, recovery.recorded_until, acknowledged, progress_sender)
-        .with_sync_interval(sync_interval);
+        .with_sync_interval(how.sync_interval);
 
     let (reports, queue) = mpsc::sync_channel(REPORTS_QUEUED_MAX);
     let (stop_source, stop) = mpsc::channel();
     let mut outlet = Outlet::new(reports, stop);
-    if let Some(identifier) = identifier {
+    if let Some(identifier) = how.identifier {
         outlet = outlet.with_identifier(identifier);
     }
     let source_thread = thread::Builder::new()

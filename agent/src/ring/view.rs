@@ -153,6 +153,13 @@ impl View {
         self.index().latest()
     }
 
+    /// How many bytes its segments take on disk, and when the oldest of them was begun.
+    pub fn room(&self) -> (u64, Option<Timestamp>) {
+        let index = self.index();
+        let bytes = index.segments.iter().map(|segment| segment.file_bytes.max(segment.bytes)).sum();
+        (bytes, index.segments.iter().find_map(|segment| segment.created))
+    }
+
     /// Whether recording was ended in order, so that nothing was recorded after [`View::recorded_until`].
     pub fn is_closed_cleanly(&self) -> bool {
         self.index().closed_cleanly

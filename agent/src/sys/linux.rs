@@ -173,6 +173,15 @@ pub(super) fn default_configuration() -> PathBuf {
     own_or_shared("XDG_CONFIG_HOME", ".config", "alibi/agent.toml", "/etc/alibi/agent.toml")
 }
 
+pub(super) fn public_directory() -> PathBuf {
+    "/run/alibi-agent".into()
+}
+
+/// The first process is root's.
+pub(super) fn shows_all_processes() -> bool {
+    process_start(1).is_some()
+}
+
 /// `name` in the user's own directory of a kind, which a variable may set; or `shared`, for root and where there is none.
 fn own_or_shared(variable: &str, usual: &str, name: &str, shared: &str) -> PathBuf {
     if is_privileged() {

@@ -92,6 +92,16 @@ pub(super) fn default_data_directory() -> PathBuf {
     own_directory().join("data")
 }
 
+/// Not beside the data, which is for root alone.
+pub(super) fn public_directory() -> PathBuf {
+    "/var/run/alibi-agent".into()
+}
+
+/// What cannot be seen may be another user's.
+pub(super) fn shows_all_processes() -> bool {
+    false
+}
+
 pub(super) fn default_configuration() -> PathBuf {
     own_directory().join("agent.toml")
 }

@@ -86,6 +86,16 @@ pub(super) fn default_data_directory() -> PathBuf {
     own_directory().join("data")
 }
 
+/// In a directory that is not, but whoever names it passes through that one.
+pub(super) fn public_directory() -> PathBuf {
+    folders::program_data().join("alibi-agent").join("public")
+}
+
+/// What cannot be opened may be another user's.
+pub(super) fn shows_all_processes() -> bool {
+    false
+}
+
 pub(super) fn default_configuration() -> PathBuf {
     own_directory().join("agent.toml")
 }

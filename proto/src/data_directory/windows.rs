@@ -35,6 +35,8 @@ use windows_sys::{
 
 /// System and administrators, to whom it belongs.
 const OF_ADMINISTRATORS: &str = "O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)";
+/// Theirs, too, and read by every user of the machine.
+const READ_BY_USERS: &str = "O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;FRFX;;;BU)";
 
 /// Makes a directory, and those above it that are missing, of the same few.
 pub(super) fn create_private(path: &Path) -> io::Result<()> {
@@ -46,6 +48,17 @@ pub(super) fn create_private(path: &Path) -> io::Result<()> {
         create_private(parent)?;
     }
     create_with(path, &Descriptor::of_the_few()?)
+}
+
+/// Makes a directory of administrators that every user may read, and those above it that are missing, of the few.
+pub(super) fn create_public(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        create_private(parent)?;
+    }
+    create_with(path, &Descriptor::parse(READ_BY_USERS)?)
 }
 
 /// Takes a directory from all but the few, with what is in it and inherits its rights.
