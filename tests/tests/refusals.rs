@@ -177,6 +177,7 @@ fn an_option_that_makes_no_sense_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("deep/data");
     let data = data.to_str().unwrap();
+    let too_many = (0..33).map(|at| format!("--pin{at}")).collect::<Vec<_>>().join(",");
     for (words, wanted) in [
         (&["--ring-bytes", "1"][..], &["ring", "1 bytes", "--ring-bytes"][..]),
         (&["--ring-bytes", "many"], &["--ring-bytes", "many"]),
@@ -184,6 +185,9 @@ fn an_option_that_makes_no_sense_is_refused() {
         (&["--sync-interval", "61s"], &["--sync-interval", "`61s`", "at most 60 s"]),
         (&["--sync-interval", "soon"], &["--sync-interval", "`soon`", "10m"]),
         (&["--source", "magic"], &["`magic`", "poll or replay:FILE"]),
+        (&["--redact", "-k"], &["--redact", "`-k`", "`corptool -k`"]),
+        (&["--redact", "PIN=1"], &["--redact", "`PIN` has a value", "`CORP_PIN=`"]),
+        (&["--redact", &too_many], &["--redact", "33 rules", "at most 32"]),
         (&["--source", "replay:/nonexistent/file"], &["/nonexistent/file"]),
     ] {
         let mut command = agent(&["run", "--listen", "127.0.0.1:0", "--data", data]);

@@ -83,6 +83,12 @@ fn systemd_starts_the_agent_again_when_it_is_stuck_and_stops_it_cleanly() {
     assert_eq!(says, "recording by ebpf, serving at unix:/run/alibi-agent/agent.sock");
     let data = fs::metadata(systemd.path("/var/lib/alibi-agent")).unwrap();
     assert_eq!(data.permissions().mode() & 0o7777, 0o700);
+    // The machine's owner sees how it is, without rights, and of what is beside that nothing.
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let told = systemd.said(&[&nobody[..], &[AGENT, "status"]].concat());
+    assert!(told.contains("running since") && told.contains("Recording by ebpf"), "{told}");
+    let socket = fs::metadata(systemd.path("/run/alibi-agent/agent.sock")).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
     let first = identity(&systemd);
     assert!(!gaps(&systemd).iter().any(|reason| reason == KILLED));
 
