@@ -53,7 +53,7 @@ pub trait Rooms: Send + Sync + 'static {
     /// An analyst.
     fn analyst(&self, arrival: Arrival);
     /// Somebody who was not let in, and why.
-    fn refused(&self, from: SocketAddr, why: &str);
+    fn refused(&self, from: SocketAddr, why: String);
 }
 
 /// Lets in who comes, until aborted.
@@ -77,8 +77,8 @@ pub async fn keep(listener: TcpListener, keyring: Arc<Keyring>, rooms: Arc<dyn R
                 Ok(Ok((tls::HOME, arrival))) => rooms.home(arrival),
                 Ok(Ok((tls::ENROL, arrival))) => rooms.enrol(arrival),
                 Ok(Ok((_, arrival))) => rooms.analyst(arrival),
-                Ok(Err(why)) => rooms.refused(from, &why),
-                Err(_) => rooms.refused(from, "it took too long over the handshake"),
+                Ok(Err(why)) => rooms.refused(from, why),
+                Err(_) => rooms.refused(from, "it took too long over the handshake".to_owned()),
             }
         });
     }

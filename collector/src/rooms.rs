@@ -8,7 +8,9 @@ use tonic::body::Body;
 use tower::Service;
 
 use crate::{
+    access::Access,
     api::{enrolment, guard::Guarded},
+    clock,
     fleet::Fleet,
     gate::{Arrival, Rooms},
     visits::Visits,
@@ -19,8 +21,12 @@ const ENROLLING_MAX: usize = 512;
 /// Connections of analysts, at once.
 const ANALYSTS_MAX: usize = 1024;
 
+/// What somebody wanted who was refused at the gate, in the audit log.
+const CONNECT: &str = "connect";
+
 /// All rooms.
 pub struct House<A> {
+    access: Arc<Access>,
     fleet: Arc<Fleet>,
     enrolment: enrolment::Service,
     analysts: Guarded<A>,
@@ -30,9 +36,14 @@ pub struct House<A> {
 
 impl<A> House<A> {
     /// With nobody in them.
-    pub fn new(fleet: Arc<Fleet>, enrolment: enrolment::Service, analysts: Guarded<A>) -> Self {
+    pub fn new(
+        access: Arc<Access>,
+        fleet: Arc<Fleet>,
+        enrolment: enrolment::Service,
+        analysts: Guarded<A>,
+    ) -> Self {
         let (enrolling, visiting) = (Visits::new(ENROLLING_MAX), Visits::new(ANALYSTS_MAX));
-        Self { fleet, enrolment, analysts, enrolling, visiting }
+        Self { access, fleet, enrolment, analysts, enrolling, visiting }
     }
 
     /// The connections of analysts.
@@ -62,8 +73,15 @@ where
         serve(arrival, &self.visiting, self.analysts.clone());
     }
 
-    fn refused(&self, from: SocketAddr, why: &str) {
+    fn refused(&self, from: SocketAddr, why: String) {
         tracing::info!(%from, why, "a connection is refused");
+        let access = Arc::clone(&self.access);
+        tokio::task::spawn_blocking(move || {
+            let ip = from.ip().to_canonical();
+            if let Err(error) = access.audit().refused(Some(ip), CONNECT, &why, clock::now()) {
+                tracing::error!(%error, "a refusal could not be noted");
+            }
+        });
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     let guard = Guard::new(Arc::clone(&access));
     let enrolment = enrolment::Service::new(Arc::clone(&access), Arc::clone(&fleet), Arc::clone(&guard));
     let analysts = Guarded::new(service.clone().into_server(), guard);
-    let house = Arc::new(House::new(Arc::clone(&fleet), enrolment, analysts.clone()));
+    let house = Arc::new(House::new(Arc::clone(&access), Arc::clone(&fleet), enrolment, analysts.clone()));
 
     let mut tasks = JoinSet::new();
     let local = match listener {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     access::{
         Admittance,
+        audit::{Actor, Note, Scope},
         lease::{Instance, Lease, Place, Presented},
     },
     clock,
@@ -57,6 +58,7 @@ impl Fleet {
 
     async fn admit(&self, host: HostId, arrival: Arrival) -> Result<Connection, String> {
         let from = arrival.from.to_string();
+        let address = from.clone();
         let channel = in_time(transport::channel_over(arrival.stream)).await?;
         let mut client = RecorderClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let shown = in_time(client.present(wire::PresentRequest {})).await?.into_inner();
@@ -69,7 +71,7 @@ impl Fleet {
             name: bounded(shown.name),
             machine_id: bounded(shown.machine_id),
             boot_id: bounded(shown.boot_id),
-            address: from,
+            address,
             at: clock::now(),
         };
         let alive = self.alive(host, presented.instance).await;
@@ -91,11 +93,29 @@ impl Fleet {
             }
             Admittance::Refused(copied) => {
                 let why = copied.to_string();
+                self.note_refusal(host, from, why.clone()).await;
                 let verdict = Some(Verdict::Refusal(why.clone()));
                 // Whether it hears it or not, it is not taken in.
                 let _ = in_time(client.admit(wire::AdmitRequest { verdict })).await;
                 Err(why)
             }
+        }
+    }
+
+    async fn note_refusal(&self, host: HostId, from: String, why: String) {
+        let access = Arc::clone(&self.shared.access);
+        let note = Note {
+            actor: Actor::Host(host),
+            from,
+            action: "call home".to_owned(),
+            detail: String::new(),
+            outcome: why,
+            rows: 0,
+            scope: Scope::Hosts(vec![host]),
+        };
+        let noted = tokio::task::spawn_blocking(move || access.audit().append(note, clock::now()).map(drop));
+        if let Ok(Err(error)) = noted.await {
+            tracing::error!(%error, "a refusal could not be noted");
         }
     }
 
