@@ -282,19 +282,15 @@ fn what_the_collector_does_not_know_is_refused() {
         ),
         (&["host", "remove", "127.0.0.1:1"], &["127.0.0.1:1", listed]),
     ] {
-        let mut command = alibi(words);
-        command.args(["--collector", &collector.address]);
-        refused(command, nowhere.path(), wanted);
+        refused(collector.command(words), nowhere.path(), wanted);
         assert_eq!(hosts(), 1, "{words:?}");
     }
 
     // What serves there is no collector, and the other way round.
-    let command = alibi(&["hosts", "--collector", &agent.address]);
-    refused(command, nowhere.path(), &[&agent.address, "is no collector", "--collector"]);
-    let mut command = alibi(&["host", "add", &collector.address]);
-    command.env("ALIBI_COLLECTOR", &collector.address);
-    assert!(outcome(&mut command).status.success());
-    collector.running.line_with("what answers there is no agent", 0);
+    let command = collector.command(&["hosts", "--collector", &agent.address]);
+    refused(command, nowhere.path(), &[&agent.address, "no collector", "does not speak TLS", "--collector"]);
+    collector.follow(&collector.address);
+    collector.running.line_with(&format!("not connected place=\"{}\"", collector.address), 0);
 }
 
 /// Data directories that both programs made and left: of the agent, of the collector.

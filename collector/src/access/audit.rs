@@ -8,6 +8,7 @@
 //! newest head elsewhere, as `alibi audit verify` prints it.
 
 use std::{
+    collections::VecDeque,
     net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -34,6 +35,8 @@ pub const TEXT_BYTES_MAX: usize = 1_024;
 pub const HOSTS_MAX: usize = if cfg!(test) { 4 } else { 256 };
 /// Entries that one call gives.
 pub const ENTRIES_MAX: usize = 1_000;
+/// Entries that wait for a disk that is full.
+pub const WAITING_MAX: usize = if cfg!(test) { 4 } else { 1_000 };
 /// Problems that are told of.
 pub const PROBLEMS_MAX: usize = if cfg!(test) { 8 } else { 64 };
 
@@ -231,8 +234,17 @@ pub struct Verified {
 /// The log.
 pub struct Audit {
     store: Arc<AccessStore>,
+    /// What waits for a disk that is full, in order.
+    waiting: Mutex<VecDeque<Waiting>>,
     refusals: Mutex<Refusals>,
     newest: watch::Sender<u64>,
+}
+
+/// A note that is not on the disk yet.
+struct Waiting {
+    note: Note,
+    at: Timestamp,
+    repeats: u64,
 }
 
 impl Audit {
@@ -242,18 +254,57 @@ impl Audit {
     /// When the store cannot be read.
     pub(super) fn open(store: Arc<AccessStore>) -> Result<Self, StoreError> {
         let newest = watch::Sender::new(store.newest_entry()?);
-        Ok(Self { store, refusals: Mutex::default(), newest })
+        Ok(Self { store, waiting: Mutex::default(), refusals: Mutex::default(), newest })
     }
 
     /// Notes something. On the disk when it returns, together with what others note meanwhile. Tells its place in the log.
     ///
+    /// Where the disk is full, it waits in memory, and its place is 0: in the middle of an incident that is no reason to answer
+    /// nothing. As long as not too much waits, and no longer than the collector runs.
+    ///
     /// # Errors
-    /// When the store cannot be written.
+    /// When the store cannot be written, for another reason or for too long.
     pub fn append(&self, note: Note, now: Timestamp) -> Result<u64, StoreError> {
         self.append_repeated(note, now, 0)
     }
 
     fn append_repeated(&self, note: Note, at: Timestamp, repeats: u64) -> Result<u64, StoreError> {
+        let mut waiting = lock(&self.waiting);
+        let written = match self.write(&mut waiting) {
+            Ok(()) if waiting.is_empty() => {
+                // Many append at once, and are written together.
+                drop(waiting);
+                let written = self.append_now(note.clone(), at, repeats);
+                waiting = lock(&self.waiting);
+                written
+            }
+            written => written.map(|()| 0),
+        };
+        match written {
+            Err(StoreError::Full { path }) if waiting.len() < WAITING_MAX => {
+                if waiting.is_empty() {
+                    tracing::error!(path, "the disk is full: the audit log waits in memory");
+                }
+                waiting.push_back(Waiting { note, at, repeats });
+                Ok(0)
+            }
+            written => written,
+        }
+    }
+
+    /// Writes what waits, in order.
+    fn write(&self, waiting: &mut VecDeque<Waiting>) -> Result<(), StoreError> {
+        while let Some(Waiting { note, at, repeats }) = waiting.front() {
+            self.append_now(note.clone(), *at, *repeats)?;
+            waiting.pop_front();
+            if waiting.is_empty() {
+                tracing::info!("the audit log is written again");
+            }
+        }
+        Ok(())
+    }
+
+    fn append_now(&self, note: Note, at: Timestamp, repeats: u64) -> Result<u64, StoreError> {
         let seq = self.store.append_entry(note, at, repeats)?;
         self.newest.send_if_modified(|newest| {
             let is_newer = seq > *newest;
@@ -284,6 +335,7 @@ impl Audit {
     /// # Errors
     /// When the store cannot be written.
     pub fn flush(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.write(&mut lock(&self.waiting))?;
         let due = lock(&self.refusals).due(now);
         self.append_refusals(due)
     }
@@ -338,6 +390,9 @@ impl Audit {
 impl Drop for Audit {
     /// Best effort: what was counted only, and is not written, is lost.
     fn drop(&mut self) {
+        if let Err(error) = self.write(&mut lock(&self.waiting)) {
+            tracing::error!(%error, "what waited for the disk could not be noted");
+        }
         let due = lock(&self.refusals).rest();
         if let Err(error) = self.append_refusals(due) {
             tracing::error!(%error, "refusals that were counted could not be noted");

@@ -60,6 +60,17 @@ impl AccessStore {
         Ok(Self { database: Database::open(path, &schema::FORMAT)? })
     }
 
+    /// Takes no more room than it has, until told otherwise, as if the disk were full.
+    #[cfg(test)]
+    pub(crate) fn fill(&self, is_full: bool) {
+        let writer = self.database.writer();
+        let pages: i64 = match is_full {
+            true => writer.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap(),
+            false => i64::from(u32::MAX - 1),
+        };
+        writer.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).unwrap();
+    }
+
     /// All CAs, the newest first.
     ///
     /// # Errors

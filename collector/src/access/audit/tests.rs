@@ -230,3 +230,33 @@ fn refusals_that_are_counted_are_noted_when_the_log_is_closed() {
     let told: Vec<_> = entries.iter().map(|entry| (entry.from.as_str(), entry.at, entry.repeats)).collect();
     assert_eq!(told, [("10.0.0.1", at(4), 4), ("10.0.0.1", at(0), 0)]);
 }
+
+/// A disk that is full keeps nobody from an answer at once, and what waits is written, in order, when there is room.
+#[test]
+fn a_full_disk_is_waited_for_and_what_waits_is_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let audit = open(&directory);
+    let long = |seq: u64| Note { detail: format!("{seq} {}", "x".repeat(1_000)), ..note("who") };
+    audit.append(long(1), at(1)).unwrap();
+    audit.store.fill(true);
+    let mut appended = 1;
+    let mut waits = || {
+        appended += 1;
+        audit.append(long(appended), at(appended)).map(|seq| seq == 0)
+    };
+    // Some still find room in what there is.
+    let tries = (0..100).take_while(|_| !waits().unwrap()).count();
+    assert!(tries < 100, "it never gets full");
+    (1..WAITING_MAX).for_each(|_| assert!(waits().unwrap()));
+    assert!(matches!(waits(), Err(StoreError::Full { .. })), "no more wait than that");
+    appended -= 1;
+
+    audit.store.fill(false);
+    audit.flush(at(200)).unwrap();
+    assert_eq!(*audit.newest().borrow(), appended);
+    let entries = audit.entries(0, 200, &Filter::default()).unwrap().entries;
+    let begins =
+        |entry: &Entry| entry.detail.starts_with(&format!("{} ", entry.seq)) && entry.at == at(entry.seq);
+    assert!(entries.iter().all(begins), "in order, each with its own time");
+    assert_eq!(audit.verify().unwrap().problems, Vec::<String>::new());
+}
