@@ -191,7 +191,7 @@ impl Listener {
     {
         match self {
             // A port does not tell who asks.
-            Self::Tcp(_) => {}
+            Self::Tcp(_) => drop(service),
             #[cfg(unix)]
             Self::Unix(bound) => unix::serve_users(bound, service).await,
             #[cfg(not(unix))]

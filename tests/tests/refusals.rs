@@ -17,11 +17,7 @@ use alibi_lab::{
     live::{TARGET, report},
     programs::programs,
     requirements::{Requirement, met},
-    system::{Agent, Collector, outcome},
-};
-use alibi_proto::{
-    tls::Fingerprint,
-    token::{Token, TokenKind},
+    system::{Agent, Collector, nobodys_token, outcome},
 };
 use serde_json::Value;
 
@@ -205,12 +201,6 @@ fn without_a_collector_every_question_is_refused() {
     let nobody = free.local_addr().unwrap().to_string();
     drop(free);
     let socket = format!("unix:{}", directory.path().join("none.sock").display());
-    let token = Token {
-        kind: TokenKind::User,
-        address: nobody.parse().unwrap(),
-        authority: Fingerprint([0; 32]),
-        secret: [0; 32],
-    };
     for address in [&nobody, &socket] {
         for words in [
             &["hosts"][..],
@@ -220,7 +210,7 @@ fn without_a_collector_every_question_is_refused() {
             &["host", "remove", "127.0.0.1:8441"],
         ] {
             let mut command = alibi(words);
-            command.args(["--collector", address]).env("ALIBI_TOKEN", token.to_string());
+            command.args(["--collector", address]).env("ALIBI_TOKEN", nobodys_token(&nobody));
             refused(command, directory.path(), &["no collector", address, "alibi serve", "--collector"]);
         }
     }

@@ -12,7 +12,7 @@ use alibi_lab::{
     network::Network,
     programs::programs,
     requirements::{Requirement, met},
-    system::{Agent, Collector, Running},
+    system::{Agent, Collector, Running, nobodys_token},
 };
 use serde_json::Value;
 
@@ -79,8 +79,9 @@ fn records_and_is_followed() {
     let (agent, first_run) = wine.agent(&data, "127.0.0.1:0");
     let collector = Collector::start(&directory.path().join("before"));
     collector.follow(&agent.address);
-    let asking =
-        Running::start("alibi.exe", wine.command("alibi.exe").args(["hosts", "--collector", &target]));
+    let mut asking = wine.command("alibi.exe");
+    asking.args(["hosts", "--collector", &target]).env("ALIBI_TOKEN", nobodys_token(&target));
+    let asking = Running::start("alibi.exe", &mut asking);
     let who = ["who", &target, "--last", "1h"];
     let path = windows_path(&wine.programs.join("alibi.exe"));
     let is_asking = |process: &Value| process["path"] == path.as_str();
