@@ -69,6 +69,8 @@ fn a_kill_at_any_byte_costs_no_more_than_what_was_being_written() {
     let asked = WhoAsked::open(&path);
     asked.take(entries([3]));
     let three = fs::read(&path).unwrap();
+    // Some systems put nothing in the place of a file that somebody else has open.
+    drop(asked);
     for cut in two.len()..three.len() {
         fs::write(&path, &three[..cut]).unwrap();
         let asked = WhoAsked::open(&path);
