@@ -8,6 +8,7 @@ use crate::{
     configuration::{self, Configurable},
     flow::Protocol,
     question::{Question, Verdict},
+    report::printable,
     target::{Target, TargetError},
     time::Timestamp,
     window::{Window, WindowError},
@@ -119,8 +120,9 @@ pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
     line
 }
 
+/// Some of it may have come from another machine.
 fn unbroken(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    printable(&text.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
 /// Exit status of an error, a message being on stderr and nothing on stdout.
@@ -154,6 +156,8 @@ mod tests {
         let error = Says { path: "x", source: io::Error::other("disk\n  on fire") };
         assert_eq!(in_one_line(&error), "cannot read x: disk on fire");
         assert_eq!(in_one_line(&Hides(error)), "no answer: cannot read x: disk on fire");
+        let hostile = Says { path: "x", source: io::Error::other("\u{1b}[2J\rall is well\u{202e}") };
+        assert_eq!(in_one_line(&hostile), "cannot read x: ?[2J?all is well?");
         let full = Says { path: "x", source: io::ErrorKind::StorageFull.into() };
         assert!(in_one_line(&full).ends_with("; make room there"), "{}", in_one_line(&full));
     }

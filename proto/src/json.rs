@@ -1,6 +1,7 @@
 //! The JSON that programs read: stable, additions allowed. Section by section as `alibi who --json` documents it.
 //!
-//! Times are RFC 3339 in UTC with up to nine digits of the second; uids are hexadecimal; what is not known is `null`.
+//! Times are RFC 3339 in UTC with up to nine digits of the second; uids are hexadecimal; what is not known is `null`. What
+//! would steer a terminal is escaped: whoever reads the JSON sees it as it was, and whoever looks at it, as text.
 
 use serde::Serialize;
 
@@ -12,9 +13,30 @@ use crate::{
     id::{ConnectionUid, HostId, ProcessUid},
     process::{ProcessLife, User},
     question::{Answer, ConnectionActivity, HostAnswer, ProcessActivity},
+    report::steers,
     time::Timestamp,
     window::Window,
 };
+
+/// For people and programs.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn pretty(value: &impl Serialize) -> serde_json::Result<String> {
+    use std::fmt::Write as _;
+
+    let text = serde_json::to_string_pretty(value)?;
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Between values there are line breaks, and within them nothing of the kind: all that is left is in strings.
+        if c != '\n' && steers(c) {
+            let _ = write!(safe, "\\u{:04x}", u32::from(c));
+        } else {
+            safe.push(c);
+        }
+    }
+    Ok(safe)
+}
 
 /// `who --json`.
 #[derive(Debug, Serialize)]
@@ -321,5 +343,23 @@ impl From<&FlowRecord> for FlowJson {
             in_margin: false,
             host_clock: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_it_steers_the_terminal_and_it_reads_back() {
+        let hostile =
+            "a\u{1b}]0;x\u{7}\u{9b}2J\r\n\u{7f}\u{202e}exe.txt\u{2066}\u{2028}<script>\"\\u0041 東京";
+        let text = pretty(&vec![hostile]).unwrap();
+        assert!(text.chars().all(|c| c == '\n' || !steers(c)), "{text:?}");
+        assert!(
+            text.contains(r"\u009b2J") && text.contains(r"\u202eexe.txt") && text.contains("東京"),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), [hostile]);
     }
 }

@@ -304,11 +304,13 @@ fn line(text: &mut String, indent: usize, content: &str) {
 /// What came from another machine must not steer the terminal, nor show a name in another order than it has: control
 /// characters, line separators and those that set the direction of writing become `?`.
 pub fn printable(text: &str) -> String {
-    let steers = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     text.chars().map(|c| if steers(c) { '?' } else { c }).collect()
+}
+
+/// Whether a terminal would do something else with it than to show it.
+pub(crate) fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// To the millisecond: what a person compares with other logs.

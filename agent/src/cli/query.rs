@@ -37,7 +37,7 @@ pub(super) async fn query(arguments: QueryArgs) -> Result<u8> {
     };
     let answer = Answer { addresses, question, hosts: vec![host] };
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&WhoJson::from(&answer))?);
+        println!("{}", alibi_proto::json::pretty(&WhoJson::from(&answer))?);
     } else {
         print!("{}", report::answer(&answer));
     }

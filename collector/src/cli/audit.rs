@@ -26,7 +26,7 @@ async fn list(arguments: AuditArgs, way: &Way) -> Result<u8> {
     let listed = way.client()?.audit(request).await.map_err(in_words(way))?.into_inner();
     let entries: Vec<_> = listed.entries.into_iter().map(EntryJson::from).collect();
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&AuditJson { entries, more: listed.more })?);
+        println!("{}", alibi_proto::json::pretty(&AuditJson { entries, more: listed.more })?);
         return Ok(0);
     }
     for entry in &entries {
@@ -107,7 +107,7 @@ async fn verify(json: bool, way: &Way) -> Result<u8> {
         problems: verified.problems,
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&verified)?);
+        println!("{}", alibi_proto::json::pretty(&verified)?);
     } else {
         println!("read entries {} to {}, head {}", verified.from_seq, verified.to_seq, verified.head);
         for problem in &verified.problems {

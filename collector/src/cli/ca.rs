@@ -21,7 +21,7 @@ pub(super) async fn ca(command: CaCommand, way: &Way) -> Result<u8> {
     let listed = answer.map_err(in_words(way))?.into_inner();
     let authorities: Vec<_> = listed.authorities.into_iter().map(AuthorityJson::from).collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&AuthoritiesJson { authorities })?);
+        println!("{}", alibi_proto::json::pretty(&AuthoritiesJson { authorities })?);
         return Ok(0);
     }
     for (index, authority) in authorities.iter().enumerate() {

@@ -35,7 +35,7 @@ pub(super) async fn host(command: HostCommand, way: &Way) -> Result<u8> {
             let verified = collector.verify_host(request).await.map_err(in_words(way))?.into_inner();
             let verified = VerifiedJson::try_from(verified)?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&verified)?);
+                println!("{}", alibi_proto::json::pretty(&verified)?);
             } else {
                 print!("{verified}");
             }

@@ -26,7 +26,7 @@ pub(super) async fn hosts(arguments: HostsArgs, way: &Way) -> Result<u8> {
         hosts.collect::<Result<_, _>>().context("the collector's answer cannot be read")?;
     if arguments.json {
         let json = HostsJson { hosts: hosts.iter().map(HostJson::from).collect() };
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        println!("{}", alibi_proto::json::pretty(&json)?);
     } else if hosts.is_empty() {
         println!("No host is followed. `alibi token create` makes a token with which one enrols.");
     } else {

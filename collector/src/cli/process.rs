@@ -22,7 +22,7 @@ pub(super) async fn process(arguments: ProcessArgs, way: &Way) -> Result<u8> {
     let response = way.client()?.process(request).await.map_err(in_words(way))?.into_inner();
     let shown = Shown::try_from(response).context("the collector's answer cannot be read")?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&ShownJson::from(&shown))?);
+        println!("{}", alibi_proto::json::pretty(&ShownJson::from(&shown))?);
     } else {
         print!("{}", shown.text());
     }

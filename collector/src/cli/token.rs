@@ -63,7 +63,7 @@ async fn list(json: bool, way: &Way) -> Result<u8> {
     let credentials: Vec<_> = listed.credentials.into_iter().map(CredentialJson::from).collect();
     if json {
         let listed = CredentialsJson { credentials, left_out: listed.left_out };
-        println!("{}", serde_json::to_string_pretty(&listed)?);
+        println!("{}", alibi_proto::json::pretty(&listed)?);
         return Ok(0);
     }
     println!("{}", table(&credentials, clock::now()));
@@ -163,7 +163,7 @@ pub(super) async fn who_am_i(json: bool, way: &Way) -> Result<u8> {
         expires: answer.expires_ns.map(Timestamp::from_nanos),
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&me)?);
+        println!("{}", alibi_proto::json::pretty(&me)?);
     } else {
         println!("{me}");
     }

@@ -17,7 +17,7 @@ pub(super) async fn who(arguments: WhoArgs, to: &ToCollectorArgs) -> Result<u8> 
     let response = way.client()?.who(request).await.map_err(in_words(way))?;
     let answer = Answer::try_from(response.into_inner()).context("the collector's answer cannot be read")?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&WhoJson::from(&answer))?);
+        println!("{}", alibi_proto::json::pretty(&WhoJson::from(&answer))?);
     } else {
         print!("{}", report::answer(&answer));
     }
