@@ -246,7 +246,7 @@ impl Recorder for Service {
                     .map_err(|error| Status::internal(error.to_string()))?;
             }
             Some(wire::admit_request::Verdict::Refusal(why)) => {
-                self.membership.refused(why.get(..REFUSAL_BYTES_MAX).unwrap_or(&why));
+                self.membership.refused(&why[..why.floor_char_boundary(REFUSAL_BYTES_MAX)]);
             }
             None => return Err(Status::invalid_argument("a verdict that this version does not know")),
         }

@@ -434,8 +434,8 @@ fn by_the_looks_of_tokens() {
         token("tskey-auth-", 30),
         token("ATATT3x", 180),
         like("AGE-SECRET-KEY-1", 58, upper),
-        token("alibi_host_", 120),
-        token("alibi_user_", 120),
+        token("alibi_host_", 60),
+        token("alibi_user_", 60),
         jwt,
     ];
     for token in &tokens {
