@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     hash::Hash,
+    net::{IpAddr, Ipv6Addr},
     time::Duration,
 };
 
@@ -100,6 +101,16 @@ impl<K: Clone + Eq + Hash + Ord> Limiter<K> {
     }
 }
 
+/// Whom an address stands for: one network has as many addresses of IPv6 as it likes, so they are one.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) if !address.is_loopback() => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64))
+        }
+        address => address,
+    }
+}
+
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -168,6 +179,18 @@ mod tests {
         assert_eq!(limiter.by_debt.len(), KEYS_MAX);
         let later: usize = (0..10_000).map(|key| let_through(&mut limiter, key, 500, 9)).sum();
         assert_eq!(later, KEYS_MAX, "what came back to each");
+    }
+
+    #[test]
+    fn a_network_is_one() {
+        for (address, want) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("::1", "::1"),
+        ] {
+            assert_eq!(network_of(address.parse().unwrap()).to_string(), want, "{address}");
+        }
     }
 
     #[test]

@@ -61,8 +61,12 @@ impl Service {
     ) -> Result<Response<T>, Status> {
         let service = self.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let ip: IpAddr = visit.from.ip().to_canonical();
-            service.guard.may_try(ip)?;
+            let ip: IpAddr = visit.from.ip();
+            // Who has proven who they are guesses nothing, and does not wait for others who fail from the same address.
+            let is_known = visit.peer.is_some();
+            if !is_known {
+                service.guard.may_try(ip)?;
+            }
             match grant(&service) {
                 Ok((given, note)) => {
                     service.access.audit().append(note, clock::now()).map_err(|error| {
@@ -73,6 +77,9 @@ impl Service {
                 }
                 Err(error) => {
                     let why = error.to_string();
+                    if !is_known {
+                        service.guard.failed(ip);
+                    }
                     service.guard.note(Deed::Stranger { ip, action: action.to_owned(), why });
                     Err(access_status(error))
                 }

@@ -23,7 +23,7 @@ use crate::{
         bearer,
         credential::{CredentialId, Refusal, Secret},
         policy,
-        rate::{FAILURES, Limiter, QUESTIONS},
+        rate::{FAILURES, Limiter, QUESTIONS, network_of},
         role::Role,
     },
     clock,
@@ -70,29 +70,34 @@ impl Guard {
             }
             (None, None) => return Err(Status::unauthenticated("nobody has said who asks").into()),
         };
+        // Before it is looked at what they want: what is denied is noted, too, and each note takes room.
+        if let Some((credential, _)) = caller.credential {
+            lock(&self.questions).take(&credential, self.began.elapsed()).map_err(slow_down)?;
+        }
         if let Err(denied) = policy::check(caller.role, path) {
             let why = denied.to_string();
             let status = Status::permission_denied(why.clone());
             let deed = Deed::Denied { caller, action: path.to_owned(), why };
             return Err(Refused { status, deed: Some(Box::new(deed)) });
         }
-        if let Some((credential, _)) = caller.credential {
-            lock(&self.questions).take(&credential, self.began.elapsed()).map_err(slow_down)?;
-        }
         Ok(caller)
     }
 
     fn remote(&self, visit: &Visit, headers: &HeaderMap, path: &str) -> Result<Caller, Refused> {
-        let ip = visit.from.ip().to_canonical();
-        self.may_try(ip)?;
+        let ip = visit.from.ip();
         let now = clock::now();
         let shown = match visit.certificate() {
+            // It was proven in the handshake: whoever else fails from the same address is no reason to wait.
             Some(number) => self.access.credential(CredentialId(number), now),
-            None => token_of(headers).and_then(|secret| self.access.credential_by_secret(&secret, now)),
+            None => {
+                self.may_try(ip)?;
+                token_of(headers).and_then(|secret| self.access.credential_by_secret(&secret, now))
+            }
         };
-        let Analyst { credential, name, role, expires } = shown.map_err(|refusal| Refused {
-            status: Status::unauthenticated(refusal.outward()),
-            deed: Some(Box::new(Deed::Stranger { ip, action: path.to_owned(), why: refusal.to_string() })),
+        let Analyst { credential, name, role, expires } = shown.map_err(|refusal| {
+            self.failed(ip);
+            let deed = Deed::Stranger { ip, action: path.to_owned(), why: refusal.to_string() };
+            Refused { status: Status::unauthenticated(refusal.outward()), deed: Some(Box::new(deed)) }
         })?;
         visit.known_by(credential.0);
         Ok(Caller { name, role, credential: Some((credential, expires)), from: visit.from.to_string() })
@@ -100,15 +105,19 @@ impl Guard {
 
     /// Whether somebody from this address may still try.
     pub(super) fn may_try(&self, ip: IpAddr) -> Result<(), Status> {
-        lock(&self.failures).would_take(&ip, self.began.elapsed()).map_err(slow_down)
+        lock(&self.failures).would_take(&network_of(ip), self.began.elapsed()).map_err(slow_down)
     }
 
-    /// Counts and notes what was refused. Blocks.
+    /// Somebody from this address has tried, and failed.
+    pub(super) fn failed(&self, ip: IpAddr) {
+        // Whether it was the last that is allowed shows at the next.
+        let _ = lock(&self.failures).take(&network_of(ip), self.began.elapsed());
+    }
+
+    /// Notes what was refused. Blocks.
     pub(super) fn note(&self, deed: Deed) {
         let noted = match deed {
             Deed::Stranger { ip, action, why } => {
-                // Whether it was the last that is allowed shows at the next.
-                let _ = lock(&self.failures).take(&ip, self.began.elapsed());
                 self.access.audit().refused(Some(ip), &action, &why, clock::now())
             }
             Deed::Denied { caller, action, why } => {

@@ -6,13 +6,14 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     time::Duration,
 };
 
 use alibi_proto::time::Timestamp;
 
 use super::{Actor, Note, Scope, cut};
+use crate::access::rate::network_of;
 
 /// How long refusals are counted before they are noted.
 pub const FOLDED_FOR: Duration = Duration::from_secs(60);
@@ -116,15 +117,12 @@ impl Kind {
     }
 }
 
-/// An address as it is noted. One network has as many addresses of IPv6 as it likes, so they are one.
+/// An address as it is noted.
 fn origin(from: Option<IpAddr>) -> String {
-    match from.map(|address| address.to_canonical()) {
+    match from.map(network_of) {
         None => "local".into(),
-        Some(IpAddr::V4(address)) => address.to_string(),
-        Some(IpAddr::V6(address)) if address.is_loopback() => address.to_string(),
-        Some(IpAddr::V6(address)) => {
-            format!("{}/64", Ipv6Addr::from_bits(address.to_bits() >> 64 << 64))
-        }
+        Some(IpAddr::V6(network)) if !network.is_loopback() => format!("{network}/64"),
+        Some(address) => address.to_string(),
     }
 }
 
