@@ -1,35 +1,29 @@
 //! The one port: whoever comes is asked who they are, and shown to the room that they ask for by ALPN.
 //!
-//! What a stranger costs is bounded: so many may be at the door, each for so long, and when there are more, the one that
-//! has stood there longest goes, since whoever means it is quick. A certificate is looked at before anything is said, and
-//! one of the wrong kind, of another CA, run out or revoked is told so in the handshake.
+//! What a stranger costs is bounded: so many may be at the door, each for so long. A certificate is looked at before
+//! anything is said, and one of the wrong kind, of another CA, run out or revoked is told so in the handshake.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use alibi_proto::{
     dial::handshake_in_words,
     tls::{self, Peer},
 };
 use rustls::server::Acceptor;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::AbortHandle,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
+mod door;
 mod keys;
 
+use door::Door;
 pub use keys::{Keyring, Keys, KeysError};
 
 /// How long somebody may take to prove who they are.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Those that have not done so yet.
-const AT_THE_DOOR_MAX: usize = if cfg!(test) { 4 } else { 2048 };
+/// Those that have not done so yet: so many, and no more than this part of what the system lets the collector have open.
+const AT_THE_DOOR_MAX: u64 = 2048;
+const AT_THE_DOOR_PART: u64 = 8;
 /// How long a failed accept is waited after: the cause, such as too many open files, may pass.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -56,9 +50,9 @@ pub trait Rooms: Send + Sync + 'static {
     fn refused(&self, from: SocketAddr, why: String);
 }
 
-/// Lets in who comes, until aborted.
-pub async fn keep(listener: TcpListener, keyring: Arc<Keyring>, rooms: Arc<dyn Rooms>) {
-    let door = Arc::new(Door::default());
+/// Lets in who comes, until aborted. `open_files_max`: what the system lets the collector have open.
+pub async fn keep(listener: TcpListener, keyring: Arc<Keyring>, rooms: Arc<dyn Rooms>, open_files_max: u64) {
+    let door = Door::new((open_files_max / AT_THE_DOOR_PART).min(AT_THE_DOOR_MAX));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -69,7 +63,7 @@ pub async fn keep(listener: TcpListener, keyring: Arc<Keyring>, rooms: Arc<dyn R
             }
         };
         let (keys, rooms) = (keyring.current(), Arc::clone(&rooms));
-        door.stand(|place| async move {
+        door.stand(from.ip(), |place| async move {
             let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake(stream, from, &keys)).await;
             // In a room it is no longer at the door.
             drop(place);
@@ -100,106 +94,4 @@ async fn shake(stream: TcpStream, from: SocketAddr, keys: &Keys) -> Result<(&'st
     let certificate = connection.peer_certificates().and_then(<[_]>::first);
     let peer = certificate.map(Peer::of).transpose().map_err(|error| error.to_string())?;
     Ok((room, Arrival { stream, from, peer }))
-}
-
-/// Those who have not yet proven who they are, the longest first.
-#[derive(Debug, Default)]
-struct Door {
-    standing: Mutex<Standing>,
-}
-
-#[derive(Debug, Default)]
-struct Standing {
-    next: u64,
-    by_number: BTreeMap<u64, Option<AbortHandle>>,
-}
-
-/// A place at the door; free again when dropped.
-struct Place {
-    door: Arc<Door>,
-    number: u64,
-}
-
-impl Door {
-    /// Runs what somebody does at the door, in the place of the longest there, if there are too many.
-    fn stand<F: Future<Output = ()> + Send + 'static>(self: &Arc<Self>, work: impl FnOnce(Place) -> F) {
-        let number = {
-            let mut standing = self.lock();
-            if standing.by_number.len() >= AT_THE_DOOR_MAX
-                && let Some((_, Some(longest))) = standing.by_number.pop_first()
-            {
-                longest.abort();
-            }
-            standing.next += 1;
-            let number = standing.next;
-            standing.by_number.insert(number, None);
-            number
-        };
-        let task = tokio::spawn(work(Place { door: Arc::clone(self), number }));
-        if let Some(place) = self.lock().by_number.get_mut(&number) {
-            *place = Some(task.abort_handle());
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Standing> {
-        // A panic elsewhere cannot leave the map half changed.
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.door.lock().by_number.remove(&self.number);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::sync::mpsc;
-
-    use super::*;
-
-    /// Says when it is dropped.
-    struct Told(u32, mpsc::UnboundedSender<u32>);
-
-    impl Drop for Told {
-        fn drop(&mut self) {
-            let _ = self.1.send(self.0);
-        }
-    }
-
-    #[tokio::test]
-    async fn when_there_are_too_many_at_the_door_the_longest_goes() {
-        let door = Arc::new(Door::default());
-        let (sender, mut gone) = mpsc::unbounded_channel();
-        let stand = |number| {
-            let told = Told(number, sender.clone());
-            door.stand(|place| async move {
-                let _both = (place, told);
-                std::future::pending::<()>().await;
-            });
-        };
-        let max = u32::try_from(AT_THE_DOOR_MAX).unwrap();
-        (0..max + 3).for_each(stand);
-        for expected in 0..3 {
-            assert_eq!(gone.recv().await, Some(expected));
-        }
-        assert_eq!(door.lock().by_number.len(), AT_THE_DOOR_MAX);
-        assert!(gone.try_recv().is_err(), "nobody else");
-    }
-
-    #[tokio::test]
-    async fn who_has_come_in_is_not_at_the_door() {
-        let door = Arc::new(Door::default());
-        let (sender, mut told) = mpsc::unbounded_channel();
-        for number in 0..100 {
-            let sender = sender.clone();
-            door.stand(|place| async move {
-                drop(place);
-                let _ = sender.send(number);
-            });
-            assert_eq!(told.recv().await, Some(number));
-        }
-        assert!(door.lock().by_number.is_empty());
-    }
 }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod fleet;
 pub mod gate;
+pub mod open_files;
 pub mod rooms;
 pub mod store;
 pub mod visits;

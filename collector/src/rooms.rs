@@ -1,6 +1,13 @@
 //! The rooms behind the gate: the fleet, for hosts that call home; the place where certificates are given; and the analysts'.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use alibi_proto::{tls::Peer, transport::serve_connection};
 use http::{Request, Response};
@@ -8,18 +15,27 @@ use tonic::body::Body;
 use tower::Service;
 
 use crate::{
-    access::Access,
+    access::{
+        Access,
+        rate::{Limiter, Rate},
+    },
     api::{enrolment, guard::Guarded},
     clock,
     fleet::Fleet,
     gate::{Arrival, Rooms},
+    store::lock,
     visits::Visits,
 };
 
-/// Connections of those who want a certificate, at once.
-const ENROLLING_MAX: usize = 512;
-/// Connections of analysts, at once.
-const ANALYSTS_MAX: usize = 1024;
+/// Connections of those who want a certificate, at once, and which part they may be of what the system lets the collector
+/// have open.
+const ENROLLING_MAX: u64 = 512;
+const ENROLLING_PART: u64 = 8;
+/// Connections of analysts, likewise.
+const ANALYSTS_MAX: u64 = 1024;
+const ANALYSTS_PART: u64 = 4;
+/// Refused connections of which the log tells one by one; of the others, how many they were.
+const TOLD: Rate = Rate { burst: 100, per_second: 5 };
 
 /// What somebody wanted who was refused at the gate, in the audit log.
 const CONNECT: &str = "connect";
@@ -32,18 +48,44 @@ pub struct House<A> {
     analysts: Guarded<A>,
     enrolling: Arc<Visits>,
     visiting: Arc<Visits>,
+    began: Instant,
+    told: Mutex<Limiter<()>>,
+    untold: AtomicU64,
 }
 
 impl<A> House<A> {
-    /// With nobody in them.
+    /// With nobody in them. `open_files_max`: what the system lets the collector have open.
     pub fn new(
         access: Arc<Access>,
         fleet: Arc<Fleet>,
         enrolment: enrolment::Service,
         analysts: Guarded<A>,
+        open_files_max: u64,
     ) -> Self {
-        let (enrolling, visiting) = (Visits::new(ENROLLING_MAX), Visits::new(ANALYSTS_MAX));
-        Self { access, fleet, enrolment, analysts, enrolling, visiting }
+        let places = |part: u64, max: u64| Visits::new((open_files_max / part).min(max) as usize);
+        Self {
+            access,
+            fleet,
+            enrolment,
+            analysts,
+            enrolling: places(ENROLLING_PART, ENROLLING_MAX),
+            visiting: places(ANALYSTS_PART, ANALYSTS_MAX),
+            began: Instant::now(),
+            told: Mutex::new(Limiter::new(TOLD)),
+            untold: AtomicU64::new(0),
+        }
+    }
+
+    /// Tells the log of a refused connection, or counts it, if there are too many.
+    fn tell_of(&self, from: SocketAddr, why: &str) {
+        if lock(&self.told).take(&(), self.began.elapsed()).is_err() {
+            self.untold.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        match self.untold.swap(0, Ordering::Relaxed) {
+            0 => tracing::info!(%from, why, "a connection is refused"),
+            untold => tracing::info!(%from, why, untold, "a connection is refused, and others before it"),
+        }
     }
 
     /// The connections of analysts.
@@ -74,7 +116,7 @@ where
     }
 
     fn refused(&self, from: SocketAddr, why: String) {
-        tracing::info!(%from, why, "a connection is refused");
+        self.tell_of(from, &why);
         let access = Arc::clone(&self.access);
         tokio::task::spawn_blocking(move || {
             let ip = from.ip().to_canonical();

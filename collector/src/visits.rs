@@ -1,8 +1,12 @@
 //! Those who are in: connections of analysts, and of whoever wants a certificate. There are so many places; when they are
-//! taken, the longest of those who have not shown who they are goes, and where all have, nobody more comes in.
+//! taken, one goes of those who have not shown who they are, as [at the door](crate::gate): the longest of the network that
+//! has the most of them. Where all have, the longest of whoever has the most places goes, so that nobody keeps others out by
+//! taking many; and where each has one, nobody more comes in.
 
 use std::{
-    collections::BTreeMap,
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,6 +17,8 @@ use std::{
 
 use alibi_proto::tls::Peer;
 use tokio::sync::Notify;
+
+use crate::access::rate::network_of;
 
 /// How long somebody may be there before showing who they are.
 pub const STRANGER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -81,6 +87,30 @@ struct Taken {
     by_number: BTreeMap<u64, Arc<Visit>>,
 }
 
+impl Taken {
+    /// Whose place another takes.
+    fn goes(&self) -> Option<u64> {
+        let strangers = |visit: &Visit| visit.credential().is_none().then(|| network_of(visit.from.ip()));
+        self.longest_of_the_most(strangers, 1).or_else(|| self.longest_of_the_most(Visit::credential, 2))
+    }
+
+    /// Of those who have the most places together, `least` at least.
+    fn longest_of_the_most<K: Eq + Hash>(
+        &self,
+        who: impl Fn(&Visit) -> Option<K>,
+        least: usize,
+    ) -> Option<u64> {
+        let mut longest_and_count: HashMap<K, (u64, usize)> = HashMap::new();
+        for (number, visit) in &self.by_number {
+            if let Some(who) = who(visit) {
+                longest_and_count.entry(who).or_insert((*number, 0)).1 += 1;
+            }
+        }
+        let most = longest_and_count.into_values().max_by_key(|(longest, count)| (*count, Reverse(*longest)));
+        most.filter(|(_, count)| *count >= least).map(|(longest, _)| longest)
+    }
+}
+
 /// A place that is taken; free again when dropped.
 #[derive(Debug)]
 pub struct Seat {
@@ -96,13 +126,12 @@ impl Visits {
         Arc::new(Self { places, taken: Mutex::default() })
     }
 
-    /// A place; none if all are taken by those who have shown who they are.
+    /// A place; none if all are taken, each by somebody else who has shown who they are.
     pub fn enter(self: &Arc<Self>, from: SocketAddr, peer: Option<Peer>) -> Option<Seat> {
         let mut taken = self.lock();
         if taken.by_number.len() >= self.places {
-            let stranger = taken.by_number.iter().find(|(_, visit)| visit.credential().is_none());
-            let stranger = stranger.map(|(number, _)| *number)?;
-            taken.by_number.remove(&stranger).iter().for_each(|visit| visit.end());
+            let goes = taken.goes()?;
+            taken.by_number.remove(&goes).iter().for_each(|visit| visit.end());
         }
         taken.next += 1;
         let number = taken.next;
@@ -152,6 +181,22 @@ mod tests {
         assert!(visits.enter(FROM, Some(Peer::Analyst(10))).is_none(), "all have shown who they are");
         drop(known);
         assert!(visits.enter(FROM, None).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_has_the_most_places_makes_room() {
+        let visits = Visits::new(4);
+        let enter = |credential| visits.enter(FROM, Some(Peer::Analyst(credential)));
+        let one = enter(1).unwrap();
+        let many: Vec<_> = (0..3).map(|_| enter(2).unwrap()).collect();
+        let _other = enter(3).unwrap();
+        many[0].visit.ended().await;
+        let _again = enter(2).unwrap();
+        many[1].visit.ended().await;
+        let _one_more = enter(4).unwrap();
+        many[2].visit.ended().await;
+        assert!(enter(5).is_none(), "each has one");
+        assert!(tokio::time::timeout(Duration::from_millis(1), one.visit.ended()).await.is_err());
     }
 
     #[tokio::test]

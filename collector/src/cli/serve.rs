@@ -24,6 +24,7 @@ use crate::{
     clock,
     fleet::Fleet,
     gate::{self, Keyring},
+    open_files,
     rooms::House,
     store::{SqliteStore, Store},
 };
@@ -46,6 +47,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     let stop = transport::stop_signal();
+    let open_files_max = open_files::allow_all().unwrap_or(u64::MAX);
     let listener = Listener::bind(&arguments.listen).await?;
     let mut directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&directory.path().join(DATABASE))?);
@@ -62,12 +64,18 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     let guard = Guard::new(Arc::clone(&access));
     let enrolment = enrolment::Service::new(Arc::clone(&access), Arc::clone(&fleet), Arc::clone(&guard));
     let analysts = Guarded::new(service.clone().into_server(), guard);
-    let house = Arc::new(House::new(Arc::clone(&access), Arc::clone(&fleet), enrolment, analysts.clone()));
+    let house = Arc::new(House::new(
+        Arc::clone(&access),
+        Arc::clone(&fleet),
+        enrolment,
+        analysts.clone(),
+        open_files_max,
+    ));
 
     let mut tasks = JoinSet::new();
     let local = match listener {
         Listener::Tcp(listener) => {
-            tasks.spawn(gate::keep(listener, Arc::clone(&keyring), Arc::clone(&house) as _));
+            tasks.spawn(gate::keep(listener, Arc::clone(&keyring), Arc::clone(&house) as _, open_files_max));
             let socket = Address::Unix(directory.path().join(SOCKET));
             let bound = if cfg!(unix) { Some(Listener::bind(&socket).await) } else { None };
             bound.and_then(|bound| {
