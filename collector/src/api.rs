@@ -247,6 +247,16 @@ impl Analyst for Service {
         self.told(caller, "host revoke", request.host, answered).await
     }
 
+    async fn unmark_host(
+        &self,
+        request: Request<wire::UnmarkHostRequest>,
+    ) -> Result<Response<wire::UnmarkHostResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let word = request.host.clone();
+        let answered = self.blocking(move |service| service.unmark(&word)).await;
+        self.told(caller, "host unmark", request.host, answered).await
+    }
+
     async fn who_am_i(
         &self,
         request: Request<wire::WhoAmIRequest>,

@@ -308,6 +308,11 @@ enum HostCommand {
         /// Its name or uuid
         host: String,
     },
+    /// Take the mark from a host that was found in two places, once the copy is gone or a host of its own
+    Unmark {
+        /// Its name or uuid
+        host: String,
+    },
     /// Read a host's record again and hold it against what was anchored; exit status 0 it holds, 1 it does not, 2 error
     Verify {
         /// Its name, uuid or address

@@ -36,7 +36,7 @@ pub enum AccessError {
     OtherKey(HostId),
     /// The host was found in two places.
     #[error(
-        "the host {0} was found in two places: `alibi-agent enroll --reset` with a token makes one of them a new host, then an admin takes the mark from the other"
+        "the host {0} was found in two places: `alibi-agent enroll --reset` with a token makes one of them a new host, then `alibi host unmark` by an admin takes the mark from the other"
     )]
     Copied(HostId),
     /// The list of hosts is full.

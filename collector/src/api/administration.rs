@@ -114,6 +114,13 @@ impl Service {
         Ok(Answered { response, rows: 1, about: Scope::Hosts(vec![host]) })
     }
 
+    pub(super) fn unmark(&self, word: &str) -> Result<Answered<wire::UnmarkHostResponse>, Status> {
+        let host = self.enrolled(word)?;
+        self.access.unmark(host).map_err(access_status)?;
+        let response = wire::UnmarkHostResponse { host: host.as_bytes().to_vec() };
+        Ok(Answered { response, rows: 1, about: Scope::Hosts(vec![host]) })
+    }
+
     /// The enrolled host that goes by this name or uuid.
     fn enrolled(&self, word: &str) -> Result<HostId, Status> {
         if let Ok(host) = word.parse::<HostId>()

@@ -30,6 +30,11 @@ pub(super) async fn host(command: HostCommand, way: &Way) -> Result<u8> {
             collector.revoke_host(request).await.map_err(in_words(way))?;
             println!("the enrolment of {} is ended", report::printable(&host));
         }
+        HostCommand::Unmark { host } => {
+            let request = wire::UnmarkHostRequest { host: host.clone() };
+            collector.unmark_host(request).await.map_err(in_words(way))?;
+            println!("{} is in one place again", report::printable(&host));
+        }
         HostCommand::Verify { host, json } => {
             let request = wire::VerifyHostRequest { host };
             let verified = collector.verify_host(request).await.map_err(in_words(way))?.into_inner();

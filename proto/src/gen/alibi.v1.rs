@@ -2824,6 +2824,17 @@ pub struct RevokeHostResponse {
     #[prost(bytes = "vec", tag = "1")]
     pub host: ::prost::alloc::vec::Vec<u8>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnmarkHostRequest {
+    /// A name or uuid.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnmarkHostResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhoAmIRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3298,6 +3309,31 @@ pub mod analyst_client {
                 .insert(GrpcMethod::new("alibi.v1.Analyst", "RevokeHost"));
             self.inner.unary(req, path, codec).await
         }
+        /// Takes the mark from a host that was found in two places. Whoever comes as it is judged anew.
+        pub async fn unmark_host(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnmarkHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnmarkHostResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/UnmarkHost",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "UnmarkHost"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Who is asking, and what they may do.
         pub async fn who_am_i(
             &mut self,
@@ -3590,6 +3626,14 @@ pub mod analyst_server {
             request: tonic::Request<super::RevokeHostRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RevokeHostResponse>,
+            tonic::Status,
+        >;
+        /// Takes the mark from a host that was found in two places. Whoever comes as it is judged anew.
+        async fn unmark_host(
+            &self,
+            request: tonic::Request<super::UnmarkHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnmarkHostResponse>,
             tonic::Status,
         >;
         /// Who is asking, and what they may do.
@@ -4029,6 +4073,51 @@ pub mod analyst_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RevokeHostSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/UnmarkHost" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnmarkHostSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::UnmarkHostRequest>
+                    for UnmarkHostSvc<T> {
+                        type Response = super::UnmarkHostResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnmarkHostRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::unmark_host(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnmarkHostSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
