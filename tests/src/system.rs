@@ -22,6 +22,8 @@ use crate::programs::programs;
 
 /// How long anything may take that a test waits for. Long, since machines are busy; only a failure takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often somebody asks who is asked to slow down.
+const TRIES_MAX: usize = 1_000;
 /// Lines of output that are kept.
 const LINES_MAX: usize = 10_000;
 
@@ -327,7 +329,12 @@ impl Collector {
 
     /// As [`Collector::alibi`] with `--json`; the exit status and the object.
     pub fn json(&self, words: &[&str]) -> (i32, Value) {
-        let output = self.alibi(&[words, &["--json"]].concat());
+        // Who asks again and again is asked to slow down, for some milliseconds.
+        let is_too_often =
+            |output: &Output| String::from_utf8_lossy(&output.stderr).contains("that is too often");
+        let asked = std::iter::repeat_with(|| self.alibi(&[words, &["--json"]].concat()));
+        let output =
+            asked.take(TRIES_MAX).find(|output| !is_too_often(output)).expect("it is its turn at last");
         let value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
             panic!("{words:?}: {error}: {}", String::from_utf8_lossy(&output.stderr))
         });
