@@ -60,7 +60,7 @@ fn parse_workload(name: &str) -> Result<&'static Workload, String> {
 }
 
 /// Seconds, with or without the unit.
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     // No time at all is none elsewhere.
     if let Ok(seconds) = text.strip_suffix('s').unwrap_or(text).parse() {
         return Ok(Duration::from_secs(seconds));
@@ -105,7 +105,7 @@ pub fn capture(options: &Options) -> Result<()> {
 pub struct Stop(Receiver<()>);
 
 impl Stop {
-    fn listen() -> Self {
+    pub(crate) fn listen() -> Self {
         let (told, stop) = mpsc::channel();
         thread::spawn(move || {
             if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -121,7 +121,7 @@ impl Stop {
     ///
     /// # Errors
     /// When it is to end.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.wait(Duration::ZERO)
     }
 
@@ -129,7 +129,7 @@ impl Stop {
     ///
     /// # Errors
     /// When it is to end.
-    fn wait(&self, duration: Duration) -> Result<()> {
+    pub(crate) fn wait(&self, duration: Duration) -> Result<()> {
         match self.0.recv_timeout(duration) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
             Ok(()) => bail!("interrupted"),

@@ -1,5 +1,6 @@
 //! The lab: runs whole systems on one machine. Quick start, end-to-end tests, reference models.
 
+pub mod agents;
 pub mod capture;
 pub mod connect_proxy;
 pub mod disk;

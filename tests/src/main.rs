@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use alibi_lab::{capture, fuzz, killed, ring, traffic, up, workload};
+use alibi_lab::{agents, capture, fuzz, killed, ring, traffic, up, workload};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
@@ -28,6 +28,8 @@ enum Command {
     },
     /// Score table and cost of an agent under every kind of load, held against what really happened; needs root
     Capture(capture::Options),
+    /// How many agents a collector carries, and what each costs: on one machine, in steps
+    Agents(agents::Options),
     /// What a full ring costs to write, to open and to ask
     Ring(ring::measure::Options),
     /// Inputs at random against everything that parses bytes from outside or from disk; needs a C++ compiler
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Up { data } => up::up(&data),
         Command::Capture(options) => capture::capture(&options),
+        Command::Agents(options) => agents::agents(&options),
         Command::Ring(options) => ring::measure::measure(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Workload { name, truth } => run_workload(&name, &truth),

@@ -1,6 +1,7 @@
 //! The real programs, built from this checkout.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -17,12 +18,18 @@ pub struct Programs {
     pub alibi: PathBuf,
 }
 
+/// Names a directory with programs that were built otherwise: those are taken, as they are.
+const BUILT: &str = "ALIBI_LAB_PROGRAMS";
+
 /// Builds the programs, if they are not fresh, into the directory that this very program was built into.
 ///
 /// # Errors
 /// When they do not build.
 pub fn build() -> Result<Programs> {
-    let own = std::env::current_exe().context("where is this program?")?;
+    if let Some(directory) = env::var_os(BUILT) {
+        return Ok(Programs::in_directory(Path::new(&directory)));
+    }
+    let own = env::current_exe().context("where is this program?")?;
     // target/debug/lab, or target/debug/deps/story-0123456789abcdef
     let mut directory = own.parent().context("no directory")?;
     if directory.ends_with("deps") {
@@ -37,8 +44,14 @@ pub fn build() -> Result<Programs> {
         cargo.arg("--release");
     }
     ensure!(cargo.status().context("cargo cannot be run")?.success(), "the programs do not build");
-    let program = |name: &str| directory.join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    Ok(Programs { agent: program("alibi-agent"), alibi: program("alibi") })
+    Ok(Programs::in_directory(directory))
+}
+
+impl Programs {
+    fn in_directory(directory: &Path) -> Self {
+        let program = |name: &str| directory.join(name).with_extension(env::consts::EXE_EXTENSION);
+        Self { agent: program("alibi-agent"), alibi: program("alibi") }
+    }
 }
 
 /// As [`build`], once in each test program.

@@ -1,0 +1,262 @@
+//! `cargo lab agents`: how many agents one collector carries, what each costs, and what becomes of them when it returns.
+//!
+//! All agents but one are simulated, many in this process: each is the real agent's link, service and ring, so what goes
+//! over its connection is what a real one sends; only who writes into the ring is another ([`simulated`]). The last is a
+//! real agent, which records all the time: how fresh it is tells what the others cost it ([`live`]).
+
+pub mod crowd;
+pub mod live;
+pub mod report;
+pub mod simulated;
+pub mod watched;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    capture::{Stop, parse_seconds},
+    system::{Collector, outcome},
+};
+use crowd::Crowd;
+use live::LiveAgent;
+use report::{Connected, Idle, Report, Restart, Step};
+use watched::Watched;
+
+/// How long all may take to be connected, in each step and after a restart.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// What a new connection leaves to be done, above all the second look at the host, is over after so long.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+/// Descriptors of a simulated agent: its connection, and the files of its ring; and of all else here.
+const FILES_OF_AN_AGENT: u64 = 4;
+const OTHER_FILES: u64 = 512;
+
+/// What to run, and how long.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// How many agents in the last step, one of them real
+    #[arg(long, default_value_t = 10_000)]
+    agents: usize,
+    /// With how many before that
+    #[arg(long, value_delimiter = ',', default_value = "100,1000")]
+    steps: Vec<usize>,
+    /// How long each step is measured once all are connected
+    #[arg(long, default_value = "60s", value_parser = parse_seconds)]
+    idle: Duration,
+    /// How long the collector is away before it returns
+    #[arg(long, default_value = "10s", value_parser = parse_seconds)]
+    away: Duration,
+    /// Where the collector keeps its data; a temporary directory if nowhere
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Where the simulated agents keep theirs, which on laptops are disks of their own: best in memory
+    #[arg(long)]
+    agents_data: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Options {
+    /// In order, each more than the one before it.
+    fn steps(&self) -> Vec<usize> {
+        let mut steps: Vec<usize> = self.steps.iter().copied().filter(|step| *step < self.agents).collect();
+        steps.push(self.agents);
+        steps.sort_unstable();
+        steps.dedup();
+        steps
+    }
+}
+
+/// Runs it, and prints the report.
+///
+/// # Errors
+/// When it cannot be run. Bad figures are none.
+pub fn agents(options: &Options) -> Result<()> {
+    ensure!(options.agents > 1, "one agent is the real one: there must be another");
+    raise_files(options.agents as u64 * FILES_OF_AN_AGENT + OTHER_FILES)?;
+    let temporary = tempfile::tempdir()?;
+    let place = |chosen: &Option<PathBuf>, name: &str| -> Result<PathBuf> {
+        let path = chosen.clone().unwrap_or_else(|| temporary.path().join(name));
+        ensure!(!path.exists(), "{} is there already", path.display());
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(path)
+    };
+    let (data, agents_data) = (place(&options.data, "data")?, place(&options.agents_data, "agents")?);
+    let measured = measure_all(options, &data, &agents_data);
+    // Where it was told to keep them, they would be in the way of the next run.
+    for path in [&data, &agents_data] {
+        fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    let report = measured?;
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+fn measure_all(options: &Options, data: &Path, agents_data: &Path) -> Result<Report> {
+    let stop = Stop::listen();
+    let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().enable_all().build()?);
+    let mut report = Report::begin()?;
+    let of_collector = data.join("collector");
+    let collector = Collector::start(&of_collector);
+    let live = LiveAgent::start(data, &collector.token(1))?;
+    let socket = of_collector.join("alibi.sock");
+    let mut crowd =
+        Crowd::new(Arc::clone(&runtime), agents_data, &collector.token(u32::try_from(options.agents)?))?;
+    let alone = Watched::of(collector.running.pid())?.memory_bytes()?;
+    for agents in options.steps() {
+        eprintln!("{agents} agents…");
+        let step = one_step(options, &collector, &mut crowd, &live, &socket, agents, alone, &stop)?;
+        report.steps.push(step);
+    }
+    eprintln!("the collector restarts…");
+    report.restart = Some(restart(options, collector, &of_collector, &crowd, &live, &socket, &stop)?);
+    report.end()?;
+    crowd.stop();
+    Ok(report)
+}
+
+fn one_step(
+    options: &Options,
+    collector: &Collector,
+    crowd: &mut Crowd,
+    live: &LiveAgent,
+    socket: &Path,
+    agents: usize,
+    alone_bytes: u64,
+    stop: &Stop,
+) -> Result<Step> {
+    // The real one is among them.
+    let simulated = agents - 1;
+    let before = crowd.len();
+    let enrolment = crowd.enrol_up_to(simulated)?;
+    let watched = Watched::of(collector.running.pid())?;
+    let failed_before = crowd.failures();
+    let fresh = live.watch(socket)?;
+    let connecting = crowd.connect_all(PATIENCE)?;
+    let cpu_s = watched.cpu_s()?;
+    let connected = Connected {
+        agents: simulated - before,
+        seconds: connecting.as_secs_f64(),
+        failed: crowd.failures().since(&failed_before),
+        collector_cpu_s: cpu_s,
+        live: fresh.end(),
+    };
+    stop.wait(SETTLED_AFTER)?;
+
+    let own = Watched::of(std::process::id())?;
+    let watched = Watched::of(collector.running.pid())?;
+    let fresh = live.watch(socket)?;
+    stop.wait(options.idle)?;
+    let seconds = watched.seconds();
+    let idle = Idle {
+        seconds,
+        collector_percent: 100.0 * watched.cpu_s()? / seconds,
+        threads_percent: watched.threads_percent()?,
+        simulator_percent: 100.0 * own.cpu_s()? / seconds,
+        written_bytes_per_s: watched.written_bytes()? as f64 / seconds,
+        live: fresh.end(),
+    };
+    let memory_bytes = watched.memory_bytes()?;
+    let questions = live.questions(collector)?;
+    ensure!(crowd.connected() == simulated, "{} of {simulated} are connected", crowd.connected());
+    Ok(Step {
+        agents,
+        enrolments_per_s: (simulated - before) as f64 / enrolment.as_secs_f64(),
+        connected,
+        idle,
+        memory_bytes,
+        memory_bytes_per_agent: memory_bytes.saturating_sub(alone_bytes) as f64 / agents as f64,
+        questions,
+    })
+}
+
+/// Kills the collector, lets it return, and waits until all are back.
+fn restart(
+    options: &Options,
+    collector: Collector,
+    of_collector: &Path,
+    crowd: &Crowd,
+    live: &LiveAgent,
+    socket: &Path,
+    stop: &Stop,
+) -> Result<Restart> {
+    let (killed, address) = (Instant::now(), collector.address);
+    collector.running.kill();
+    crowd.await_lost()?;
+    stop.wait(options.away)?;
+    let failed_before = crowd.failures();
+    let returned = Instant::now();
+    let collector = Collector::start_at(of_collector, &address);
+    let starting_s = returned.elapsed().as_secs_f64();
+    let watched = Watched::of(collector.running.pid())?;
+    let fresh = live.watch(socket)?;
+    crowd.await_connected(PATIENCE)?;
+    let all_back_s = returned.elapsed().as_secs_f64();
+    let cpu_s = watched.cpu_s()?;
+    stop.wait(SETTLED_AFTER)?;
+    let live_again_s = fresh.live_again_after(killed).map(|again| again.as_secs_f64());
+    Ok(Restart {
+        away_s: returned.duration_since(killed).as_secs_f64(),
+        starting_s,
+        all_back_s,
+        failed: crowd.failures().since(&failed_before),
+        collector_cpu_s: cpu_s,
+        memory_bytes: watched.memory_bytes()?,
+        live_again_s,
+        live: fresh.end(),
+    })
+}
+
+/// Lets this process have so many files open.
+fn raise_files(files: u64) -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= files) {
+        return Ok(());
+    }
+    let maximum = limit.maximum.map(|maximum| maximum.max(files));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum }).with_context(|| {
+        format!("{files} files cannot be open at once: run it as root, or raise `ulimit -n`")
+    })
+}
+
+/// Asks a program for the time that each of several questions takes, in milliseconds.
+fn asked(collector: &Collector, words: &[&str], times: usize) -> Result<Vec<f64>> {
+    let mut took = Vec::new();
+    for _ in 0..times {
+        let began = Instant::now();
+        let output = outcome(&mut collector.command(words));
+        if !matches!(output.status.code(), Some(0 | 1 | 3)) {
+            bail!("{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        took.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_go_up_to_all() {
+        let steps = |agents, steps: &[usize]| {
+            let (idle, away) = (Duration::ZERO, Duration::ZERO);
+            let steps = steps.to_vec();
+            Options { agents, steps, idle, away, data: None, agents_data: None, json: false }.steps()
+        };
+        assert_eq!(steps(10_000, &[1_000, 100]), [100, 1_000, 10_000]);
+        assert_eq!(steps(500, &[100, 500, 1_000]), [100, 500]);
+        assert_eq!(steps(2, &[]), [2]);
+    }
+}
