@@ -32,7 +32,7 @@ pub use sqlite::SqliteStore;
 #[cfg(test)]
 mod conformance;
 
-/// The collector's memory. Calls block; readers never wait for the writer.
+/// The collector's memory. Calls block, but for [`Store::note`]; readers never wait for the writer.
 ///
 /// Times are the hosts' own, but where it is said that they are the collector's.
 ///
@@ -69,6 +69,10 @@ pub trait Store: Send + Sync {
         reading: Option<&ClockReading>,
         heard: Timestamp,
     ) -> Result<Progress, StoreError>;
+
+    /// Takes in a batch without events, as [`Store::commit`] does, if nothing has to be written for that now; none where it
+    /// has to be committed. Does not block.
+    fn note(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Option<Progress>;
 
     /// What is known of a host's clocks: all that was read of them, and every moment that its stream has told.
     ///

@@ -9,7 +9,7 @@ pub(super) mod coverage;
 pub(super) mod flows;
 pub(super) mod names;
 pub(super) mod processes;
-mod samples;
+pub(super) mod samples;
 pub(super) mod stream;
 
 /// Somewhere a store lives; it can be closed and opened again.
@@ -44,7 +44,7 @@ macro_rules! suite {
             rules_nothing_out_by_the_old_ring_in_a_time_that_happens_twice,
             goes_on_where_an_epoch_was_left, loses_what_it_does_not_know, never_goes_back_in_time,
             outlives_the_program, refuses_numbers_that_no_agent_sends, needs_a_host_that_described_itself,
-            grades_it_as_it_is_told_however_often
+            grades_it_as_it_is_told_however_often, notes_what_need_not_be_written
         }
         suite! { $home, coverage:
             is_what_the_same_events_come_to_in_a_ledger, is_bounded_however_much_is_lost

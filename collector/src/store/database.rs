@@ -120,7 +120,7 @@ impl Database {
     }
 
     /// The same, in one transaction with what others write so meanwhile. May be called more than once, where the transaction
-    /// failed because of one of the others.
+    /// failed because of one of the others; who only may not write what they want to does not make it fail.
     pub(super) fn write_together<T: Send + 'static>(
         &self,
         write: impl Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + Sync + 'static,
@@ -143,7 +143,7 @@ impl Database {
                 Err(_) => self.write_with(&mut writer, |transaction| own.run(transaction))?,
             }
         }
-        Ok(lock(&own.wrote).take().expect("what was committed was run before"))
+        lock(&own.wrote).take().expect("what was committed was run before")
     }
 }
 
@@ -155,7 +155,7 @@ trait Write: Send + Sync {
 
 struct Shared<T, W> {
     write: W,
-    wrote: Mutex<Option<T>>,
+    wrote: Mutex<Option<Result<T, StoreError>>>,
     committed: AtomicBool,
 }
 
@@ -170,7 +170,17 @@ where
     W: Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + Sync,
 {
     fn run(&self, transaction: &Transaction<'_>) -> Result<(), StoreError> {
-        *lock(&self.wrote) = Some((self.write)(transaction)?);
+        transaction.prepare_cached("SAVEPOINT one")?.execute([])?;
+        let wrote = match (self.write)(transaction) {
+            Err(StoreError::Sqlite(error)) => return Err(error.into()),
+            wrote => wrote,
+        };
+        // What it has written until it was refused is taken back, and what the others have stays.
+        if wrote.is_err() {
+            transaction.prepare_cached("ROLLBACK TO one")?.execute([])?;
+        }
+        transaction.prepare_cached("RELEASE one")?.execute([])?;
+        *lock(&self.wrote) = Some(wrote);
         Ok(())
     }
 
@@ -399,6 +409,33 @@ mod tests {
         assert_eq!(numbers(&database), [1, 2, 3]);
         results.retain(|(_, written)| *written);
         assert!(results.iter().any(|(runs, _)| *runs > 1), "they shared a transaction first: {results:?}");
+    }
+
+    #[test]
+    fn who_may_not_write_takes_nothing_from_the_others() {
+        let (_directory, database) = open();
+        let writer = database.writer();
+        scope(|scope| {
+            let mut threads = Vec::new();
+            for number in 1..4_i64 {
+                let write = move |transaction: &Transaction<'_>| {
+                    transaction.execute("INSERT INTO number VALUES (?)", [number])?;
+                    match number {
+                        2 => Err(StoreError::TooManyAgents),
+                        number => Ok(number),
+                    }
+                };
+                let database = &database;
+                threads.push(scope.spawn(move || database.write_together(write)));
+                while lock(&database.waiting).len() < threads.len() {
+                    yield_now();
+                }
+            }
+            drop(writer);
+            let wrote: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap().ok()).collect();
+            assert_eq!(wrote, [Some(1), None, Some(3)]);
+        });
+        assert_eq!(numbers(&database), [1, 3]);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! One connection writes, behind a lock; readers have their own connections and, by SQLite's write-ahead log, never
 //! wait for it. A commit is on the disk when [`SqliteStore::commit`] returns, because the agent may overwrite then
-//! what was acknowledged. The one thing that is not written each time is a watermark that came alone (each host sends
-//! one each second): it is held in memory, seen by every reader, and written with the next events or after
-//! [`PERSIST_AFTER`]. Losing it makes answers `unknown` that could be `clear`, never the other way round.
+//! what was acknowledged; what others write meanwhile is made safe with it. The one thing that is not written each time is a
+//! watermark that came alone (each host sends one each second): it is held in memory, seen by every reader, and written with
+//! what the host tells next, events or what it says of itself, or else after [`PERSIST_AFTER`]. Losing it makes answers
+//! `unknown` that could be `clear`, never the other way round.
 
 use std::{collections::HashMap, net::IpAddr, path::Path, sync::Mutex, time::Duration};
 
@@ -20,7 +21,7 @@ use alibi_proto::{
     name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
     question::{NamedRemotes, Question},
-    time::Timestamp,
+    time::{Moment, Timestamp},
     window::Window,
 };
 use rusqlite::{Connection, Transaction};
@@ -43,8 +44,10 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-/// A watermark that came alone is written after so long.
-const PERSIST_AFTER: Duration = Duration::from_secs(10);
+/// A watermark that came alone is written after so long, if nothing else is of its host.
+const PERSIST_AFTER: Duration = Duration::from_secs(60);
+/// Events of a batch that is written together with what others write. A larger one takes longer than to make it safe does.
+const TOGETHER_EVENTS_MAX: usize = 1_024;
 
 /// A store in one SQLite file.
 pub struct SqliteStore {
@@ -61,6 +64,16 @@ struct Live {
     persisted: Option<Timestamp>,
     /// The host's wall clock less its boot clock, as it is written; none where that may be another by now.
     steady: Option<Difference>,
+    /// The clocks that came with the last watermark, if that is not written.
+    moment: Option<Moment>,
+}
+
+/// What is held in memory of a host, to be written with what comes next.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    known_until: Option<Timestamp>,
+    /// The ring, and the clocks of its last watermark.
+    moment: Option<(Epoch, Moment)>,
 }
 
 impl SqliteStore {
@@ -84,34 +97,19 @@ impl SqliteStore {
         self.database.write(write)
     }
 
-    /// Takes in a watermark that came alone, in memory; none when something must be written.
-    fn commit_in_memory(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Option<Progress> {
-        let mut live = lock(&self.live);
-        let live = live.get_mut(&host)?;
-        let due = live
-            .persisted
-            .is_none_or(|persisted| heard.since(persisted).max(persisted.since(heard)) >= PERSIST_AFTER);
-        let continues = live.progress.next.epoch == batch.epoch && batch.epoch != Epoch::default();
-        // A clock that was set is written before anything is believed that it stamped.
-        let wall = batch.clock.map(Difference::of);
-        let steady = wall.is_none_or(|wall| live.steady.is_some_and(|steady| steady.or(wall) == steady));
-        if due || !continues || !steady || batch.settles().is_some() {
-            return None;
-        }
-        live.progress.heard = Some(heard);
-        live.progress.known_until = live.progress.known_until.max(batch.watermark);
-        Some(live.progress)
-    }
-
-    fn live(&self, host: HostId) -> Option<Progress> {
-        lock(&self.live).get(&host).map(|live| live.progress)
+    fn held(&self, host: HostId) -> Held {
+        let live = lock(&self.live).get(&host).copied();
+        live.map_or_else(Held::default, |live| Held {
+            known_until: live.progress.known_until,
+            moment: live.moment.map(|moment| (live.progress.next.epoch, moment)),
+        })
     }
 
     fn written(&self, host: HostId, progress: Progress, steady: Option<Difference>) {
         let mut live = lock(&self.live);
         let known_until = live.get(&host).and_then(|live| live.progress.known_until);
         let progress = Progress { known_until: progress.known_until.max(known_until), ..progress };
-        live.insert(host, Live { progress, persisted: progress.heard, steady });
+        live.insert(host, Live { progress, persisted: progress.heard, steady, moment: None });
     }
 }
 
@@ -142,17 +140,38 @@ impl Store for SqliteStore {
         reading: Option<&ClockReading>,
         heard: Timestamp,
     ) -> Result<Progress, StoreError> {
-        let mut writer = self.database.writer();
-        let (stored, steady) = self.database.write_with(&mut writer, |transaction| {
-            let stored = agents::describe(transaction, address, description, heard)?;
-            Ok((stored, clock::measured(transaction, description.host, reading)?))
+        let host = description.host;
+        let held = self.held(host);
+        let (address, description, reading) = (address.to_owned(), description.clone(), reading.cloned());
+        let (stored, steady) = self.database.write_together(move |transaction| {
+            let stored = agents::describe(transaction, &address, &description, held.known_until, heard)?;
+            Ok((stored, clock::measured(transaction, host, held.moment, reading.as_ref())?))
         })?;
         let mut live = lock(&self.live);
-        let first = Live { progress: stored, persisted: stored.heard, steady };
-        let live = live.entry(description.host).or_insert(first);
+        let first = Live { progress: stored, persisted: None, steady, moment: None };
+        let live = live.entry(host).or_insert(first);
         live.progress.heard = Some(heard);
-        live.steady = steady;
+        (live.persisted, live.steady, live.moment) = (Some(heard), steady, None);
         Ok(live.progress)
+    }
+
+    fn note(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Option<Progress> {
+        let mut live = lock(&self.live);
+        let live = live.get_mut(&host)?;
+        let due = live
+            .persisted
+            .is_none_or(|persisted| heard.since(persisted).max(persisted.since(heard)) >= PERSIST_AFTER);
+        let continues = live.progress.next.epoch == batch.epoch && batch.epoch != Epoch::default();
+        // A clock that was set is written before anything is believed that it stamped.
+        let wall = batch.clock.map(Difference::of);
+        let steady = wall.is_none_or(|wall| live.steady.is_some_and(|steady| steady.or(wall) == steady));
+        if due || !continues || !steady || batch.settles().is_some() {
+            return None;
+        }
+        live.progress.heard = Some(heard);
+        live.progress.known_until = live.progress.known_until.max(batch.watermark);
+        live.moment = batch.clock.or(live.moment);
+        Some(live.progress)
     }
 
     fn clock(&self, host: HostId) -> Result<ClockHistory, StoreError> {
@@ -160,14 +179,14 @@ impl Store for SqliteStore {
     }
 
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError> {
-        if let Some(progress) = self.commit_in_memory(host, batch, heard) {
-            return Ok(progress);
-        }
-        let mut writer = self.database.writer();
-        let known_until = self.live(host).and_then(|live| live.known_until);
-        let (progress, steady) = self.database.write_with(&mut writer, |transaction| {
-            ingest::commit(transaction, host, known_until, batch, heard)
-        })?;
+        let held = self.held(host);
+        let (progress, steady) = if batch.events.len() <= TOGETHER_EVENTS_MAX {
+            let batch = batch.clone();
+            self.database
+                .write_together(move |transaction| ingest::commit(transaction, host, held, &batch, heard))?
+        } else {
+            self.write(|transaction| ingest::commit(transaction, host, held, batch, heard))?
+        };
         self.written(host, progress, steady);
         Ok(progress)
     }
@@ -187,11 +206,9 @@ impl Store for SqliteStore {
         reason: &str,
         heard: Timestamp,
     ) -> Result<Progress, StoreError> {
-        let mut writer = self.database.writer();
-        let known_until = self.live(host).and_then(|live| live.known_until);
-        let progress = self.database.write_with(&mut writer, |transaction| {
-            chain::diverge(transaction, host, from, known_until, reason, heard)
-        })?;
+        let known_until = self.held(host).known_until;
+        let progress =
+            self.write(|transaction| chain::diverge(transaction, host, from, known_until, reason, heard))?;
         self.written(host, progress, None);
         Ok(progress)
     }

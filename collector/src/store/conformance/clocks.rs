@@ -90,13 +90,17 @@ pub(in crate::store) fn are_written_before_what_a_clock_stamped_that_was_set<H: 
     let sent = |wall: u64, boot| Batch { clock: Some(moment(wall, boot)), ..watermark(EPOCH, wall - 1) };
     let pieces = |store: &H::Store| store.clock(HOST).unwrap().pieces.len();
     store.commit(HOST, &recorded(1, &[moment(910, 10)]), at(2)).unwrap();
-    for second in 11..15 {
-        store.commit(HOST, &sent(900 + second, second), at(second)).unwrap();
+    store.commit(HOST, &sent(911, 11), at(11)).unwrap();
+    for second in 12..15 {
+        assert!(store.note(HOST, &sent(900 + second, second), at(second)).is_some());
     }
     assert_eq!(pieces(&store), 1);
     // Such a watermark comes alone, and is no reason to write by itself.
+    assert_eq!(store.note(HOST, &sent(4_516, 16), at(16)), None);
     store.commit(HOST, &sent(4_516, 16), at(16)).unwrap();
     assert_eq!(pieces(&store), 2);
+    let until = store.clock(HOST).unwrap().pieces[0].last;
+    assert_eq!(until, moment(914, 14), "the last that was noted before it was set");
     store.commit(HOST, &sent(4_517, 17), at(17)).unwrap();
     assert_eq!(
         (pieces(&store), store.clock(HOST).unwrap().steady()),

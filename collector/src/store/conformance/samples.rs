@@ -25,7 +25,7 @@ pub(super) fn at(secs: u64) -> Timestamp {
     Timestamp::from_secs(secs)
 }
 
-pub(super) fn description(host: HostId) -> HostDescription {
+pub(in crate::store) fn description(host: HostId) -> HostDescription {
     HostDescription {
         host,
         name: "laptop".into(),

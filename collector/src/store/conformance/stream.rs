@@ -306,3 +306,23 @@ pub(in crate::store) fn grades_it_as_it_is_told_however_often<H: Home>() {
     assert_eq!(store.coverage(HOST, Facet::Connections).unwrap(), told);
     assert_eq!(store.coverage(HOST, Facet::Names).unwrap(), alibi_proto::coverage::Timeline::default());
 }
+
+pub(in crate::store) fn notes_what_need_not_be_written<H: Home>() {
+    let home = H::new();
+    let store = home.open();
+    follow(&store);
+    assert_eq!(store.note(HOST, &watermark(EPOCH, 40), at(2)), None, "of a ring of which nothing is stored");
+    let first = Batch { watermark: Some(at(50)), ..batch(EPOCH, 1, some_flows(2)) };
+    let after = store.commit(HOST, &first, at(2)).unwrap();
+    let noted = Progress { heard: Some(at(3)), known_until: Some(at(60)), ..after };
+    assert_eq!(store.note(HOST, &watermark(EPOCH, 60), at(3)), Some(noted));
+    assert_eq!(store.note(HOST, &watermark(EPOCH, 55), at(3)), Some(noted), "it never goes back");
+    assert_eq!(progress(&store), noted);
+    let more = batch(EPOCH, 3, some_flows(1));
+    for other in [&more, &watermark(EPOCH + 1, 70)] {
+        assert_eq!(store.note(HOST, other, at(3)), None);
+    }
+    assert_eq!(store.commit(HOST, &more, at(4)).unwrap().known_until, Some(at(60)));
+    drop(store);
+    assert_eq!(progress(&home.open()).known_until, Some(at(60)));
+}

@@ -54,28 +54,35 @@ pub(super) fn describe(
     connection: &Connection,
     address: &str,
     description: &HostDescription,
+    known_until: Option<Timestamp>,
     heard: Timestamp,
 ) -> Result<Progress, StoreError> {
     let host = description.host;
-    let agent = "SELECT added FROM agent WHERE address = ?";
-    let agent: i64 = connection
-        .query_row(agent, [address], |row| row.get(0))
+    let mut statement = connection.prepare_cached("SELECT added FROM agent WHERE address = ?")?;
+    let agent: i64 = statement
+        .query_row([address], |row| row.get(0))
         .optional()?
         .ok_or_else(|| StoreError::UnknownAgent(address.to_owned()))?;
-    let other = "SELECT address FROM agent JOIN host ON host.id = agent.host WHERE uuid = ? AND added != ?";
-    let other = connection.query_row(other, params![host.as_bytes(), agent], |row| row.get(0)).optional()?;
+    let mut statement = connection.prepare_cached(
+        "SELECT address FROM agent JOIN host ON host.id = agent.host WHERE uuid = ? AND added != ?",
+    )?;
+    let other = statement.query_row(params![host.as_bytes(), agent], |row| row.get(0)).optional()?;
     if let Some(address) = other {
         return Err(StoreError::HostTaken { host, address });
     }
 
     let record = wire::DescribeResponse::from(description.clone()).encode_to_vec();
-    let row: i64 = connection.query_row(
-        "INSERT INTO host (uuid, description, heard) VALUES (?, ?, ?) ON CONFLICT (uuid)
-         DO UPDATE SET description = excluded.description, heard = excluded.heard RETURNING id",
-        params![host.as_bytes(), record, heard.as_nanos_i64()],
-        |row| row.get(0),
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO host (uuid, description, heard) VALUES (?1, ?2, ?3) ON CONFLICT (uuid)
+         DO UPDATE SET description = excluded.description, heard = excluded.heard,
+         known_until = max(coalesce(known_until, ?4), coalesce(?4, known_until)) RETURNING id",
     )?;
-    connection.execute("UPDATE agent SET host = ? WHERE added = ?", [row, agent])?;
+    let known_until = known_until.map(Timestamp::as_nanos_i64);
+    let row: i64 = statement
+        .query_row(params![host.as_bytes(), record, heard.as_nanos_i64(), known_until], |row| row.get(0))?;
+    let mut statement =
+        connection.prepare_cached("UPDATE agent SET host = ?1 WHERE added = ?2 AND host IS NOT ?1")?;
+    statement.execute([row, agent])?;
     let stored = load(connection, host)?.ok_or(StoreError::UnknownHost(host))?;
     Ok(stored.progress)
 }

@@ -3,7 +3,8 @@
 use alibi_proto::{
     clock::{ClockHistory, ClockReading, Difference},
     event::Batch,
-    id::HostId,
+    id::{Epoch, HostId},
+    time::Moment,
     wire,
 };
 use prost::Message;
@@ -37,30 +38,38 @@ fn store(connection: &Connection, host: i64, history: &ClockHistory) -> Result<(
     Ok(())
 }
 
-/// Takes in what was read, if anything was. How the wall clock stands to the boot clock, if that is known.
+/// Takes in what was read, if anything was, after what the last watermark told. How the wall clock stands to the boot clock, if
+/// that is known.
 pub(super) fn measured(
     connection: &Connection,
     host: HostId,
+    told: Option<(Epoch, Moment)>,
     reading: Option<&ClockReading>,
 ) -> Result<Option<Difference>, StoreError> {
     let Some(row) = host_row(connection, host)? else { return Err(StoreError::UnknownHost(host)) };
     let mut history = of_row(connection, row)?;
+    let mut changed = told.is_some_and(|(epoch, moment)| history.saw(epoch, None, moment));
     if let Some(reading) = reading {
         history.measured(reading);
+        changed = true;
+    }
+    if changed {
         store(connection, row, &history)?;
     }
     Ok(history.steady())
 }
 
-/// Takes in the moments of what is new in a batch: its events from `wanted` on, and the one that it was sent at.
+/// Takes in the moments of what is new in a batch: its events from `wanted` on, and the one that it was sent at; after what
+/// the last watermark told.
 pub(super) fn saw(
     connection: &Connection,
     host: i64,
+    told: Option<(Epoch, Moment)>,
     batch: &Batch,
     wanted: u64,
 ) -> Result<Option<Difference>, StoreError> {
     let mut history = of_row(connection, host)?;
-    let mut changed = false;
+    let mut changed = told.is_some_and(|(epoch, moment)| history.saw(epoch, None, moment));
     for event in batch.events.iter().filter(|event| event.seq.0 >= wanted) {
         changed |= history.saw(batch.epoch, Some(event.seq), event.recorded);
     }

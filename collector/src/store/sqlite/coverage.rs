@@ -30,7 +30,8 @@ pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> R
         None => return Ok(Timeline::default()),
     };
     let forgotten = "SELECT until FROM forgotten";
-    if let Some(until) = connection.query_row(forgotten, [], |row| row.get(0)).optional()? {
+    let mut statement = connection.prepare_cached(forgotten)?;
+    if let Some(until) = statement.query_row([], |row| row.get(0)).optional()? {
         timeline.apply(&CoverageChange {
             facet,
             grade: Grade::NotRecorded { reason: "older than this collector keeps".to_owned() },

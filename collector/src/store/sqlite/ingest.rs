@@ -10,6 +10,7 @@ use alibi_proto::{
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{
+    Held,
     agents::{self, StoredHost},
     chain, clock,
     codec::{signed, unsigned},
@@ -20,17 +21,16 @@ use super::{
 };
 use crate::store::{Progress, StoreError};
 
-/// `known_until` is how far the stream is known besides what is written. Also tells how the host's wall clock stands to its
-/// boot clock now.
+/// `held` is known besides what is written. Also tells how the host's wall clock stands to its boot clock now.
 pub(super) fn commit(
     transaction: &Transaction<'_>,
     host: HostId,
-    known_until: Option<Timestamp>,
+    held: Held,
     batch: &Batch,
     heard: Timestamp,
 ) -> Result<(Progress, Option<Difference>), StoreError> {
     let mut stored = agents::load(transaction, host)?.ok_or(StoreError::UnknownHost(host))?;
-    let known_until = stored.progress.known_until.max(known_until);
+    let known_until = stored.progress.known_until.max(held.known_until);
     stored.progress.known_until = known_until;
 
     // What a ring means that is entered, the first thing that it tells of decides.
@@ -42,7 +42,7 @@ pub(super) fn commit(
     }
     let mut coverage = Coverage::new(transaction, stored.row);
     let ring = enter_ring(transaction, &stored, batch, &mut coverage)?;
-    let steady = clock::saw(transaction, stored.row, batch, ring.wanted)?;
+    let steady = clock::saw(transaction, stored.row, held.moment, batch, ring.wanted)?;
     let mut stream = Stream {
         connection: transaction,
         host: stored.row,

@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use super::{SqliteStore, flows::condition, schema::FORMAT};
 use crate::store::{
     Store, StoreError,
-    conformance::{Home, suite},
+    conformance::{Home, samples::description, suite},
 };
 
 struct Directory(tempfile::TempDir);
@@ -231,11 +231,14 @@ fn coverage_that_an_older_version_wrote_in_rows_becomes_one() {
 fn a_watermark_that_comes_alone_is_written_later() {
     let directory = Directory::new();
     let store = directory.open();
-    directory.edit("INSERT INTO host (uuid, description) VALUES (x'07070707070707070707070707070707', x'')");
-    let commit = |secs| {
-        let watermark = Some(Timestamp::from_secs(secs));
+    store.add_agent("one:1").unwrap();
+    let description = description(HOST);
+    store.describe("one:1", &description, None, Timestamp::from_secs(99)).unwrap();
+    let take = |secs| {
+        let (watermark, heard) = (Some(Timestamp::from_secs(secs)), Timestamp::from_secs(secs));
         let batch = Batch { epoch: Epoch(5), hole: None, events: vec![], link: None, watermark, clock: None };
-        store.commit(HOST, &batch, Timestamp::from_secs(secs)).unwrap().known_until
+        let noted = store.note(HOST, &batch, heard);
+        noted.unwrap_or_else(|| store.commit(HOST, &batch, heard).unwrap()).known_until
     };
     let written = || {
         let connection = Connection::open(directory.file()).unwrap();
@@ -243,12 +246,16 @@ fn a_watermark_that_comes_alone_is_written_later() {
             .query_row("SELECT known_until / 1000000000 FROM host", [], |row| row.get::<_, i64>(0))
             .unwrap()
     };
-    for (secs, want) in [(100, 100), (101, 100), (109, 100), (110, 110), (111, 110)] {
-        assert_eq!(commit(secs), Some(Timestamp::from_secs(secs)));
+    for (secs, want) in [(100, 100), (101, 100), (159, 100), (160, 160), (161, 160)] {
+        assert_eq!(take(secs), Some(Timestamp::from_secs(secs)));
         assert_eq!(written(), want, "at second {secs}");
     }
+    store.describe("one:1", &description, None, Timestamp::from_secs(162)).unwrap();
+    assert_eq!(written(), 161, "with what else is written of the host");
+    take(163);
+    assert_eq!(written(), 161);
     drop(store);
-    assert_eq!(written(), 111);
+    assert_eq!(written(), 163);
 }
 
 #[test]
