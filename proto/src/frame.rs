@@ -71,10 +71,7 @@ impl Frame {
 
     /// What its records take in memory, as it says itself.
     pub fn unpacked_bytes(&self) -> usize {
-        self.payload
-            .get(1..PAYLOAD_HEADER_BYTES)
-            .and_then(|bytes| bytes.first_chunk())
-            .map_or(0, |bytes| usize::try_from(u32::from_le_bytes(*bytes)).unwrap_or(usize::MAX))
+        unpacked_bytes(&self.payload)
     }
 
     /// Its records.
@@ -109,6 +106,14 @@ impl Frame {
         }
         Columns::of(columns, count)
     }
+}
+
+/// What the records of a frame with this payload take in memory, as it says itself.
+pub fn unpacked_bytes(payload: &[u8]) -> usize {
+    payload
+        .get(1..PAYLOAD_HEADER_BYTES)
+        .and_then(|bytes| bytes.first_chunk())
+        .map_or(0, |bytes| usize::try_from(u32::from_le_bytes(*bytes)).unwrap_or(usize::MAX))
 }
 
 /// The records of a frame, one after another.

@@ -19,6 +19,10 @@ use crate::{
     dial::{self, DialError, Proxy},
 };
 
+mod line;
+
+pub use line::{Line, LineError};
+
 /// The largest message that either end takes, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// What a sender keeps a message of many records under, in bytes, leaving room for one that overshoots.
@@ -32,6 +36,14 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_MAX: u32 = 64;
 /// Bytes of headers that a request may have.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Bytes that may come of one request, or one answer, before anybody has read them; and on one connection. This is what
+/// another end can make this one keep without its having asked for it, and how much is on the way of a backlog.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 128 << 10;
+/// The same of the answers to an analyst, who has one connection, and asks for more.
+const ANSWER_WINDOW_BYTES: u32 = 1 << 20;
+/// Bytes that wait to be sent on one stream; a message that is longer waits itself.
+const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 
 /// A channel to a service on this machine, where nobody proves who they are; not yet connected: it dials when it is first
 /// used.
@@ -88,6 +100,8 @@ fn with_limits(endpoint: Endpoint) -> Endpoint {
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(ANSWER_WINDOW_BYTES)
+        .initial_connection_window_size(ANSWER_WINDOW_BYTES)
 }
 
 /// A service's own limits, so that no peer costs more than a bounded amount.
@@ -97,6 +111,8 @@ pub fn server() -> tonic::transport::Server {
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
 }
 
 /// Serves one connection, with the same limits, until it ends; or until `stop` resolves, after which the requests under way
@@ -127,7 +143,10 @@ where
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX);
     let mut connection =
         std::pin::pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
     tokio::select! {
@@ -341,6 +360,10 @@ mod unix {
         }))
     }
 
+    pub(super) async fn connect(path: &Path) -> io::Result<UnixStream> {
+        UnixStream::connect(path).await
+    }
+
     pub(super) async fn serve_users<R>(bound: Bound, service: R)
     where
         R: tower::Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
@@ -396,6 +419,10 @@ mod unix {
         endpoint.connect_with_connector_lazy(tower::service_fn(|_: tonic::transport::Uri| async {
             Err::<hyper_util::rt::TokioIo<tokio::net::TcpStream>, _>(unsupported())
         }))
+    }
+
+    pub(super) async fn connect(_path: &Path) -> io::Result<tokio::net::TcpStream> {
+        Err(unsupported())
     }
 
     pub(super) async fn bind(_path: &Path) -> io::Result<Bound> {
