@@ -22,10 +22,7 @@ use crate::{
         audit::{Actor, Note, Scope},
     },
     clock,
-    fleet::{
-        Fleet,
-        verify::{Verified, verify},
-    },
+    fleet::{Fleet, Verified},
     store::{FollowedAgent, Store, StoreError},
 };
 
@@ -403,8 +400,8 @@ impl Service {
                 "nothing of {name} was anchored yet: there is nothing to verify"
             ))
         })?;
-        let channel = self.fleet.channel(&address).await?;
-        let verified = tokio::time::timeout(VERIFY_TIMEOUT, verify(channel, epoch, &anchors));
+        let verifying = self.fleet.verify(&address, epoch, &anchors);
+        let verified = tokio::time::timeout(VERIFY_TIMEOUT, verifying);
         let Verified { from, to, events, anchors, anchors_gone, problems, problems_left_out } =
             verified.await.map_err(|_| Status::deadline_exceeded(format!("{name} took too long")))??;
         Ok(wire::VerifyHostResponse {

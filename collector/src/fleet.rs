@@ -6,12 +6,18 @@ use std::{
     time::Duration,
 };
 
-use alibi_proto::{address::Address, id::HostId, time::Timestamp};
+use alibi_proto::{
+    address::Address,
+    chain::Anchor,
+    id::{Epoch, HostId},
+    time::Timestamp,
+    transport::Line,
+};
 use tokio::{
     sync::{Semaphore, watch},
     task::{AbortHandle, JoinHandle},
 };
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use crate::{
     access::{
@@ -21,18 +27,26 @@ use crate::{
     },
     gate::Keyring,
     store::{Store, StoreError},
+    turns::Turns,
 };
 
 mod arrival;
 mod asked;
 mod clock;
 mod follower;
-pub(crate) mod verify;
+mod tail;
+mod verify;
 
 use follower::Turn;
+use tail::Budget;
+pub(crate) use verify::Verified;
 
 /// Backlogs that are taken in at once. The store has one writer: more would only stand before what happens now.
 const BACKLOGS_MAX: usize = 2;
+/// What happens now, of so many agents at once: they are written together.
+const LIVE_MAX: usize = 64;
+/// Agents of which is written at once what they say of themselves.
+const DESCRIBING_MAX: usize = 32;
 
 /// What a follower knows of its agent just now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,9 +79,15 @@ struct Shared {
     store: Arc<dyn Store>,
     access: Arc<Access>,
     keyring: Arc<Keyring>,
+    /// Of those who come.
+    turns: Turns,
+    /// Room for what they send.
+    budget: Budget,
     backlogs: Arc<Semaphore>,
     /// There to be counted: each follower has one.
     each: Arc<()>,
+    live: Arc<Semaphore>,
+    describing: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -98,7 +118,7 @@ struct Follower {
 #[derive(Clone)]
 struct Connection {
     number: u64,
-    channel: Channel,
+    line: Line,
     instance: Instance,
     whereabouts: Whereabouts,
     /// The newest entry of the audit log that its owner was told.
@@ -139,12 +159,18 @@ impl Fleet {
         store: Arc<dyn Store>,
         access: Arc<Access>,
         keyring: Arc<Keyring>,
+        turns: Turns,
     ) -> Result<Self, StoreError> {
+        let places = |max| Arc::new(Semaphore::new(max));
         let shared = Shared {
             store,
             access,
             keyring,
-            backlogs: Arc::new(Semaphore::new(BACKLOGS_MAX)),
+            turns,
+            budget: Budget::default(),
+            backlogs: places(BACKLOGS_MAX),
+            live: places(LIVE_MAX),
+            describing: places(DESCRIBING_MAX),
             each: Arc::new(()),
         };
         let fleet = Self {
@@ -224,21 +250,31 @@ impl Fleet {
         self.followers().get(listed).map(|follower| follower.live.borrow().clone()).unwrap_or_default()
     }
 
-    /// A way to ask an agent that is listed.
+    /// Reads the whole of an agent's ring again, and holds it against the anchors.
     ///
     /// # Errors
-    /// When it cannot be reached just now.
-    pub(crate) async fn channel(&self, listed: &str) -> Result<Channel, Status> {
+    /// When it cannot be reached just now, or does not answer.
+    pub(crate) async fn verify(
+        &self,
+        listed: &str,
+        epoch: Epoch,
+        anchors: &[Anchor],
+    ) -> Result<Verified, Status> {
+        verify::verify(self.line(listed).await?, epoch, anchors, self.shared.budget.clone()).await
+    }
+
+    /// A way to ask an agent that is listed.
+    async fn line(&self, listed: &str) -> Result<Line, Status> {
         let unavailable = |why: String| Status::unavailable(format!("{listed} cannot be asked: {why}"));
         match Place::parse(listed) {
             Some(Place::Dialled(address)) => {
                 let dialled = follower::dial(&address, &self.shared).await;
-                dialled.map(|(channel, _)| channel).map_err(|error| unavailable(error.to_string()))
+                dialled.map(|(line, _)| line).map_err(|error| unavailable(error.to_string()))
             }
             _ => {
-                let channel = |follower: &Follower| Some(follower.connection.as_ref()?.channel.clone());
-                let channel = self.followers().get(listed).and_then(channel);
-                channel.ok_or_else(|| unavailable("it is not connected".to_owned()))
+                let line = |follower: &Follower| Some(follower.connection.as_ref()?.line.clone());
+                let line = self.followers().get(listed).and_then(line);
+                line.ok_or_else(|| unavailable("it is not connected".to_owned()))
             }
         }
     }

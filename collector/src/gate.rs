@@ -1,7 +1,9 @@
 //! The one port: whoever comes is asked who they are, and shown to the room that they ask for by ALPN.
 //!
-//! What a stranger costs is bounded: so many may be at the door, each for so long. A certificate is looked at before
-//! anything is said, and one of the wrong kind, of another CA, run out or revoked is told so in the handshake.
+//! What a stranger costs is bounded: so many may be at the door, each for so long. All of them together get no more of the
+//! processors than leaves room for those who are in ([`Turns`]), however many come, as a whole fleet does after the collector
+//! was away; those for whom there is no time yet wait in the system's queue, before the door. A certificate is looked at
+//! before anything is said, and one of the wrong kind, of another CA, run out or revoked is told so in the handshake.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,6 +14,8 @@ use alibi_proto::{
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+
+use crate::turns::Turns;
 
 mod door;
 mod keys;
@@ -51,9 +55,16 @@ pub trait Rooms: Send + Sync + 'static {
 }
 
 /// Lets in who comes, until aborted. `open_files_max`: what the system lets the collector have open.
-pub async fn keep(listener: TcpListener, keyring: Arc<Keyring>, rooms: Arc<dyn Rooms>, open_files_max: u64) {
+pub async fn keep(
+    listener: TcpListener,
+    keyring: Arc<Keyring>,
+    turns: Turns,
+    rooms: Arc<dyn Rooms>,
+    open_files_max: u64,
+) {
     let door = Door::new((open_files_max / AT_THE_DOOR_PART).min(AT_THE_DOOR_MAX));
     loop {
+        turns.await_fewer().await;
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -62,9 +73,10 @@ pub async fn keep(listener: TcpListener, keyring: Arc<Keyring>, rooms: Arc<dyn R
                 continue;
             }
         };
-        let (keys, rooms) = (keyring.current(), Arc::clone(&rooms));
+        let (keys, turns, rooms) = (keyring.current(), turns.clone(), Arc::clone(&rooms));
         door.stand(from.ip(), |place| async move {
-            let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake(stream, from, &keys)).await;
+            let shaking = turns.pace(shake(stream, from, &keys));
+            let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await;
             // In a room it is no longer at the door.
             drop(place);
             match shaken {

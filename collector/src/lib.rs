@@ -4,6 +4,7 @@
 //! [`cli`] prints. Who may send and ask, [`access`] decides.
 
 pub mod access;
+pub mod allocator;
 pub mod api;
 pub mod cli;
 pub mod clock;
@@ -12,4 +13,5 @@ pub mod gate;
 pub mod open_files;
 pub mod rooms;
 pub mod store;
+pub mod turns;
 pub mod visits;

@@ -5,10 +5,14 @@ use std::{
     process::ExitCode,
 };
 
-use alibi_collector::cli::{self, Arguments};
+use alibi_collector::{
+    allocator,
+    cli::{self, Arguments},
+};
 use alibi_proto::command_line::{EXIT_ERROR, in_one_line, parse};
 
 fn main() -> ExitCode {
+    allocator::keep_together();
     let arguments = match parse::<Arguments>(&cli::configurable()) {
         Ok(arguments) => arguments,
         Err(status) => return status,

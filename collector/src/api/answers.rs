@@ -423,6 +423,7 @@ mod tests {
         fleet::Fleet,
         gate::Keyring,
         store::{SqliteStore, Store},
+        turns::Turns,
     };
 
     fn second(second: u64) -> Timestamp {
@@ -499,7 +500,8 @@ mod tests {
         let store = Arc::new(SqliteStore::open(&directory.path().join("alibi.db")).unwrap());
         let access = Arc::new(Access::open(directory.path(), clock::now()).unwrap());
         let keyring = Keyring::new(Arc::clone(&access)).unwrap();
-        let fleet = Fleet::start(Arc::clone(&store) as Arc<dyn Store>, Arc::clone(&access), keyring);
+        let (listed, turns) = (Arc::clone(&store) as Arc<dyn Store>, Turns::default());
+        let fleet = Fleet::start(listed, Arc::clone(&access), keyring, turns);
         let fleet = Arc::new(fleet.unwrap());
         follow(&store, "his", "jdoe", None);
         follow(&store, "lost some while asked about", "other", Some((50, 51)));

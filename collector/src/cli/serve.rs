@@ -26,7 +26,8 @@ use crate::{
     gate::{self, Keyring},
     open_files,
     rooms::House,
-    store::{SqliteStore, Store},
+    store::{AGENTS_MAX, SqliteStore, Store},
+    turns::Turns,
 };
 
 const PROGRAM: &str = "alibi";
@@ -34,6 +35,8 @@ const DATA_FORMAT: u32 = 1;
 const DATABASE: &str = "alibi.db";
 /// For whoever is at the collector's own machine, in its data directory.
 const SOCKET: &str = "alibi.sock";
+/// Files that may be open: a connection of each agent, and those of everybody else.
+const FILES_WANTED: u64 = AGENTS_MAX as u64 + 4_096;
 /// How often what is too old is forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 /// How often what may wait is written: refusals that were counted, and when credentials were used.
@@ -47,6 +50,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     let stop = transport::stop_signal();
+    // Each agent has a connection.
     let open_files_max = open_files::allow_all().unwrap_or(u64::MAX);
     let listener = Listener::bind(&arguments.listen).await?;
     let mut directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
@@ -55,7 +59,9 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     access.set_host_lifetime(arguments.certificate_lifetime).context("--certificate-lifetime")?;
     let access = Arc::new(access);
     let keyring = Keyring::new(Arc::clone(&access))?;
-    let fleet = Arc::new(Fleet::start(Arc::clone(&store), Arc::clone(&access), Arc::clone(&keyring))?);
+    let turns = Turns::default();
+    let fleet = Fleet::start(Arc::clone(&store), Arc::clone(&access), Arc::clone(&keyring), turns.clone())?;
+    let fleet = Arc::new(fleet);
     directory.keep();
 
     let address = listener.address()?;
@@ -75,7 +81,8 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     let mut tasks = JoinSet::new();
     let local = match listener {
         Listener::Tcp(listener) => {
-            tasks.spawn(gate::keep(listener, Arc::clone(&keyring), Arc::clone(&house) as _, open_files_max));
+            let house = Arc::clone(&house) as _;
+            tasks.spawn(gate::keep(listener, Arc::clone(&keyring), turns, house, open_files_max));
             let socket = Address::Unix(directory.path().join(SOCKET));
             let bound = if cfg!(unix) { Some(Listener::bind(&socket).await) } else { None };
             bound.and_then(|bound| {
@@ -92,6 +99,12 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     tasks.spawn(tick(Arc::clone(&access)));
     tasks.spawn(forget(store, access, arguments.retention, arguments.audit_retention));
 
+    if open_files_max < FILES_WANTED {
+        tracing::warn!(
+            open_files_max,
+            "fewer files may be open than a fleet of {AGENTS_MAX} agents takes: raise `ulimit -n`"
+        );
+    }
     say_ready(&service, &address, directory.path())?;
     tokio::select! {
         () = stop => tracing::info!("stopping"),

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Connection, Fleet, Task, asked,
-    follower::{Session, tell_end},
+    follower::{Session, client, tell_end},
 };
 use crate::{
     access::{
@@ -21,8 +21,8 @@ use crate::{
 };
 use alibi_proto::{
     id::HostId,
-    transport::{self, MESSAGE_BYTES_MAX},
-    wire::{self, admit_request::Verdict, recorder_client::RecorderClient},
+    transport::Line,
+    wire::{self, admit_request::Verdict},
 };
 
 /// How long an agent may take over each step until it is taken in.
@@ -40,7 +40,7 @@ impl Fleet {
             tracing::info!(%host, %from, "a host calls while another call of it is being answered");
             return;
         }
-        let decided = self.admit(host, arrival).await;
+        let decided = self.shared.turns.pace(self.admit(host, arrival)).await;
         match decided {
             Ok(connection) => self.take_in(host, connection).await,
             Err(why) => {
@@ -59,8 +59,8 @@ impl Fleet {
     async fn admit(&self, host: HostId, arrival: Arrival) -> Result<Connection, String> {
         let from = arrival.from.to_string();
         let address = from.clone();
-        let channel = in_time(transport::channel_over(arrival.stream)).await?;
-        let mut client = RecorderClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let line = in_time(Line::over(arrival.stream)).await?;
+        let mut client = client(&line);
         let shown = in_time(client.present(wire::PresentRequest {})).await?.into_inner();
         let instance = shown.instance.try_into().map_err(|_| "what it presents is no instance")?;
         let lease =
@@ -89,7 +89,7 @@ impl Fleet {
                 }
                 let number = self.connections.fetch_add(1, Ordering::Relaxed);
                 let asked_until = shown.asked_until_seq;
-                Ok(Connection { number, channel, instance: presented.instance, whereabouts, asked_until })
+                Ok(Connection { number, line, instance: presented.instance, whereabouts, asked_until })
             }
             Admittance::Refused(copied) => {
                 let why = copied.to_string();
@@ -125,7 +125,7 @@ impl Fleet {
         if connection.instance == instance {
             return None;
         }
-        let mut client = RecorderClient::new(connection.channel);
+        let mut client = client(&connection.line);
         let answered =
             tokio::time::timeout(ALIVE_TIMEOUT, client.clock(wire::ClockRequest { boots: false })).await;
         matches!(answered, Ok(Ok(_))).then_some((connection.instance, connection.whereabouts))
@@ -133,13 +133,15 @@ impl Fleet {
 
     /// Follows the host over this connection from now on, and over no other.
     async fn take_in(self: &Arc<Self>, host: HostId, connection: Connection) {
-        let (fleet, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
-        let expected = tokio::task::spawn_blocking(move || fleet.expect(host, &runtime)).await;
-        if let Ok(Err(error)) = expected {
-            tracing::error!(%host, %error, "a host that calls cannot be listed");
-            return;
-        }
         let place = host.to_string();
+        if !self.followers().contains_key(&place) {
+            let (fleet, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
+            let expected = tokio::task::spawn_blocking(move || fleet.expect(host, &runtime)).await;
+            if let Ok(Err(error)) = expected {
+                tracing::error!(%host, %error, "a host that calls cannot be listed");
+                return;
+            }
+        }
         let mut followers = self.followers();
         let Some(follower) = followers.get_mut(&place) else { return };
         // Ends the one before it, if there is one, of which nothing is begun to be written from here on.
@@ -147,14 +149,14 @@ impl Fleet {
         let from = connection.whereabouts.address.clone();
         follower.live.send_modify(|live| live.from = Some(from));
         let number = connection.number;
-        let (channel, asked_until) = (connection.channel.clone(), connection.asked_until);
+        let (line, asked_until) = (connection.line.clone(), connection.asked_until);
         follower.connection = Some(connection);
         let session =
-            Session { place: place.clone(), channel, proven: Some(host), turn: Arc::clone(&follower.turn) };
+            Session { place: place.clone(), line, proven: Some(host), turn: Arc::clone(&follower.turn) };
         let (shared, live) = (self.shared.clone(), follower.live.clone());
         let fleet = Arc::downgrade(self);
         let task = tokio::spawn(async move {
-            let telling = asked::tell(&shared, host, session.channel.clone(), asked_until);
+            let telling = asked::tell(&shared, host, session.line.clone(), asked_until);
             let ended = tokio::select! {
                 ended = session.run(&shared, &live) => ended,
                 ended = async { telling.await; std::future::pending().await } => ended,

@@ -2,13 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use alibi_proto::{
-    id::HostId,
-    wire::{self, recorder_client::RecorderClient},
-};
-use tonic::transport::Channel;
+use alibi_proto::{id::HostId, transport::Line, wire};
 
-use super::Shared;
+use super::{Shared, follower::client};
 use crate::access::audit::Entry;
 
 /// Entries of one message.
@@ -20,10 +16,10 @@ const SPREAD_MAX: Duration = Duration::from_secs(30);
 /// How long a host may take to hear it.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
-/// Tells the host behind `channel`, which has heard all up to the entry `told`, whatever comes after that, until it does not
+/// Tells the host behind `line`, which has heard all up to the entry `told`, whatever comes after that, until it does not
 /// listen any more.
-pub(super) async fn tell(shared: &Shared, host: HostId, channel: Channel, mut told: u64) {
-    let mut client = RecorderClient::new(channel);
+pub(super) async fn tell(shared: &Shared, host: HostId, line: Line, mut told: u64) {
+    let mut client = client(&line);
     let mut newest = shared.access.audit().newest();
     loop {
         let known = *newest.borrow_and_update();

@@ -12,10 +12,11 @@ use alibi_proto::{
     event::Batch,
     id::Epoch,
     time::{Moment, Timestamp},
+    transport::Line,
     wire::{self, recorder_client::RecorderClient},
 };
 use tokio::time::Instant;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 
 use super::follower::FollowError;
 use crate::clock;
@@ -72,7 +73,7 @@ pub(super) fn best(samples: &[Sample]) -> Option<(Sample, Difference)> {
 
 /// Measures the clock of the host at the other end; none if the agent cannot tell it, or if no sample was of use.
 pub(super) async fn measure(
-    client: &mut RecorderClient<Channel>,
+    client: &mut RecorderClient<Line>,
     count: usize,
 ) -> Result<Option<ClockReading>, FollowError> {
     let mut samples = Vec::new();

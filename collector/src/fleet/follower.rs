@@ -6,27 +6,27 @@ use std::{sync::Arc, time::Duration};
 use alibi_proto::{
     address::Address,
     backoff::Backoff,
-    clock::ClockReading,
     convert::ConvertError,
     dial::{self, DialError, Proxy},
     event::Batch,
+    frame,
     host::HostDescription,
     id::{Cursor, Epoch, HostId, Seq},
     time::Timestamp,
     tls::Peer,
-    transport::{self, MESSAGE_BYTES_MAX},
-    wire::{self, recorder_client::RecorderClient, tail_request},
+    transport::{Line, LineError},
+    wire::{self, recorder_client::RecorderClient},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{AcquireError, watch},
     time::Instant,
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{
     Live, Shared,
     clock::{OwnClock, SAMPLES_FIRST, SAMPLES_LATER, Standing, measure},
+    tail::{FREE_BYTES, Received, Tail, TailError},
 };
 use crate::{
     clock,
@@ -38,14 +38,14 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A connection that lasted this long was a good one: the backoff begins anew after it.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
-/// An agent says something at each look; one that is silent for so long is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// How long an agent may take to describe itself.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an agent is asked again who it is and who uses it.
 const DESCRIBE_INTERVAL: Duration = Duration::from_secs(30);
-/// Acknowledgements that wait for a slow agent.
-const ACKNOWLEDGEMENTS_QUEUED_MAX: usize = 16;
+/// An agent that was heard just now is not asked for its clock again as it catches up.
+const MEASURED_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// What comes at once of what happens now is no more than this, unpacked. More is a backlog.
+const LIVE_BYTES_MAX: usize = 256 << 10;
 
 /// Reasons of a chain that is broken.
 const REWOUND: &str = "the host's record is not the one that was followed: it was rewound, restored from a copy, or \
@@ -58,7 +58,7 @@ pub(super) struct Session {
     /// Under what it is listed.
     pub(super) place: String,
     /// The connection.
-    pub(super) channel: Channel,
+    pub(super) line: Line,
     /// Who it has proven to be; none on this machine, where nobody proves anything.
     pub(super) proven: Option<HostId>,
     /// Held while something of the host is written: the last write of a session that was ended may be under way still.
@@ -74,9 +74,9 @@ pub(super) async fn follow(address: Address, turn: Turn, shared: Shared, live: w
     loop {
         let began = Instant::now();
         let ended = match dial(&address, &shared).await {
-            Ok((channel, proven)) => {
+            Ok((line, proven)) => {
                 let place = address.to_string();
-                Session { place, channel, proven, turn: Arc::clone(&turn) }.run(&shared, &live).await
+                Session { place, line, proven, turn: Arc::clone(&turn) }.run(&shared, &live).await
             }
             Err(error) => Err(error),
         };
@@ -89,18 +89,15 @@ pub(super) async fn follow(address: Address, turn: Turn, shared: Shared, live: w
 }
 
 /// On this machine nobody proves who they are; elsewhere both do.
-pub(super) async fn dial(
-    address: &Address,
-    shared: &Shared,
-) -> Result<(Channel, Option<HostId>), FollowError> {
+pub(super) async fn dial(address: &Address, shared: &Shared) -> Result<(Line, Option<HostId>), FollowError> {
     match address {
         Address::Tcp(remote) if !address.is_local() => {
             let config = shared.keyring.to_agents();
             let (stream, peer) = dial::connect_tls(remote, &Proxy::none(), config).await?;
             let Peer::Host(host) = peer else { return Err(FollowError::NoHost) };
-            Ok((transport::channel_over(stream).await?, Some(host)))
+            Ok((Line::over(stream).await?, Some(host)))
         }
-        local => Ok((transport::channel(local)?, None)),
+        local => Ok((Line::to_this_machine(local).await?, None)),
     }
 }
 
@@ -127,103 +124,229 @@ pub(super) fn tell_end(place: &str, ended: Result<(), FollowError>, live: &watch
     });
 }
 
+/// What a follower knows as it follows. There are many of them: what is needed only now and then is asked for again.
+struct Following {
+    host: HostId,
+    epoch: Epoch,
+    /// Where the stream was wanted from.
+    next: Cursor,
+    tail: Tail,
+    own: OwnClock,
+    standing: Standing,
+    /// The boot that the host is in, once its clock was measured.
+    boot_id: Option<String>,
+    measured: Instant,
+    /// None until the first watermark: by then the agent has seen who uses the host, and is asked again.
+    described: Option<Instant>,
+    /// What came last was a watermark: what comes now has happened since.
+    caught_up: bool,
+}
+
 impl Session {
     /// Follows the agent until the connection ends.
     pub(super) async fn run(self, shared: &Shared, live: &watch::Sender<Live>) -> Result<(), FollowError> {
-        let mut client =
-            RecorderClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        // Of many that come at once, each is given its turn. The rare steps are kept out of what each has in memory.
+        let mut following = Box::pin(shared.turns.pace(self.begin(shared, live))).await?;
+        let mut is_first = true;
+        while let Some(Received { mut message, room }) = following.tail.next().await? {
+            let now = clock::now();
+            self.check_host(following.host, shared)?;
+            if let Some(resumption) = message.resumption.take().filter(|_| is_first)
+                && resumption.standing() == wire::Standing::Other
+            {
+                // Nothing is passed over on an agent's word: what it leaves out is missed in what it sends.
+                let next = following.next;
+                let seq = Seq(resumption.from_seq).clamp(Seq::FIRST, next.seq);
+                let from = Cursor { seq, ..next };
+                Box::pin(self.diverge(shared, following.host, from, REWOUND, now)).await?;
+            }
+            is_first = false;
+            if following.own.was_set(now) {
+                // All that was measured was against another time.
+                following.standing = Standing::default();
+                Box::pin(self.look_again(shared, &mut following, true)).await?;
+            }
+            if message.epoch != following.epoch.0 {
+                return Err(FollowError::RingChanged);
+            }
+            let settled = self.take(shared, &mut following, message, now, live).await?;
+            drop(room);
+            if let Some(cursor) = settled {
+                following.tail.acknowledge(cursor.into()).await?;
+            }
+            let is_due = following.described.is_none_or(|described| described.elapsed() >= DESCRIBE_INTERVAL);
+            if following.caught_up && is_due {
+                following.described = Some(Instant::now());
+                let measure = following.measured.elapsed() >= MEASURED_AGAIN_AFTER;
+                Box::pin(self.look_again(shared, &mut following, measure)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All until the stream is open.
+    async fn begin(&self, shared: &Shared, live: &watch::Sender<Live>) -> Result<Following, FollowError> {
+        let mut client = client(&self.line);
         let description = describe(&mut client).await?;
-        self.check_host(description.host, shared)?;
-        let mut own = OwnClock::new();
+        let (host, epoch) = (description.host, description.epoch);
+        self.check_host(host, shared)?;
+        let own = OwnClock::new();
         // Before anything that it sends can be believed to be of a time.
         let mut standing = Standing::default();
         let reading = measure(&mut client, SAMPLES_FIRST).await?;
-        let mut boot_id = reading.as_ref().map(|reading| reading.boot_id.clone());
+        let boot_id = reading.as_ref().map(|reading| reading.boot_id.clone());
         reading.iter().for_each(|reading| standing.measured(reading));
-        let progress = self.note(shared, description.clone(), reading).await?;
-        let known_until = self.known_until(shared, description.host, progress).await?;
-
-        let (requests, receiver) = mpsc::channel(ACKNOWLEDGEMENTS_QUEUED_MAX);
-        let ResumePoint { next, anchors } =
-            self.resume_point(shared, description.host, description.epoch).await?;
+        let describing = shared.describing.acquire().await?;
+        let (store, place) = (Arc::clone(&shared.store), self.place.clone());
+        let begun = self.blocking(move || {
+            let progress = store.describe(&place, &description, reading.as_ref(), clock::now())?;
+            let clock = progress.known_until.map(|_| store.clock(host)).transpose()?;
+            let known_until = progress.known_until.zip(clock);
+            let known_until = known_until.map(|(until, clock)| clock.clock(clock::now()).known_until(until));
+            Ok((known_until, store.resume_point(host, epoch)?))
+        });
+        let (known_until, ResumePoint { next, anchors }) = begun.await?;
+        drop(describing);
         let anchors = anchors.into_iter().map(Into::into).collect();
         let start = wire::Start { next: Some(next.into()), anchors };
-        send(&requests, tail_request::Request::Start(start)).await?;
-        let mut batches = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
-        tracing::info!(place = self.place, host = %description.host, "following");
+        let tail = Tail::open(&self.line, start, shared.budget.clone()).await?;
+        tracing::info!(place = self.place, %host, "following");
         live.send_modify(|live| {
             live.connected = true;
             live.trouble = None;
             live.known_until = known_until;
         });
+        let measured = Instant::now();
+        let (described, caught_up) = (None, false);
+        Ok(Following { host, epoch, next, tail, own, standing, boot_id, measured, described, caught_up })
+    }
 
-        let mut is_first = true;
-        // None until the first watermark: by then the agent has seen who uses the host, and is asked again.
-        let mut described: Option<Instant> = None;
-        loop {
-            let message = tokio::time::timeout(SILENCE_MAX, batches.message()).await;
-            let Some(mut message) = message.map_err(|_| FollowError::Silent)?? else { return Ok(()) };
-            let now = clock::now();
-            self.check_host(description.host, shared)?;
-            if let Some(resumption) = message.resumption.take().filter(|_| is_first)
-                && resumption.standing() == wire::Standing::Other
-            {
-                // Nothing is passed over on an agent's word: what it leaves out is missed in what it sends.
-                let seq = Seq(resumption.from_seq).clamp(Seq::FIRST, next.seq);
-                self.diverge(shared, description.host, Cursor { seq, ..next }, REWOUND, now).await?;
+    /// Takes in what came. Up to where everything is stored, if that is further than before.
+    async fn take(
+        &self,
+        shared: &Shared,
+        following: &mut Following,
+        message: wire::TailResponse,
+        now: Timestamp,
+        live: &watch::Sender<Live>,
+    ) -> Result<Option<Cursor>, FollowError> {
+        let was_caught_up = std::mem::replace(&mut following.caught_up, message.watermark_ns.is_some());
+        let host = following.host;
+        let (progress, settled) = if message.frames.is_empty() && message.hole.is_none() {
+            let batch = following.standing.credible(Batch::try_from(message)?, now);
+            match shared.store.note(host, &batch, now) {
+                Some(progress) => (progress, None),
+                None => (Box::pin(self.take_watermark(shared, following, batch, now)).await?, None),
             }
-            is_first = false;
-            if own.was_set(now) {
-                // All that was measured was against another time.
-                own = OwnClock::new();
-                standing = Standing::default();
-                let reading = measure(&mut client, SAMPLES_LATER).await?;
-                reading.iter().for_each(|reading| standing.measured(reading));
-                self.note(shared, description.clone(), reading).await?;
+        } else {
+            let is_live = was_caught_up && unpacked_bytes(&message) <= LIVE_BYTES_MAX;
+            Box::pin(self.take_events(shared, following, message, is_live, now)).await?
+        };
+        let known_until = progress.known_until.map(|until| following.standing.known_until(until));
+        live.send_modify(|live| live.known_until = known_until);
+        Ok(settled)
+    }
+
+    /// Writes a watermark.
+    async fn take_watermark(
+        &self,
+        shared: &Shared,
+        following: &Following,
+        batch: Batch,
+        now: Timestamp,
+    ) -> Result<Progress, FollowError> {
+        let _place = shared.live.acquire().await?;
+        self.commit(shared, following, batch, now).await
+    }
+
+    /// A backlog waits for its turn among backlogs, so that what happens now elsewhere is not behind it. What was sent is unpacked
+    /// only then, since that takes many times the memory.
+    async fn take_events(
+        &self,
+        shared: &Shared,
+        following: &mut Following,
+        message: wire::TailResponse,
+        is_live: bool,
+        now: Timestamp,
+    ) -> Result<(Progress, Option<Cursor>), FollowError> {
+        let places = if is_live { &shared.live } else { &shared.backlogs };
+        let _place = places.acquire().await?;
+        let unpack = move || Batch::try_from(message);
+        let batch = match is_live {
+            true => unpack(),
+            false => tokio::task::spawn_blocking(unpack).await.map_err(|_| FollowError::Interrupted)?,
+        };
+        let batch = following.standing.credible(batch?, now);
+        let settled = batch.settles();
+        Ok((self.commit(shared, following, batch, now).await?, settled))
+    }
+
+    async fn commit(
+        &self,
+        shared: &Shared,
+        following: &Following,
+        batch: Batch,
+        now: Timestamp,
+    ) -> Result<Progress, FollowError> {
+        let (store, host) = (Arc::clone(&shared.store), following.host);
+        match self.blocking(move || store.commit(host, &batch, now)).await {
+            Err(FollowError::Store(StoreError::Broken { seq })) => {
+                // It is taken for what it is from there on, the next time.
+                let from = Cursor { seq: Seq(seq), ..following.next };
+                self.diverge(shared, host, from, CONTRADICTED, now).await?;
+                Err(FollowError::Store(StoreError::Broken { seq }))
             }
-            let batch = standing.credible(Batch::try_from(message)?, now);
-            if batch.epoch != description.epoch {
+            committed => committed,
+        }
+    }
+
+    /// Asks the agent again who it is and who uses it, and, unless that was just now, for its clock.
+    async fn look_again(
+        &self,
+        shared: &Shared,
+        following: &mut Following,
+        measured: bool,
+    ) -> Result<(), FollowError> {
+        let mut client = client(&self.line);
+        let again = describe(&mut client).await?;
+        if again.host != following.host {
+            return Err(FollowError::HostChanged { was: following.host, is: again.host });
+        }
+        let reading = if measured {
+            following.own = OwnClock::new();
+            following.measured = Instant::now();
+            measure(&mut client, SAMPLES_LATER).await?
+        } else {
+            None
+        };
+        if let Some(reading) = &reading {
+            let boot_id = following.boot_id.get_or_insert_with(|| reading.boot_id.clone());
+            if *boot_id != reading.boot_id {
                 return Err(FollowError::RingChanged);
             }
-            let (settled, caught_up) = (batch.settles(), batch.watermark.is_some());
-            let progress = match self.commit(shared, description.host, batch, now).await {
-                Err(FollowError::Store(StoreError::Broken { seq })) => {
-                    // It is taken for what it is from there on, the next time.
-                    let from = Cursor { seq: Seq(seq), ..next };
-                    self.diverge(shared, description.host, from, CONTRADICTED, now).await?;
-                    return Err(FollowError::Store(StoreError::Broken { seq }));
-                }
-                committed => committed?,
-            };
-            let known_until = progress.known_until.map(|until| standing.known_until(until));
-            live.send_modify(|live| live.known_until = known_until);
-            if let Some(cursor) = settled {
-                send(&requests, tail_request::Request::Acknowledge(cursor.into())).await?;
-            }
-            if caught_up && described.is_none_or(|described| described.elapsed() >= DESCRIBE_INTERVAL) {
-                described = Some(Instant::now());
-                let again = describe(&mut client).await?;
-                if again.host != description.host {
-                    return Err(FollowError::HostChanged { was: description.host, is: again.host });
-                }
-                own = OwnClock::new();
-                let reading = measure(&mut client, SAMPLES_LATER).await?;
-                if let Some(reading) = &reading {
-                    if *boot_id.get_or_insert_with(|| reading.boot_id.clone()) != reading.boot_id {
-                        return Err(FollowError::RingChanged);
-                    }
-                    standing.measured(reading);
-                }
-                self.note(shared, again, reading).await?;
-            }
+            following.standing.measured(reading);
         }
+        let _describing = shared.describing.acquire().await?;
+        let (store, place) = (Arc::clone(&shared.store), self.place.clone());
+        let told = move || store.describe(&place, &again, reading.as_ref(), clock::now());
+        self.blocking(told).await.map(drop)
     }
 }
 
-async fn describe(client: &mut RecorderClient<Channel>) -> Result<HostDescription, FollowError> {
+/// Asks what has short answers.
+pub(super) fn client(line: &Line) -> RecorderClient<Line> {
+    RecorderClient::new(line.clone()).max_decoding_message_size(FREE_BYTES)
+}
+
+async fn describe(client: &mut RecorderClient<Line>) -> Result<HostDescription, FollowError> {
     let response = tokio::time::timeout(DESCRIBE_TIMEOUT, client.describe(wire::DescribeRequest {})).await;
     let response = response.map_err(|_| FollowError::Silent)??;
     Ok(response.into_inner().try_into()?)
+}
+
+/// What the events of a message take, as it says itself; one that takes more is refused as it is unpacked.
+fn unpacked_bytes(message: &wire::TailResponse) -> usize {
+    message.frames.iter().map(|frame| frame::unpacked_bytes(&frame.payload)).sum()
 }
 
 impl Session {
@@ -237,42 +360,6 @@ impl Session {
             }
             None => Ok(()),
         }
-    }
-
-    async fn note(
-        &self,
-        shared: &Shared,
-        description: HostDescription,
-        reading: Option<ClockReading>,
-    ) -> Result<Progress, FollowError> {
-        let (store, place) = (Arc::clone(&shared.store), self.place.clone());
-        self.blocking(move || store.describe(&place, &description, reading.as_ref(), clock::now())).await
-    }
-
-    /// A backlog waits for its turn among backlogs, so that what happens now elsewhere is not behind it.
-    async fn commit(
-        &self,
-        shared: &Shared,
-        host: HostId,
-        batch: Batch,
-        now: Timestamp,
-    ) -> Result<Progress, FollowError> {
-        let _turn = match batch.watermark {
-            None => Some(shared.backlogs.acquire().await.map_err(|_| FollowError::Interrupted)?),
-            Some(_) => None,
-        };
-        let store = Arc::clone(&shared.store);
-        self.blocking(move || store.commit(host, &batch, now)).await
-    }
-
-    async fn resume_point(
-        &self,
-        shared: &Shared,
-        host: HostId,
-        epoch: Epoch,
-    ) -> Result<ResumePoint, FollowError> {
-        let store = Arc::clone(&shared.store);
-        self.blocking(move || store.resume_point(host, epoch)).await
     }
 
     /// The host tells another past than it did.
@@ -289,21 +376,6 @@ impl Session {
         self.blocking(move || store.diverge(host, from, reason, now)).await.map(drop)
     }
 
-    /// How far a host's stream is known, by the collector's clock.
-    async fn known_until(
-        &self,
-        shared: &Shared,
-        host: HostId,
-        progress: Progress,
-    ) -> Result<Option<Timestamp>, FollowError> {
-        let Some(until) = progress.known_until else { return Ok(None) };
-        let store = Arc::clone(&shared.store);
-        self.blocking(move || {
-            store.clock(host).map(|history| Some(history.clock(clock::now()).known_until(until)))
-        })
-        .await
-    }
-
     async fn blocking<T: Send + 'static>(
         &self,
         call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -318,19 +390,11 @@ impl Session {
     }
 }
 
-async fn send(
-    requests: &mpsc::Sender<wire::TailRequest>,
-    request: tail_request::Request,
-) -> Result<(), FollowError> {
-    let request = wire::TailRequest { request: Some(request) };
-    requests.send(request).await.map_err(|_| FollowError::Interrupted)
-}
-
 /// Why an agent is not followed just now.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FollowError {
-    #[error("cannot be dialled: {0}")]
-    Transport(#[from] tonic::transport::Error),
+    #[error("it cannot be reached: {0}")]
+    Line(#[from] LineError),
     #[error("{0}")]
     Dial(#[from] DialError),
     #[error("what answers there is not a host")]
@@ -346,6 +410,8 @@ pub(super) enum FollowError {
     #[error("it sent what no agent sends: {0}")]
     Convert(#[from] ConvertError),
     #[error("{0}")]
+    Tail(TailError),
+    #[error("{0}")]
     Store(#[from] StoreError),
     #[error("it has been silent for too long")]
     Silent,
@@ -355,6 +421,22 @@ pub(super) enum FollowError {
     RingChanged,
     #[error("the work on it was interrupted")]
     Interrupted,
+}
+
+impl From<TailError> for FollowError {
+    fn from(error: TailError) -> Self {
+        match error {
+            TailError::Silent => Self::Silent,
+            TailError::Status(status) => Self::Status(status),
+            other => Self::Tail(other),
+        }
+    }
+}
+
+impl From<AcquireError> for FollowError {
+    fn from(_: AcquireError) -> Self {
+        Self::Interrupted
+    }
 }
 
 fn status_in_words(status: &Status) -> String {

@@ -8,12 +8,15 @@ use alibi_proto::{
     event::Batch,
     frame::Frame,
     id::{Cursor, Epoch, Seq},
-    transport::MESSAGE_BYTES_MAX,
-    wire::{self, recorder_client::RecorderClient, tail_request},
+    transport::Line,
+    wire,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
+
+use super::{
+    follower::client,
+    tail::{Budget, Tail, TailError},
+};
 
 /// Problems that are listed; more are counted only.
 const PROBLEMS_MAX: usize = 64;
@@ -43,10 +46,14 @@ impl Verified {
     }
 }
 
-/// Reads what the agent behind `channel` has of the ring `epoch`, up to the newest of the anchors.
-pub(crate) async fn verify(channel: Channel, epoch: Epoch, anchors: &[Anchor]) -> Result<Verified, Status> {
-    let mut client = RecorderClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let described = client.describe(wire::DescribeRequest {}).await?.into_inner();
+/// Reads what the agent behind `line` has of the ring `epoch`, up to the newest of the anchors.
+pub(super) async fn verify(
+    line: Line,
+    epoch: Epoch,
+    anchors: &[Anchor],
+    budget: Budget,
+) -> Result<Verified, Status> {
+    let described = client(&line).describe(wire::DescribeRequest {}).await?.into_inner();
     let mut check = Check::new(anchors);
     if described.epoch != epoch.0 {
         check.verified.problem(format!(
@@ -57,18 +64,24 @@ pub(crate) async fn verify(channel: Channel, epoch: Epoch, anchors: &[Anchor]) -
     }
     let first = Seq(described.first_seq.max(1));
     check.verified.from = first;
-    let (requests, receiver) = mpsc::channel(1);
     let start = wire::Start { next: Some(Cursor { epoch, seq: first }.into()), anchors: Vec::new() };
-    let start = wire::TailRequest { request: Some(tail_request::Request::Start(start)) };
-    requests.send(start).await.map_err(|_| Status::aborted("the stream ended"))?;
-    let mut messages = client.tail(ReceiverStream::new(receiver)).await?.into_inner();
+    let mut tail = Tail::open(&line, start, budget).await?;
     while !check.is_done(described.next_seq) {
-        let Some(message) = messages.message().await? else { break };
-        if !check.take(message) {
+        let Some(received) = tail.next().await? else { break };
+        if !check.take(received.message) {
             break;
         }
     }
     Ok(check.finish())
+}
+
+impl From<TailError> for Status {
+    fn from(error: TailError) -> Self {
+        match error {
+            TailError::Status(status) => status,
+            other => Self::data_loss(other.to_string()),
+        }
+    }
 }
 
 /// The chain as it is read.
