@@ -1,10 +1,11 @@
 //! `cargo lab agents`: how many agents one collector carries, what each costs, and what becomes of them when it returns.
 //!
-//! All agents but one are simulated, many in this process: each is the real agent's link, service and ring, so what goes
+//! All agents but one are simulated, many in one process: each is the real agent's link, service and ring, so what goes
 //! over its connection is what a real one sends; only who writes into the ring is another ([`simulated`]). The last is a
 //! real agent, which records all the time: how fresh it is tells what the others cost it ([`live`]).
 
 pub mod crowd;
+pub mod crowds;
 pub mod live;
 pub mod report;
 pub mod simulated;
@@ -13,7 +14,6 @@ pub mod watched;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ use crate::{
     capture::{Stop, parse_seconds},
     system::{Collector, outcome},
 };
-use crowd::Crowd;
+use crowds::Crowds;
 use live::LiveAgent;
 use report::{Connected, Idle, Report, Restart, Step};
 use watched::Watched;
@@ -32,9 +32,6 @@ use watched::Watched;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// What a new connection leaves to be done, above all the second look at the host, is over after so long.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
-/// Descriptors of a simulated agent: its connection, and the files of its ring; and of all else here.
-const FILES_OF_AN_AGENT: u64 = 4;
-const OTHER_FILES: u64 = 512;
 
 /// What to run, and how long.
 #[derive(Debug, clap::Args)]
@@ -79,7 +76,6 @@ impl Options {
 /// When it cannot be run. Bad figures are none.
 pub fn agents(options: &Options) -> Result<()> {
     ensure!(options.agents > 1, "one agent is the real one: there must be another");
-    raise_files(options.agents as u64 * FILES_OF_AN_AGENT + OTHER_FILES)?;
     let temporary = tempfile::tempdir()?;
     let place = |chosen: &Option<PathBuf>, name: &str| -> Result<PathBuf> {
         let path = chosen.clone().unwrap_or_else(|| temporary.path().join(name));
@@ -104,117 +100,112 @@ pub fn agents(options: &Options) -> Result<()> {
 
 fn measure_all(options: &Options, data: &Path, agents_data: &Path) -> Result<Report> {
     let stop = Stop::listen();
-    let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().enable_all().build()?);
     let mut report = Report::begin()?;
     let of_collector = data.join("collector");
     let collector = Collector::start(&of_collector);
     let live = LiveAgent::start(data, &collector.token(1))?;
     let socket = of_collector.join("alibi.sock");
-    let mut crowd =
-        Crowd::new(Arc::clone(&runtime), agents_data, &collector.token(u32::try_from(options.agents)?))?;
-    let alone = Watched::of(collector.running.pid())?.memory_bytes()?;
+    let mut crowds = Crowds::new(agents_data, collector.token(u32::try_from(options.agents)?));
+    let alone_bytes = Watched::of(collector.running.pid())?.memory_bytes()?;
+    let stage = Stage { options, live: &live, socket: &socket, stop: &stop, alone_bytes };
     for agents in options.steps() {
         eprintln!("{agents} agents…");
-        let step = one_step(options, &collector, &mut crowd, &live, &socket, agents, alone, &stop)?;
-        report.steps.push(step);
+        report.steps.push(stage.step(&collector, &mut crowds, agents)?);
     }
     eprintln!("the collector restarts…");
-    report.restart = Some(restart(options, collector, &of_collector, &crowd, &live, &socket, &stop)?);
+    report.restart = Some(stage.restart(collector, &of_collector, &mut crowds)?);
     report.end()?;
-    crowd.stop();
     Ok(report)
 }
 
-fn one_step(
-    options: &Options,
-    collector: &Collector,
-    crowd: &mut Crowd,
-    live: &LiveAgent,
-    socket: &Path,
-    agents: usize,
+/// What stands while the agents come and go.
+struct Stage<'a> {
+    options: &'a Options,
+    live: &'a LiveAgent,
+    /// The collector's own.
+    socket: &'a Path,
+    stop: &'a Stop,
+    /// The collector's memory with the real agent alone.
     alone_bytes: u64,
-    stop: &Stop,
-) -> Result<Step> {
-    // The real one is among them.
-    let simulated = agents - 1;
-    let before = crowd.len();
-    let enrolment = crowd.enrol_up_to(simulated)?;
-    let watched = Watched::of(collector.running.pid())?;
-    let failed_before = crowd.failures();
-    let fresh = live.watch(socket)?;
-    let connecting = crowd.connect_all(PATIENCE)?;
-    let cpu_s = watched.cpu_s()?;
-    let connected = Connected {
-        agents: simulated - before,
-        seconds: connecting.as_secs_f64(),
-        failed: crowd.failures().since(&failed_before),
-        collector_cpu_s: cpu_s,
-        live: fresh.end(),
-    };
-    stop.wait(SETTLED_AFTER)?;
-
-    let own = Watched::of(std::process::id())?;
-    let watched = Watched::of(collector.running.pid())?;
-    let fresh = live.watch(socket)?;
-    stop.wait(options.idle)?;
-    let seconds = watched.seconds();
-    let idle = Idle {
-        seconds,
-        collector_percent: 100.0 * watched.cpu_s()? / seconds,
-        threads_percent: watched.threads_percent()?,
-        simulator_percent: 100.0 * own.cpu_s()? / seconds,
-        written_bytes_per_s: watched.written_bytes()? as f64 / seconds,
-        live: fresh.end(),
-    };
-    let memory_bytes = watched.memory_bytes()?;
-    let questions = live.questions(collector)?;
-    ensure!(crowd.connected() == simulated, "{} of {simulated} are connected", crowd.connected());
-    Ok(Step {
-        agents,
-        enrolments_per_s: (simulated - before) as f64 / enrolment.as_secs_f64(),
-        connected,
-        idle,
-        memory_bytes,
-        memory_bytes_per_agent: memory_bytes.saturating_sub(alone_bytes) as f64 / agents as f64,
-        questions,
-    })
 }
 
-/// Kills the collector, lets it return, and waits until all are back.
-fn restart(
-    options: &Options,
-    collector: Collector,
-    of_collector: &Path,
-    crowd: &Crowd,
-    live: &LiveAgent,
-    socket: &Path,
-    stop: &Stop,
-) -> Result<Restart> {
-    let (killed, address) = (Instant::now(), collector.address);
-    collector.running.kill();
-    crowd.await_lost()?;
-    stop.wait(options.away)?;
-    let failed_before = crowd.failures();
-    let returned = Instant::now();
-    let collector = Collector::start_at(of_collector, &address);
-    let starting_s = returned.elapsed().as_secs_f64();
-    let watched = Watched::of(collector.running.pid())?;
-    let fresh = live.watch(socket)?;
-    crowd.await_connected(PATIENCE)?;
-    let all_back_s = returned.elapsed().as_secs_f64();
-    let cpu_s = watched.cpu_s()?;
-    stop.wait(SETTLED_AFTER)?;
-    let live_again_s = fresh.live_again_after(killed).map(|again| again.as_secs_f64());
-    Ok(Restart {
-        away_s: returned.duration_since(killed).as_secs_f64(),
-        starting_s,
-        all_back_s,
-        failed: crowd.failures().since(&failed_before),
-        collector_cpu_s: cpu_s,
-        memory_bytes: watched.memory_bytes()?,
-        live_again_s,
-        live: fresh.end(),
-    })
+impl Stage<'_> {
+    /// With so many agents.
+    fn step(&self, collector: &Collector, crowds: &mut Crowds, agents: usize) -> Result<Step> {
+        // The real one is among them.
+        let simulated = agents - 1;
+        let before = crowds.len();
+        let enrolment = crowds.enrol_up_to(simulated, self.stop)?;
+        let watched = Watched::of(collector.running.pid())?;
+        let failed_before = crowds.failures()?;
+        let fresh = self.live.watch(self.socket)?;
+        let connecting = crowds.connect_all(PATIENCE, self.stop)?;
+        let cpu_s = watched.cpu_s()?;
+        let connected = Connected {
+            agents: simulated - before,
+            seconds: connecting.as_secs_f64(),
+            failed: crowds.failures()?.since(&failed_before),
+            collector_cpu_s: cpu_s,
+            live: fresh.end(),
+        };
+        self.stop.wait(SETTLED_AFTER)?;
+
+        let crowds_before_s = crowds.cpu_s()?;
+        let watched = Watched::of(collector.running.pid())?;
+        let fresh = self.live.watch(self.socket)?;
+        self.stop.wait(self.options.idle)?;
+        let seconds = watched.seconds();
+        let idle = Idle {
+            seconds,
+            collector_percent: 100.0 * watched.cpu_s()? / seconds,
+            threads_percent: watched.threads_percent()?,
+            simulator_percent: 100.0 * (crowds.cpu_s()? - crowds_before_s) / seconds,
+            written_bytes_per_s: watched.written_bytes()? as f64 / seconds,
+            live: fresh.end(),
+        };
+        let memory_bytes = watched.memory_bytes()?;
+        let questions = self.live.questions(collector)?;
+        let connected_still = crowds.standing()?.connected;
+        ensure!(connected_still == simulated, "{connected_still} of {simulated} are connected");
+        Ok(Step {
+            agents,
+            enrolments_per_s: (simulated - before) as f64 / enrolment.as_secs_f64(),
+            connected,
+            idle,
+            memory_bytes,
+            memory_bytes_per_agent: memory_bytes.saturating_sub(self.alone_bytes) as f64 / agents as f64,
+            questions,
+        })
+    }
+
+    /// Kills the collector, lets it return, and waits until all are back.
+    fn restart(&self, collector: Collector, of_collector: &Path, crowds: &mut Crowds) -> Result<Restart> {
+        let (killed, address) = (Instant::now(), collector.address);
+        collector.running.kill();
+        crowds.await_lost(PATIENCE, self.stop)?;
+        self.stop.wait(self.options.away)?;
+        let failed_before = crowds.failures()?;
+        let returned = Instant::now();
+        let collector = Collector::start_at(of_collector, &address);
+        let starting_s = returned.elapsed().as_secs_f64();
+        let watched = Watched::of(collector.running.pid())?;
+        let fresh = self.live.watch(self.socket)?;
+        crowds.await_connected(PATIENCE, self.stop)?;
+        let all_back_s = returned.elapsed().as_secs_f64();
+        let cpu_s = watched.cpu_s()?;
+        self.stop.wait(SETTLED_AFTER)?;
+        let live_again_s = fresh.live_again_after(killed).map(|again| again.as_secs_f64());
+        Ok(Restart {
+            away_s: returned.duration_since(killed).as_secs_f64(),
+            starting_s,
+            all_back_s,
+            failed: crowds.failures()?.since(&failed_before),
+            collector_cpu_s: cpu_s,
+            memory_bytes: watched.memory_bytes()?,
+            live_again_s,
+            live: fresh.end(),
+        })
+    }
 }
 
 /// Lets this process have so many files open.

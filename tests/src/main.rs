@@ -34,6 +34,14 @@ enum Command {
     Ring(ring::measure::Options),
     /// Inputs at random against everything that parses bytes from outside or from disk; needs a C++ compiler
     Fuzz(fuzz::Options),
+    /// Agents that `agents` simulates, some of them
+    #[command(hide = true)]
+    Crowd {
+        /// Where they keep their data
+        directory: PathBuf,
+        /// To enrol with
+        token: String,
+    },
     /// A workload, as `capture` runs it in a network namespace of its own
     #[command(hide = true)]
     Workload {
@@ -109,6 +117,7 @@ fn main() -> ExitCode {
         Command::Agents(options) => agents::agents(&options),
         Command::Ring(options) => ring::measure::measure(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
+        Command::Crowd { directory, token } => agents::crowd::serve(&directory, &token),
         Command::Workload { name, truth } => run_workload(&name, &truth),
         Command::Touch { address, .. } => workload::touch(address),
         Command::Turn { address, token } => workload::threads::turn(address, &token),

@@ -414,5 +414,5 @@ impl Agent {
 /// The value of `name=value` in a line of log.
 fn value_of(name: &str, line: &str) -> String {
     let (_, value) = line.split_once(&format!("{name}=")).unwrap_or_else(|| panic!("no {name} in `{line}`"));
-    value.split_whitespace().next().unwrap_or_default().to_owned()
+    value.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned()
 }

@@ -1,29 +1,35 @@
-//! All simulated agents: they enrol, call home, and are told from outside.
+//! Some simulated agents in a process of their own: a process may have only so many files open. What it is to do comes in
+//! lines, as [`crowds`](super::crowds) writes them.
 
 use std::{
+    io::{self, BufRead as _, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
 use alibi_agent::link::LinkStatus;
 use alibi_proto::token::Token;
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::Runtime,
     sync::{Semaphore, watch},
     task::JoinSet,
 };
 
-use super::simulated::Simulated;
+use super::{raise_files, simulated::Simulated};
 
 /// Agents that enrol at once: an administrator's script, not a fleet.
 const ENROLLING_MAX: usize = 32;
+/// Agents of one process.
+pub(super) const AGENTS_MAX: usize = 5_000;
+/// Descriptors of an agent: its connection, and the files of its ring; and of all else here.
+const FILES_OF_AN_AGENT: usize = 3;
+const OTHER_FILES: usize = 512;
 
-/// The simulated agents.
-pub struct Crowd {
-    runtime: Arc<Runtime>,
+/// The agents of this process.
+struct Crowd {
+    runtime: Runtime,
     directory: PathBuf,
     token: Token,
     /// Enrolled, and not started yet.
@@ -33,8 +39,17 @@ pub struct Crowd {
     stop: watch::Sender<bool>,
 }
 
+/// How a crowd stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Agents that are connected just now.
+    pub connected: usize,
+    /// How often calls came to nothing until now.
+    pub failures: Failures,
+}
+
 /// How often a call came to nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failures {
     /// Nobody answered, or not in time, before anything was proven.
     pub unreached: u64,
@@ -55,6 +70,16 @@ impl Failures {
         }
     }
 
+    /// All of both.
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
+        Self {
+            unreached: self.unreached + other.unreached,
+            handshakes: self.handshakes + other.handshakes,
+            ended: self.ended + other.ended,
+        }
+    }
+
     fn count(&mut self, why: &str) {
         if why.contains("was reached, but") {
             self.handshakes += 1;
@@ -66,44 +91,43 @@ impl Failures {
     }
 }
 
+/// Does what the lines of standard input say, and answers each in a line, until there are no more.
+///
+/// # Errors
+/// When an agent cannot enrol, or a line means nothing.
+pub fn serve(directory: &Path, token: &str) -> Result<()> {
+    raise_files((AGENTS_MAX * FILES_OF_AN_AGENT + OTHER_FILES) as u64)?;
+    let mut crowd = Crowd {
+        runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
+        directory: directory.to_owned(),
+        token: token.parse()?,
+        waiting: Vec::new(),
+        statuses: Vec::new(),
+        failures: Arc::default(),
+        stop: watch::Sender::new(false),
+    };
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let answer = match line.split(' ').collect::<Vec<_>>()[..] {
+            ["enrol", from, to] => crowd.enrol(from.parse()?, to.parse()?).map(|()| "enrolled".to_owned())?,
+            ["start"] => crowd.start(),
+            ["tell"] => serde_json::to_string(&crowd.standing())?,
+            _ => bail!("what is `{line}`?"),
+        };
+        println!("{answer}");
+        io::stdout().flush()?;
+    }
+    crowd.stop.send_replace(true);
+    Ok(())
+}
+
 impl Crowd {
-    /// Nobody yet. They will enrol with `token`, and keep their data in `directory`.
-    ///
-    /// # Errors
-    /// When it is no token.
-    pub fn new(runtime: Arc<Runtime>, directory: &Path, token: &str) -> Result<Self> {
-        Ok(Self {
-            runtime,
-            directory: directory.to_owned(),
-            token: token.parse()?,
-            waiting: Vec::new(),
-            statuses: Vec::new(),
-            failures: Arc::default(),
-            stop: watch::Sender::new(false),
-        })
-    }
-
-    /// How many have been started.
-    pub fn len(&self) -> usize {
-        self.statuses.len()
-    }
-
-    /// Whether there is nobody.
-    pub fn is_empty(&self) -> bool {
-        self.statuses.is_empty()
-    }
-
-    /// Enrols so many more that they become `agents`. How long it took.
-    ///
-    /// # Errors
-    /// When one does not enrol.
-    pub fn enrol_up_to(&mut self, agents: usize) -> Result<Duration> {
-        let (runtime, numbers) = (Arc::clone(&self.runtime), self.len()..agents);
+    /// Enrols the agents of these numbers.
+    fn enrol(&mut self, from: usize, to: usize) -> Result<()> {
         let places = Arc::new(Semaphore::new(ENROLLING_MAX));
-        let began = Instant::now();
-        self.waiting = runtime.block_on(async {
+        let enrolled = self.runtime.block_on(async {
             let mut enrolling = JoinSet::new();
-            for number in numbers {
+            for number in from..to {
                 let place = Arc::clone(&places).acquire_owned().await?;
                 let (directory, token) = (self.directory.join(number.to_string()), self.token.clone());
                 enrolling.spawn(async move {
@@ -112,16 +136,13 @@ impl Crowd {
                 });
             }
             enrolling.join_all().await.into_iter().collect::<Result<Vec<_>>>()
-        })?;
-        Ok(began.elapsed())
+        });
+        self.waiting.extend(enrolled.context("agents do not enrol")?);
+        Ok(())
     }
 
-    /// Starts those that have enrolled, and waits until all are connected. How long that took.
-    ///
-    /// # Errors
-    /// When it takes longer than `patience`.
-    pub fn connect_all(&mut self, patience: Duration) -> Result<Duration> {
-        let began = Instant::now();
+    /// Starts those that have enrolled.
+    fn start(&mut self) -> String {
         let _in_runtime = self.runtime.enter();
         for simulated in std::mem::take(&mut self.waiting) {
             self.statuses.push(simulated.status.clone());
@@ -133,62 +154,15 @@ impl Crowd {
                 }
             });
         }
-        self.await_connected(patience)?;
-        Ok(began.elapsed())
+        "started".to_owned()
     }
 
-    /// Waits until all are connected.
-    ///
-    /// # Errors
-    /// When it takes longer than `patience`.
-    pub fn await_connected(&self, patience: Duration) -> Result<()> {
-        let all = async {
-            for status in &self.statuses {
-                status.clone().wait_for(is_connected).await.context("an agent has ended")?;
-            }
-            anyhow::Ok(())
-        };
-        match self.runtime.block_on(async { tokio::time::timeout(patience, all).await }) {
-            Ok(connected) => connected,
-            Err(_) => bail!("after {patience:?}, {} of {} are connected", self.connected(), self.len()),
-        }
+    fn standing(&self) -> Standing {
+        let connected =
+            self.statuses.iter().filter(|status| matches!(*status.borrow(), LinkStatus::Connected { .. }));
+        let failures = *self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        Standing { connected: connected.count(), failures }
     }
-
-    /// Waits until each has noticed that the collector is gone.
-    ///
-    /// # Errors
-    /// When one has ended.
-    pub fn await_lost(&self) -> Result<()> {
-        self.runtime.block_on(async {
-            for status in &self.statuses {
-                status
-                    .clone()
-                    .wait_for(|status| !is_connected(status))
-                    .await
-                    .context("an agent has ended")?;
-            }
-            Ok(())
-        })
-    }
-
-    /// How many are connected just now.
-    pub fn connected(&self) -> usize {
-        self.statuses.iter().filter(|status| is_connected(&status.borrow())).count()
-    }
-
-    /// How often calls came to nothing until now.
-    pub fn failures(&self) -> Failures {
-        *self.failures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends all.
-    pub fn stop(&self) {
-        self.stop.send_replace(true);
-    }
-}
-
-fn is_connected(status: &LinkStatus) -> bool {
-    matches!(status, LinkStatus::Connected { .. })
 }
 
 /// Several that come at once may count as one.
@@ -217,6 +191,6 @@ mod tests {
             failures.count(why);
         }
         assert_eq!(failures, Failures { unreached: 2, handshakes: 1, ended: 1 });
-        assert_eq!(failures.since(&Failures { unreached: 1, ..Failures::default() }).unreached, 1);
+        assert_eq!(failures.and(&failures).since(&failures), failures);
     }
 }

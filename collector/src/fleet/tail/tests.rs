@@ -108,7 +108,8 @@ async fn who_was_given_room_and_does_not_fill_it_is_let_go() {
 async fn what_no_agent_sends_ends_the_stream() {
     let budget = Budget::default();
     let cut = message(1, SMALL);
-    let cases: [(Bytes, fn(TailError) -> bool); 5] = [
+    type Case = (Bytes, fn(TailError) -> bool);
+    let cases: [Case; 5] = [
         (Bytes::from_static(&[1, 0, 0, 0, 0]), |error| matches!(error, TailError::Nonsense)),
         (Bytes::from_static(&[0, 0, 0, 0, 1, 0xff]), |error| matches!(error, TailError::Nonsense)),
         (Bytes::from_static(&[0, 0xff, 0, 0, 0]), |error| matches!(error, TailError::TooLarge(_))),
