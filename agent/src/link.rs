@@ -26,7 +26,7 @@ mod listen;
 mod membership;
 
 pub use listen::serve_on_port;
-pub use membership::{LinkStatus, Membership};
+pub use membership::{LinkState, LinkStatus, Membership};
 
 /// The pause before the first new try, and the longest one. All of a large fleet are back within the latter after its
 /// collector is.

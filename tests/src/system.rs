@@ -22,8 +22,6 @@ use crate::programs::programs;
 
 /// How long anything may take that a test waits for. Long, since machines are busy; only a failure takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often somebody asks who is asked to slow down.
-const TRIES_MAX: usize = 1_000;
 /// Lines of output that are kept.
 const LINES_MAX: usize = 10_000;
 
@@ -329,12 +327,7 @@ impl Collector {
 
     /// As [`Collector::alibi`] with `--json`; the exit status and the object.
     pub fn json(&self, words: &[&str]) -> (i32, Value) {
-        // Who asks again and again is asked to slow down, for some milliseconds.
-        let is_too_often =
-            |output: &Output| String::from_utf8_lossy(&output.stderr).contains("that is too often");
-        let asked = std::iter::repeat_with(|| self.alibi(&[words, &["--json"]].concat()));
-        let output =
-            asked.take(TRIES_MAX).find(|output| !is_too_often(output)).expect("it is its turn at last");
+        let output = self.alibi(&[words, &["--json"]].concat());
         let value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
             panic!("{words:?}: {error}: {}", String::from_utf8_lossy(&output.stderr))
         });
@@ -361,6 +354,31 @@ impl Collector {
             assert!(Instant::now() < deadline, "{words:?} never answered as wanted, but: {answer:#}");
         }
     }
+}
+
+/// Looks until a program that prints JSON tells it as wanted.
+///
+/// # Panics
+/// When it is not so within a minute.
+pub fn told_until(look: impl Fn() -> Command, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, told) = told_by(look());
+        if wanted(&told) {
+            return told;
+        }
+        assert!(Instant::now() < deadline, "it was never told as wanted, but: {told:#}");
+    }
+}
+
+/// The exit status of a program, and what it tells with `--json`.
+///
+/// # Panics
+/// When it tells something else.
+pub fn told_by(mut command: Command) -> (i32, Value) {
+    let output = outcome(command.arg("--json"));
+    let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output.status.code().expect("it ended by itself"), told)
 }
 
 /// An agent.

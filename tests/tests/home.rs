@@ -16,7 +16,7 @@ use alibi_lab::{
     network::{BehindNat, OUTSIDE, SERVER},
     programs::programs,
     requirements::{Requirement, met},
-    system::{Agent, Collector, now, outcome},
+    system::{Agent, Collector, now, outcome, told_until},
 };
 use alibi_proto::time::Timestamp;
 use serde_json::Value;
@@ -88,6 +88,13 @@ impl Scene {
         ] {
             assert_eq!(self.count(sql), wanted, "{sql}");
         }
+    }
+
+    /// Nothing was lost since, and all of it is proven.
+    fn proves_all_since(&self, began: Timestamp) {
+        let (from, to) = (began.to_string(), time(&self.host()["known_until"]).to_string());
+        let (status, answer) = self.collector.json(&["who", NOBODY, "--from", &from, "--to", &to]);
+        assert_eq!(status, 1, "{answer:#}");
     }
 }
 
@@ -212,10 +219,7 @@ fn whatever_the_line_does_each_event_arrives_once() {
     live.more(100);
     scene.until_all_is_there(&live);
 
-    // Nothing was lost, and all of it is proven.
-    let (from, to) = (began.to_string(), time(&scene.host()["known_until"]).to_string());
-    let (status, answer) = scene.collector.json(&["who", NOBODY, "--from", &from, "--to", &to]);
-    assert_eq!(status, 1, "{answer:#}");
+    scene.proves_all_since(began);
     drop(live);
     assert!(agent.running.stop().success());
 }
@@ -259,9 +263,7 @@ fn certificates_are_renewed_and_a_ca_takes_over_under_load() {
     let scene = scene.start_again(&short);
     live.more(500);
     scene.until_all_is_there(&live);
-    let (from, to) = (began.to_string(), time(&scene.host()["known_until"]).to_string());
-    let (status, answer) = scene.collector.json(&["who", NOBODY, "--from", &from, "--to", &to]);
-    assert_eq!(status, 1, "{answer:#}");
+    scene.proves_all_since(began);
     drop(live);
     assert!(agent.running.stop().success());
 }
@@ -325,6 +327,13 @@ fn an_agent_that_others_can_reach_serves_the_collector_alone() {
         host.is_some_and(|host| is_connected(host) && !host["known_until"].is_null())
     };
     scene.collector.json_until(&["hosts"], listed);
+    // Its owner is told so, too.
+    let status = || {
+        let mut status = Command::new(&programs().agent);
+        status.arg("status").arg("--data").arg(&data);
+        status
+    };
+    told_until(status, |told| told["collector"]["state"] == "connected");
     assert!(running.running.stop().success());
 }
 

@@ -7,13 +7,12 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Output},
-    time::{Duration, Instant},
 };
 
 use alibi_lab::{
     programs::programs,
     requirements::{Requirement, met},
-    system::{Agent, Collector, Running, outcome},
+    system::{Agent, Collector, Running, outcome, told_by, told_until},
 };
 use alibi_proto::{
     transport,
@@ -23,7 +22,6 @@ use serde_json::Value;
 
 /// A user without rights.
 const NOBODY: u32 = 65534;
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The poll source takes no rights.
 const POLL: [&str; 4] = ["--source", "poll", "--period", "100ms"];
 
@@ -31,25 +29,6 @@ fn status(data: &Path) -> Command {
     let mut command = Command::new(&programs().agent);
     command.arg("status").arg("--data").arg(data);
     command
-}
-
-/// The exit status, and what is told to programs.
-fn told_by(mut command: Command) -> (i32, Value) {
-    let output = outcome(command.arg("--json"));
-    let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-    (output.status.code().unwrap(), told)
-}
-
-/// Looks until it is told as wanted.
-fn told_until(look: impl Fn() -> Command, wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (_, told) = told_by(look());
-        if wanted(&told) {
-            return told;
-        }
-        assert!(Instant::now() < deadline, "it was never told as wanted, but: {told:#}");
-    }
 }
 
 fn count(told: &Value, rule: &str) -> u64 {

@@ -34,6 +34,9 @@ pub async fn serve_on_port(
     stop: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    if let Ok(Some(enrolment)) = Enrolment::load(directory) {
+        service.membership.awaited(&enrolment);
+    }
     let accepting = async {
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -46,8 +49,8 @@ pub async fn serve_on_port(
                 }
             };
             // Anew each time: a renewed certificate counts from the next connection on.
-            let config = match config(directory) {
-                Ok(config) => config,
+            let (enrolment, config) = match config(directory) {
+                Ok(both) => both,
                 Err(error) => {
                     tracing::error!(%error, "the collector is not served");
                     continue;
@@ -55,7 +58,7 @@ pub async fn serve_on_port(
             };
             let (service, stop) = (service.clone(), stop.clone());
             tokio::spawn(async move {
-                if let Err(problem) = serve(stream, config, service, stop).await {
+                if let Err(problem) = serve(stream, enrolment, config, service, stop).await {
                     tracing::debug!(problem, "a connection has ended");
                 }
                 drop(place);
@@ -73,6 +76,7 @@ pub async fn serve_on_port(
 
 async fn serve(
     stream: TcpStream,
+    enrolment: Enrolment,
     config: Arc<ServerConfig>,
     service: Service,
     stop: watch::Receiver<bool>,
@@ -86,14 +90,16 @@ async fn serve(
     if stream.get_ref().1.alpn_protocol() != Some(tls::RECORDER) {
         return Err("it speaks none of our protocols".to_owned());
     }
+    let _dialled = service.membership.dialled(enrolment);
     let served = serve_connection(stream, service.into_server(), FromCollector, is_stopped(stop));
     served.await.map_err(|error| error.to_string())
 }
 
-fn config(directory: &Path) -> Result<Arc<ServerConfig>, ListenError> {
+fn config(directory: &Path) -> Result<(Enrolment, Arc<ServerConfig>), ListenError> {
     let enrolment = Enrolment::load(directory)?.ok_or(ListenError::NotEnrolled)?;
     let verifier = PeerVerifier::new(&enrolment.authorities, true, Arc::new(CollectorAlone))?;
-    Ok(tls::server(&enrolment.identity(directory)?, verifier, tls::RECORDER)?)
+    let config = tls::server(&enrolment.identity(directory)?, verifier, tls::RECORDER)?;
+    Ok((enrolment, config))
 }
 
 #[derive(Debug)]

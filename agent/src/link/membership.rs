@@ -1,6 +1,9 @@
 //! How the host stands with its collector, as its owner is shown it.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use alibi_proto::time::Timestamp;
 use tokio::sync::watch;
@@ -16,31 +19,45 @@ pub enum LinkStatus {
     /// It has none.
     #[default]
     NotEnrolled,
-    /// It has one, which it is not connected with just now.
-    NotConnected {
+    /// It has one.
+    Enrolled {
         /// Where the collector is.
         collector: String,
-        /// Why not.
-        why: String,
         /// Until when the host's certificate is valid.
         certificate_until: Timestamp,
+        /// Whether they speak with each other.
+        state: LinkState,
     },
-    /// It is connected.
+}
+
+/// Whether an enrolled host and its collector speak with each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// They do not just now, and why.
+    NotConnected {
+        /// Why not.
+        why: String,
+    },
+    /// They do.
     Connected {
-        /// Where the collector is.
-        collector: String,
         /// Since when.
         since: Timestamp,
-        /// Until when the host's certificate is valid.
-        certificate_until: Timestamp,
     },
-    /// The collector does not take it in.
+    /// The collector does not take the host in.
     Refused {
-        /// Where the collector is.
-        collector: String,
         /// Why not.
         why: String,
     },
+}
+
+impl LinkStatus {
+    /// Whether they speak with each other, where the host is enrolled.
+    pub const fn state(&self) -> Option<&LinkState> {
+        match self {
+            Self::NotEnrolled => None,
+            Self::Enrolled { state, .. } => Some(state),
+        }
+    }
 }
 
 /// What the host shows the collector, and what it is told in return.
@@ -50,13 +67,15 @@ pub struct Membership {
     /// New at each start: two that run have two.
     instance: [u8; 16],
     status: watch::Sender<LinkStatus>,
+    /// Connections that the collector has made, where it is the one that dials.
+    calls: Mutex<usize>,
 }
 
 impl Membership {
     /// Of the host with this data directory.
     pub fn new(directory: PathBuf) -> Self {
         let instance = std::array::from_fn(|_| fastrand::u8(..));
-        Self { directory, instance, status: watch::Sender::default() }
+        Self { directory, instance, status: watch::Sender::default(), calls: Mutex::default() }
     }
 
     /// How the host stands with its collector, now and from now on.
@@ -88,10 +107,12 @@ impl Membership {
         enrolment::store_lease(&self.directory, lease)?;
         let since = sys::now().wall;
         self.status.send_if_modified(|status| {
-            let LinkStatus::NotConnected { collector, certificate_until, .. } = status else { return false };
-            let (collector, certificate_until) = (std::mem::take(collector), *certificate_until);
+            let LinkStatus::Enrolled { collector, state, .. } = status else { return false };
+            if !matches!(state, LinkState::NotConnected { .. }) {
+                return false;
+            }
             tracing::info!(collector, "connected with the collector");
-            *status = LinkStatus::Connected { collector, since, certificate_until };
+            *state = LinkState::Connected { since };
             true
         });
         Ok(())
@@ -100,14 +121,10 @@ impl Membership {
     /// The collector does not take the host in.
     pub fn refused(&self, why: &str) {
         tracing::error!(why, "the collector refuses this host; it goes on recording");
-        self.status.send_modify(|status| {
-            let collector = match std::mem::take(status) {
-                LinkStatus::NotEnrolled => String::new(),
-                LinkStatus::NotConnected { collector, .. }
-                | LinkStatus::Connected { collector, .. }
-                | LinkStatus::Refused { collector, .. } => collector,
-            };
-            *status = LinkStatus::Refused { collector, why: why.to_owned() };
+        self.status.send_if_modified(|status| {
+            let LinkStatus::Enrolled { state, .. } = status else { return false };
+            *state = LinkState::Refused { why: why.to_owned() };
+            true
         });
     }
 
@@ -117,34 +134,70 @@ impl Membership {
 
     /// Both ends have proven who they are; whether the host is taken in comes next.
     pub(super) fn reached(&self, enrolment: &Enrolment) {
-        self.set(enrolment, "the collector has not taken it in yet".to_owned());
+        self.set(
+            enrolment,
+            LinkState::NotConnected { why: "the collector has not taken it in yet".to_owned() },
+        );
     }
 
     pub(super) fn lost(&self, enrolment: &Enrolment, why: String) {
         // What the collector said of the host says more than that it hung up then.
-        if matches!(*self.status.borrow(), LinkStatus::Refused { .. }) {
+        if matches!(self.status.borrow().state(), Some(LinkState::Refused { .. })) {
             return;
         }
         tracing::info!(collector = %enrolment.collector, why, "not connected with the collector");
-        self.set(enrolment, why);
+        self.set(enrolment, LinkState::NotConnected { why });
+    }
+
+    /// The collector, which dials this host, is waited for.
+    pub(super) fn awaited(&self, enrolment: &Enrolment) {
+        self.set(
+            enrolment,
+            LinkState::NotConnected { why: "the collector has not dialled it yet".to_owned() },
+        );
+    }
+
+    /// The collector has dialled this host. As long as what is returned lives, it is connected.
+    pub(super) fn dialled(self: &Arc<Self>, enrolment: Enrolment) -> Dialled {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        *calls += 1;
+        if *calls == 1 {
+            self.set(&enrolment, LinkState::Connected { since: sys::now().wall });
+        }
+        Dialled { membership: Arc::clone(self), enrolment }
     }
 
     pub(super) fn renewed(&self, enrolment: &Enrolment) {
-        self.status.send_modify(|status| match status {
-            LinkStatus::NotConnected { certificate_until, .. }
-            | LinkStatus::Connected { certificate_until, .. } => {
-                *certificate_until = enrolment.expires;
-            }
-            LinkStatus::NotEnrolled | LinkStatus::Refused { .. } => {}
+        self.status.send_if_modified(|status| {
+            let LinkStatus::Enrolled { certificate_until, .. } = status else { return false };
+            *certificate_until = enrolment.expires;
+            true
         });
     }
 
-    fn set(&self, enrolment: &Enrolment, why: String) {
-        self.status.send_replace(LinkStatus::NotConnected {
+    fn set(&self, enrolment: &Enrolment, state: LinkState) {
+        self.status.send_replace(LinkStatus::Enrolled {
             collector: enrolment.collector.to_string(),
-            why,
             certificate_until: enrolment.expires,
+            state,
         });
+    }
+}
+
+/// A connection that the collector has made.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    membership: Arc<Membership>,
+    enrolment: Enrolment,
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        let mut calls = self.membership.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        *calls -= 1;
+        if *calls == 0 {
+            self.membership.lost(&self.enrolment, "the collector ended the connection".to_owned());
+        }
     }
 }
 
@@ -170,30 +223,43 @@ mod tests {
         assert_eq!(*status.borrow(), LinkStatus::NotEnrolled);
 
         membership.reached(&enrolment());
-        assert!(matches!(&*status.borrow(), LinkStatus::NotConnected { .. }));
+        let is_connected = || matches!(status.borrow().state(), Some(LinkState::Connected { .. }));
+        assert!(!is_connected());
         membership.admitted(&[3; 16]).unwrap();
         assert_eq!(membership.lease(), Some([3; 16]));
-        assert!(
-            matches!(&*status.borrow(), LinkStatus::Connected { collector, .. } if collector == "collector.example:8440")
-        );
+        assert!(is_connected());
 
         membership.renewed(&Enrolment { expires: Timestamp::from_secs(99), ..enrolment() });
-        let until = Timestamp::from_secs(99);
-        assert!(
-            matches!(&*status.borrow(), LinkStatus::Connected { certificate_until, .. } if *certificate_until == until)
-        );
+        let LinkStatus::Enrolled { collector, certificate_until, .. } = status.borrow().clone() else {
+            panic!("it is enrolled")
+        };
+        assert_eq!((&*collector, certificate_until), ("collector.example:8440", Timestamp::from_secs(99)));
 
+        let why = |why: &str| LinkState::NotConnected { why: why.to_owned() };
         membership.lost(&enrolment(), "the cable is out".to_owned());
-        assert!(
-            matches!(&*status.borrow(), LinkStatus::NotConnected { why, .. } if why == "the cable is out")
-        );
+        assert_eq!(status.borrow().state(), Some(&why("the cable is out")));
 
         // The refusal is what stays, and not that the collector hung up after it.
         membership.refused("a copy");
         membership.lost(&enrolment(), "it hung up".to_owned());
-        assert!(matches!(&*status.borrow(), LinkStatus::Refused { why, .. } if why == "a copy"));
+        assert_eq!(status.borrow().state(), Some(&LinkState::Refused { why: "a copy".to_owned() }));
         membership.reached(&enrolment());
-        assert!(matches!(&*status.borrow(), LinkStatus::NotConnected { .. }));
+        assert_eq!(status.borrow().state(), Some(&why("the collector has not taken it in yet")));
+    }
+
+    #[test]
+    fn who_is_dialled_is_connected_as_long_as_somebody_is_there() {
+        let membership = Arc::new(Membership::new(PathBuf::new()));
+        let status = membership.status();
+        let is_connected = || matches!(status.borrow().state(), Some(LinkState::Connected { .. }));
+        membership.awaited(&enrolment());
+        assert!(!is_connected());
+        let one = membership.dialled(enrolment());
+        let other = membership.dialled(enrolment());
+        drop(one);
+        assert!(is_connected());
+        drop(other);
+        assert!(!is_connected());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use alibi_proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::link::LinkStatus;
+use crate::link::{LinkState, LinkStatus};
 
 /// How the agent stands to its collector.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,16 +32,14 @@ pub(super) enum State {
 
 impl From<&LinkStatus> for CollectorStatus {
     fn from(status: &LinkStatus) -> Self {
-        let (state, certificate_until) = match status.clone() {
-            LinkStatus::NotEnrolled => (State::NotEnrolled, None),
-            LinkStatus::Connected { collector, since, certificate_until } => {
-                (State::Connected { collector, since }, Some(certificate_until))
-            }
-            LinkStatus::NotConnected { collector, why, certificate_until } => {
-                (State::NotConnected { collector, reason: why }, Some(certificate_until))
-            }
-            LinkStatus::Refused { collector, why } => (State::Refused { collector, reason: why }, None),
+        let LinkStatus::Enrolled { collector, certificate_until, state } = status.clone() else {
+            return Self::default();
         };
-        Self { state, certificate_until }
+        let state = match state {
+            LinkState::Connected { since } => State::Connected { collector, since },
+            LinkState::NotConnected { why } => State::NotConnected { collector, reason: why },
+            LinkState::Refused { why } => State::Refused { collector, reason: why },
+        };
+        Self { state, certificate_until: Some(certificate_until) }
     }
 }

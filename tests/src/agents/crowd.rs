@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use alibi_agent::link::LinkStatus;
+use alibi_agent::link::{LinkState, LinkStatus};
 use alibi_proto::token::Token;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -158,8 +158,10 @@ impl Crowd {
     }
 
     fn standing(&self) -> Standing {
-        let connected =
-            self.statuses.iter().filter(|status| matches!(*status.borrow(), LinkStatus::Connected { .. }));
+        let is_connected = |status: &&watch::Receiver<LinkStatus>| {
+            matches!(status.borrow().state(), Some(LinkState::Connected { .. }))
+        };
+        let connected = self.statuses.iter().filter(is_connected);
         let failures = *self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         Standing { connected: connected.count(), failures }
     }
@@ -168,7 +170,7 @@ impl Crowd {
 /// Several that come at once may count as one.
 async fn count_failures(mut status: watch::Receiver<LinkStatus>, failures: Arc<Mutex<Failures>>) {
     while status.changed().await.is_ok() {
-        if let LinkStatus::NotConnected { why, .. } = &*status.borrow_and_update() {
+        if let Some(LinkState::NotConnected { why }) = status.borrow_and_update().state() {
             failures.lock().unwrap_or_else(PoisonError::into_inner).count(why);
         }
     }

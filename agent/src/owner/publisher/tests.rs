@@ -6,6 +6,7 @@ use alibi_proto::{
 
 use super::*;
 use crate::{
+    link::LinkState,
     owner::Entry,
     recorder::labels_of,
     ring::{Options, Ring},
@@ -108,8 +109,11 @@ fn it_is_written_again_when_there_is_news_or_it_gets_old() {
     };
     published.asked.take(vec![entry]);
     check(&mut published, true);
-    let (collector, why) = ("c:1".to_owned(), "it is another host".to_owned());
-    published.link.send_replace(LinkStatus::Refused { collector, why });
+    published.link.send_replace(LinkStatus::Enrolled {
+        collector: "c:1".to_owned(),
+        certificate_until: Timestamp::from_secs(1),
+        state: LinkState::Refused { why: "it is another host".to_owned() },
+    });
     check(&mut published, true);
     check(&mut published, false);
     let age = WRITTEN_AT_LEAST - LOOKED_EACH;
