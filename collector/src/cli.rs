@@ -20,6 +20,7 @@ mod credentials;
 mod host;
 mod hosts;
 mod login;
+mod patience;
 mod process;
 mod serve;
 mod token;

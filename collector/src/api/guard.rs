@@ -178,8 +178,16 @@ fn token_of(headers: &HeaderMap) -> Result<Secret, Refusal> {
     header.to_str().ok().and_then(bearer::read).ok_or(Refusal::Unknown)
 }
 
+/// After how many milliseconds somebody may try again who was asked to slow down, in a refusal (gRPC A6).
+pub(crate) const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
+
 fn slow_down(wait: Duration) -> Status {
-    Status::resource_exhausted(format!("that is too often: try again in {} ms", wait.as_millis() + 1))
+    let wait_ms = wait.as_millis() + 1;
+    let mut status = Status::resource_exhausted(format!("that is too often: try again in {wait_ms} ms"));
+    if let Ok(wait_ms) = wait_ms.to_string().parse() {
+        status.metadata_mut().insert(RETRY_PUSHBACK, wait_ms);
+    }
+    status
 }
 
 /// A service behind the guard.

@@ -21,7 +21,7 @@ use tonic::{
     transport::Channel,
 };
 
-use super::{ToCollectorArgs, credentials::Credentials};
+use super::{ToCollectorArgs, credentials::Credentials, patience::Patient};
 use crate::access::bearer;
 
 /// Holds a token to ask with.
@@ -46,7 +46,7 @@ enum AsWhom {
 }
 
 /// A client of the collector.
-pub(super) type Client = AnalystClient<InterceptedService<Channel, Bearer>>;
+pub(super) type Client = AnalystClient<InterceptedService<Patient<Channel>, Bearer>>;
 
 impl Way {
     /// As the flags and variables say, or as the login does.
@@ -99,7 +99,7 @@ impl Way {
             }
             (local, _) => transport::channel(local).context("the collector cannot be dialled")?,
         };
-        Ok(AnalystClient::with_interceptor(channel, Bearer(bearer))
+        Ok(AnalystClient::with_interceptor(Patient(channel), Bearer(bearer))
             .max_decoding_message_size(4 * MESSAGE_BYTES_MAX))
     }
 }
