@@ -1,6 +1,11 @@
 //! The words that every command line has in common.
 
-use std::{error::Error, ffi::OsString, io, process::ExitCode};
+use std::{
+    error::Error,
+    ffi::OsString,
+    io::{self, Read as _},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, error::ErrorKind};
 
@@ -11,8 +16,36 @@ use crate::{
     report::printable,
     target::{Target, TargetError},
     time::Timestamp,
+    token::{Token, TokenError},
     window::{Window, WindowError},
 };
+
+/// Bytes of standard input that may be a token.
+const TOKEN_BYTES_MAX: u64 = 4096;
+
+/// The token that `word` is; `-` stands for one on standard input, since whoever is on the machine may see arguments.
+///
+/// # Errors
+/// When it is none, or standard input cannot be read.
+pub fn token(word: &str) -> Result<Token, TokenArgError> {
+    if word != "-" {
+        return Ok(word.parse()?);
+    }
+    let mut text = String::new();
+    io::stdin().take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text.parse()?)
+}
+
+/// No token was given.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenArgError {
+    /// What was given is none.
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    /// It was to be read.
+    #[error("standard input cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
 
 /// The question, as flags.
 #[derive(Args, Clone, Debug)]

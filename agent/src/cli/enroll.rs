@@ -1,12 +1,9 @@
 //! `alibi-agent enroll`.
 
-use std::{
-    fs,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use alibi_proto::{
+    command_line::token,
     data_directory::{DataDirectory, DataDirectoryError, check_marker},
     id::HostId,
     token::{Token, TokenKind},
@@ -20,9 +17,6 @@ use crate::{
     link::certificates,
     sys,
 };
-
-/// Bytes of standard input that may be a token.
-const TOKEN_BYTES_MAX: u64 = 4096;
 
 pub(super) async fn enroll(arguments: EnrollArgs) -> Result<u8> {
     let token = read_token(&arguments.token)?;
@@ -45,15 +39,7 @@ pub(super) async fn enroll(arguments: EnrollArgs) -> Result<u8> {
 }
 
 fn read_token(word: &str) -> Result<Token> {
-    let mut text = word.to_owned();
-    if word == "-" {
-        text.clear();
-        io::stdin()
-            .take(TOKEN_BYTES_MAX)
-            .read_to_string(&mut text)
-            .context("standard input cannot be read")?;
-    }
-    let token: Token = text.parse()?;
+    let token = token(word)?;
     match token.kind {
         TokenKind::Host => Ok(token),
         TokenKind::User => bail!("that is an analyst's token, for `alibi login`: hosts enrol with another"),

@@ -1,9 +1,8 @@
 //! `alibi login` and `alibi logout`.
 
-use std::io::{self, Read as _};
-
 use alibi_proto::{
     address::{Address, HostPort},
+    command_line::token,
     dial,
     time::Timestamp,
     tls::{self, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CertificateDer, Trust},
@@ -11,24 +10,13 @@ use alibi_proto::{
     transport,
     wire::{self, enrolment_client::EnrolmentClient},
 };
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::{LoginArgs, ToCollectorArgs, credentials::Credentials, role_word};
 
-/// Bytes of standard input that may be a token.
-const TOKEN_BYTES_MAX: u64 = 4096;
-
 /// Exchanges a token for a certificate, whose key never leaves this machine.
 pub(super) async fn login(arguments: LoginArgs, to: &ToCollectorArgs) -> Result<u8> {
-    let mut text = arguments.token;
-    if text == "-" {
-        text.clear();
-        io::stdin()
-            .take(TOKEN_BYTES_MAX)
-            .read_to_string(&mut text)
-            .context("standard input cannot be read")?;
-    }
-    let token: Token = text.parse()?;
+    let token = token(&arguments.token)?;
     if token.kind != TokenKind::User {
         bail!("that token enrols hosts (`alibi-agent enroll`): analysts log in with another");
     }
