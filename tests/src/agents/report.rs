@@ -71,6 +71,8 @@ pub struct Idle {
     pub simulator_percent: f64,
     /// What the collector wrote.
     pub written_bytes_per_s: f64,
+    /// Connections that broke, and calls that came to nothing then.
+    pub failed: Failures,
     /// The real one meanwhile.
     pub live: Freshness,
 }
@@ -116,6 +118,7 @@ impl Report {
     }
 }
 
+/// On what it was measured. Steps and restart are told as they come.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (before, after) = self.load;
@@ -123,9 +126,7 @@ impl fmt::Display for Report {
             f,
             "{} processors, which collector and agents share; load {before:.2} before, {after:.2} after",
             self.processors
-        )?;
-        self.steps.iter().try_for_each(|step| write!(f, "\n{step}"))?;
-        self.restart.iter().try_for_each(|restart| write!(f, "\n{restart}"))
+        )
     }
 }
 
@@ -147,11 +148,11 @@ impl fmt::Display for Step {
             mib(self.memory_bytes),
             self.memory_bytes_per_agent / 1024.0
         )?;
-        let Idle { collector_percent, simulator_percent, written_bytes_per_s, live, .. } = &self.idle;
+        let Idle { collector_percent, simulator_percent, written_bytes_per_s, failed, live, .. } = &self.idle;
         writeln!(
             f,
             "  idle           {collector_percent:.1} % of a processor ({:.1} µs an agent a second), {:.1} KiB/s \
-             written; the agents {simulator_percent:.1} %",
+             written; the agents {simulator_percent:.1} %; {failed}",
             1e4 * collector_percent / self.agents as f64,
             written_bytes_per_s / 1024.0
         )?;
