@@ -17,10 +17,11 @@ use std::{
 use alibi_proto::{chain::Head, id::HostId, time::Timestamp};
 use tokio::sync::watch;
 
-use self::refusals::Refusals;
+use self::{recent::Recent, refusals::Refusals};
 use super::role::Role;
 use crate::store::{StoreError, access::AccessStore, lock};
 
+mod recent;
 mod refusals;
 #[cfg(test)]
 mod tests;
@@ -237,6 +238,7 @@ pub struct Audit {
     /// What waits for a disk that is full, in order.
     waiting: Mutex<VecDeque<Waiting>>,
     refusals: Mutex<Refusals>,
+    recent: Mutex<Recent>,
     newest: watch::Sender<u64>,
 }
 
@@ -254,7 +256,8 @@ impl Audit {
     /// When the store cannot be read.
     pub(super) fn open(store: Arc<AccessStore>) -> Result<Self, StoreError> {
         let newest = watch::Sender::new(store.newest_entry()?);
-        Ok(Self { store, waiting: Mutex::default(), refusals: Mutex::default(), newest })
+        let (waiting, refusals, recent) = Default::default();
+        Ok(Self { store, waiting, refusals, recent, newest })
     }
 
     /// Notes something. On the disk when it returns, together with what others note meanwhile. Tells its place in the log.
@@ -305,7 +308,9 @@ impl Audit {
     }
 
     fn append_now(&self, note: Note, at: Timestamp, repeats: u64) -> Result<u64, StoreError> {
-        let seq = self.store.append_entry(note, at, repeats)?;
+        let entry = self.store.append_entry(note, at, repeats)?;
+        let seq = entry.seq;
+        lock(&self.recent).add(Arc::new(entry));
         self.newest.send_if_modified(|newest| {
             let is_newer = seq > *newest;
             *newest = seq.max(*newest);
@@ -357,8 +362,23 @@ impl Audit {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn entries_about(&self, host: HostId, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        self.store.entries_about(host, after, limit.min(ENTRIES_MAX))
+    pub fn entries_about(
+        &self,
+        host: HostId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Arc<Entry>>, StoreError> {
+        if let Some(recent) = self.recent_about(host, after, limit) {
+            return Ok(recent);
+        }
+        let entries = self.store.entries_about(host, after, limit.min(ENTRIES_MAX))?;
+        Ok(entries.into_iter().map(Arc::new).collect())
+    }
+
+    /// The same, where that needs no reading: if all since `after` is in memory.
+    pub fn recent_about(&self, host: HostId, after: u64, limit: usize) -> Option<Vec<Arc<Entry>>> {
+        let newest = *self.newest.borrow();
+        lock(&self.recent).about(host, after, newest, limit.min(ENTRIES_MAX))
     }
 
     /// The newest entry, as it changes; 0 before the first.

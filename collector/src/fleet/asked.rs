@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use alibi_proto::{id::HostId, transport::Line, wire};
 
 use super::{Shared, follower::client};
-use crate::access::audit::Entry;
+use crate::{access::audit::Entry, store::StoreError};
 
 /// Entries of one message.
 const ENTRIES_MAX: usize = 256;
@@ -24,19 +24,20 @@ pub(super) async fn tell(shared: &Shared, host: HostId, line: Line, mut told: u6
     loop {
         let known = *newest.borrow_and_update();
         while told < known {
-            let access = Arc::clone(&shared.access);
-            let read = move || access.audit().entries_about(host, told, ENTRIES_MAX);
-            let entries = match tokio::task::spawn_blocking(read).await {
-                Ok(Ok(entries)) => entries,
-                Ok(Err(error)) => {
+            let entries = match entries_about(shared, host, told).await {
+                Ok(entries) => entries,
+                Err(error) => {
                     tracing::error!(%error, "a host's owner is not told who asked");
                     break;
                 }
-                Err(_) => return,
             };
-            let Some(last) = entries.last() else { break };
+            let Some(last) = entries.last() else {
+                told = known;
+                break;
+            };
             told = last.seq;
-            let request = wire::AskedRequest { entries: entries.iter().map(in_short).collect() };
+            let request =
+                wire::AskedRequest { entries: entries.iter().map(|entry| in_short(entry)).collect() };
             match tokio::time::timeout(TOLD_WITHIN, client.asked(request)).await {
                 Ok(Ok(_)) => {}
                 // An older agent has no place for it; another says it again when it connects anew.
@@ -50,6 +51,16 @@ pub(super) async fn tell(shared: &Shared, host: HostId, line: Line, mut told: u6
         let spread = SPREAD_PER_HOST.saturating_mul(connected).min(SPREAD_MAX);
         tokio::time::sleep(spread.mul_f64(fastrand::f64())).await;
     }
+}
+
+async fn entries_about(shared: &Shared, host: HostId, after: u64) -> Result<Vec<Arc<Entry>>, StoreError> {
+    if let Some(recent) = shared.access.audit().recent_about(host, after, ENTRIES_MAX) {
+        return Ok(recent);
+    }
+    let access = Arc::clone(&shared.access);
+    let read = move || access.audit().entries_about(host, after, ENTRIES_MAX);
+    // One that panicked has been told of, and nothing was read.
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Ok(Vec::new()))
 }
 
 fn in_short(entry: &Entry) -> wire::Asked {

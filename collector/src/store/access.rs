@@ -230,7 +230,7 @@ impl AccessStore {
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn append_entry(&self, note: Note, at: Timestamp, repeats: u64) -> Result<u64, StoreError> {
+    pub fn append_entry(&self, note: Note, at: Timestamp, repeats: u64) -> Result<Entry, StoreError> {
         self.database.write_together(move |transaction| audit::append(transaction, &note, at, repeats))
     }
 

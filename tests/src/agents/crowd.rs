@@ -22,9 +22,9 @@ use super::{raise_files, simulated::Simulated};
 /// Agents that enrol at once: an administrator's script, not a fleet.
 const ENROLLING_MAX: usize = 32;
 /// Agents of one process.
-pub(super) const AGENTS_MAX: usize = 5_000;
-/// Descriptors of an agent: its connection, and the files of its ring; and of all else here.
-const FILES_OF_AN_AGENT: usize = 3;
+pub(super) const AGENTS_MAX: usize = 4_000;
+/// Descriptors of an agent: its connection, the files of its ring, and the one that is read; and of all else here.
+const FILES_OF_AN_AGENT: usize = 4;
 const OTHER_FILES: usize = 512;
 
 /// The agents of this process.

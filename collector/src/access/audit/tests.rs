@@ -179,7 +179,14 @@ fn a_hosts_owner_sees_what_analysts_did_about_it() {
         (u64::MAX, 10, &[]),
     ] {
         let found = audit.entries_about(HOST, after, limit).unwrap();
+        let actions =
+            |found: &[Arc<Entry>]| found.iter().map(|entry| entry.action.clone()).collect::<Vec<_>>();
         assert_eq!(actions(&found), want, "after {after}, {limit}");
+        // What is in memory tells the same, as far as it reaches back.
+        let recent = audit.recent_about(HOST, after, limit);
+        let is_there = after >= 8 - recent::RECENT_MAX as u64;
+        assert_eq!(recent.is_some(), is_there, "after {after}");
+        assert!(recent.is_none_or(|recent| actions(&recent) == want), "after {after}, {limit}");
     }
 }
 

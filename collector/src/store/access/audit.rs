@@ -65,7 +65,7 @@ pub(super) fn append(
     note: &Note,
     at: Timestamp,
     repeats: u64,
-) -> Result<u64, StoreError> {
+) -> Result<Entry, StoreError> {
     let end = end(connection)?;
     if end.seq == 0 {
         connection.execute(
@@ -77,7 +77,7 @@ pub(super) fn append(
     insert(connection, &entry)?;
     let mut statement = connection.prepare_cached("UPDATE audit_end SET seq = ?, head = ?")?;
     statement.execute(params![signed("seq", entry.seq)?, entry.head.as_bytes()])?;
-    Ok(entry.seq)
+    Ok(entry)
 }
 
 fn insert(connection: &Connection, entry: &Entry) -> Result<(), StoreError> {
@@ -226,7 +226,7 @@ pub(super) fn prune(
         rows: last - base_seq,
         scope: Scope::Hosts(Vec::new()),
     };
-    append(connection, &note, now, 0).map(Some)
+    append(connection, &note, now, 0).map(|entry| Some(entry.seq))
 }
 
 pub(super) fn verify(connection: &Connection) -> Result<Verified, StoreError> {

@@ -237,7 +237,7 @@ fn what_is_past_its_time_goes_and_that_is_noted() {
     assert_eq!(store.prune_entries(now.saturating_sub(DAY), now).unwrap(), Some(11));
     let verified = store.verify_entries().unwrap();
     assert_eq!((verified.from_seq, verified.to_seq, &verified.problems[..]), (10, 11, &[][..]));
-    assert_eq!(store.append_entry(note("after", Scope::All), now, 0).unwrap(), 12);
+    assert_eq!(store.append_entry(note("after", Scope::All), now, 0).unwrap().seq, 12);
     assert_eq!(store.verify_entries().unwrap().problems, Vec::<String>::new());
 }
 
