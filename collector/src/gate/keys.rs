@@ -110,6 +110,8 @@ impl Admission for Hosts {
     fn admit(&self, peer: Peer) -> Result<(), CertificateError> {
         let Peer::Host(host) = peer else { return Err(CertificateError::ApplicationVerificationFailure) };
         match self.0.standing(host) {
+            // To the moment, as of those who are connected; certificates tell seconds.
+            Standing::Enrolled { not_after, .. } if not_after < clock::now() => Err(CertificateError::Expired),
             Standing::Enrolled { .. } => Ok(()),
             Standing::Revoked | Standing::Unknown => Err(CertificateError::Revoked),
         }
