@@ -25,6 +25,9 @@ enum Command {
         /// Where both keep their data
         #[arg(long, default_value = "alibi-data")]
         data: PathBuf,
+        /// Where the collector serves
+        #[arg(long, value_name = "HOST:PORT", default_value = up::COLLECTOR)]
+        listen: String,
     },
     /// Score table and cost of an agent under every kind of load, held against what really happened; needs root
     Capture(capture::Options),
@@ -112,7 +115,7 @@ fn run_workload(name: &str, truth: &Path) -> Result<()> {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Up { data } => up::up(&data),
+        Command::Up { data, listen } => up::up(&data, &listen),
         Command::Capture(options) => capture::capture(&options),
         Command::Agents(options) => agents::agents(&options),
         Command::Ring(options) => ring::measure::measure(&options),

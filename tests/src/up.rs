@@ -15,7 +15,8 @@ use serde_json::Value;
 
 use crate::programs;
 
-const COLLECTOR: &str = "127.0.0.1:8440";
+/// Where the collector serves, unless told otherwise.
+pub const COLLECTOR: &str = "127.0.0.1:8440";
 /// The logins at the collector, in the data directory; `cargo alibi` looks for them there.
 const CREDENTIALS: &str = "credentials.json";
 /// How long the first recording may take to arrive.
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// When either cannot be started, or ends by itself.
-pub fn up(data: &Path) -> Result<()> {
+pub fn up(data: &Path, listen: &str) -> Result<()> {
     println!("Building…");
     let programs = programs::build()?;
     fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
@@ -33,13 +34,12 @@ pub fn up(data: &Path) -> Result<()> {
     let (ended, endings) = mpsc::channel();
 
     let of_collector = data.join("collector");
-    let mut collector = start(
-        "collector",
-        Command::new(&programs.alibi).args(["serve", "--listen", COLLECTOR, "--data"]).arg(&of_collector),
-        "serving",
-        &ended,
-    )?;
-    let alibi = Alibi { program: programs.alibi, credentials: data.join(CREDENTIALS) };
+    let mut serve = Command::new(&programs.alibi);
+    // It tells how the first admin logs in, which is done here.
+    serve.args(["serve", "--listen", listen, "--data"]).arg(&of_collector).stdout(Stdio::null());
+    let mut collector = start("collector", &mut serve, "serving", &ended)?;
+    let alibi =
+        Alibi { program: programs.alibi, collector: listen.to_owned(), credentials: data.join(CREDENTIALS) };
     alibi.log_in(&of_collector)?;
     let of_agent = data.join("agent");
     alibi.enrol(&programs.agent, &of_agent)?;
@@ -137,13 +137,18 @@ fn start(name: &'static str, command: &mut Command, ready: &str, ended: &Sender<
 /// `alibi` as the admin of the collector here.
 struct Alibi {
     program: PathBuf,
+    collector: String,
     credentials: PathBuf,
 }
 
 impl Alibi {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(words).env("ALIBI_COLLECTOR", COLLECTOR).env("ALIBI_CREDENTIALS", &self.credentials);
+        command
+            .args(words)
+            .env("ALIBI_COLLECTOR", &self.collector)
+            .env("ALIBI_CREDENTIALS", &self.credentials)
+            .env_remove("ALIBI_TOKEN");
         command
     }
 
@@ -152,7 +157,8 @@ impl Alibi {
         if self.command(&["whoami"]).output()?.status.success() {
             return Ok(());
         }
-        let socket = format!("unix:{}", of_collector.join("alibi.sock").display());
+        let socket = std::path::absolute(of_collector.join("alibi.sock"))?;
+        let socket = format!("unix:{}", socket.display());
         let create = ["token", "create", "--role", "admin", "--name", "lab", "--expires", "365d"];
         let token = said(self.command(&create).env("ALIBI_COLLECTOR", socket))?;
         said(&mut self.command(&["login", &token])).map(drop)

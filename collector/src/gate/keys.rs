@@ -111,7 +111,9 @@ impl Admission for Hosts {
         let Peer::Host(host) = peer else { return Err(CertificateError::ApplicationVerificationFailure) };
         match self.0.standing(host) {
             // To the moment, as of those who are connected; certificates tell seconds.
-            Standing::Enrolled { not_after, .. } if not_after < clock::now() => Err(CertificateError::Expired),
+            Standing::Enrolled { not_after, .. } if not_after < clock::now() => {
+                Err(CertificateError::Expired)
+            }
             Standing::Enrolled { .. } => Ok(()),
             Standing::Revoked | Standing::Unknown => Err(CertificateError::Revoked),
         }
