@@ -85,6 +85,10 @@ impl Link {
                 Ok(()) => "the collector ended the connection".to_owned(),
                 Err(error) => broken(&error),
             };
+            // That this host was stopped is nothing that the collector did.
+            if *stop.borrow() {
+                return;
+            }
             self.membership().lost(&enrolment, why);
             if began.elapsed() >= GOOD_CONNECTION {
                 backoff.reset();
