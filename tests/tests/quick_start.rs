@@ -12,6 +12,8 @@ use alibi_lab::{
 #[test]
 fn the_quick_start_starts_and_goes_on_where_it_stopped() {
     let directory = tempfile::tempdir().unwrap();
+    // However long they take to build, that is not the quick start's.
+    programs();
     // As in a checkout: a relative path, below the current directory.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut events = 0;
