@@ -17,6 +17,7 @@ use tower::Service;
 use crate::{
     access::{
         Access,
+        audit::Refusal,
         rate::{Limiter, Rate},
     },
     api::{enrolment, guard::Guarded},
@@ -119,8 +120,9 @@ where
         self.tell_of(from, &why);
         let access = Arc::clone(&self.access);
         tokio::task::spawn_blocking(move || {
-            let ip = from.ip().to_canonical();
-            if let Err(error) = access.audit().refused(Some(ip), CONNECT, &why, clock::now()) {
+            let refusal =
+                Refusal { from: Some(from.ip()), action: CONNECT, outcome: &why, ..Refusal::default() };
+            if let Err(error) = access.audit().refused(&refusal, clock::now()) {
                 tracing::error!(%error, "a refusal could not be noted");
             }
         });

@@ -1,6 +1,6 @@
 //! What was done, and by whom: a log that only grows, each entry chained to all before it.
 //!
-//! An entry is on the disk when [`Audit::append`] returns. What is refused to nobody in particular is counted rather than
+//! An entry is on the disk when [`Audit::append`] returns. What is refused to nobody in particular, or to a host that calls, is counted rather than
 //! noted each time (`refusals`), so that a flood of it costs little.
 //!
 //! The chain shows that an entry was changed, taken out, put in or moved, and the head that is noted beside it, that the
@@ -9,7 +9,6 @@
 
 use std::{
     collections::VecDeque,
-    net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -26,7 +25,7 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
-pub use refusals::{FOLDED_FOR, REFUSALS_FOLDED_MAX};
+pub use refusals::{FOLDED_FOR, REFUSALS_FOLDED_MAX, Refusal};
 
 /// How long an entry is kept, unless somebody says otherwise.
 pub const RETENTION_DEFAULT: Duration = Duration::from_secs(400 * 86_400);
@@ -319,19 +318,13 @@ impl Audit {
         Ok(seq)
     }
 
-    /// Notes that somebody who is not known was refused. The first is noted at once; those that are the same and follow within
+    /// Notes that somebody was refused who is not known, or a host. The first is noted at once; those that are the same and follow within
     /// [`FOLDED_FOR`] become one entry after that.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn refused(
-        &self,
-        from: Option<IpAddr>,
-        action: &str,
-        outcome: &str,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let due = lock(&self.refusals).note(from, action, outcome, now);
+    pub fn refused(&self, refusal: &Refusal<'_>, now: Timestamp) -> Result<(), StoreError> {
+        let due = lock(&self.refusals).note(refusal, now);
         self.append_refusals(due)
     }
 

@@ -19,7 +19,7 @@ use tower::Service;
 use crate::{
     access::{
         Access, Analyst,
-        audit::{Actor, Note, Scope},
+        audit::{self, Actor, Note, Scope},
         bearer,
         credential::{CredentialId, Refusal, Secret},
         policy,
@@ -118,7 +118,9 @@ impl Guard {
     pub(super) fn note(&self, deed: Deed) {
         let noted = match deed {
             Deed::Stranger { ip, action, why } => {
-                self.access.audit().refused(Some(ip), &action, &why, clock::now())
+                let (action, outcome) = (action.as_str(), why.as_str());
+                let refusal = audit::Refusal { from: Some(ip), action, outcome, ..Default::default() };
+                self.access.audit().refused(&refusal, clock::now())
             }
             Deed::Denied { caller, action, why } => {
                 let note = Note {

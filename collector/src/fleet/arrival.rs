@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    net::IpAddr,
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     access::{
         Admittance,
-        audit::{Actor, Note, Scope},
+        audit::Refusal,
         lease::{Instance, Lease, Place, Presented},
     },
     clock,
@@ -57,8 +58,7 @@ impl Fleet {
     }
 
     async fn admit(&self, host: HostId, arrival: Arrival) -> Result<Connection, String> {
-        let from = arrival.from.to_string();
-        let address = from.clone();
+        let from = arrival.from;
         let line = in_time(Line::over(arrival.stream)).await?;
         let mut client = client(&line);
         let shown = in_time(client.present(wire::PresentRequest {})).await?.into_inner();
@@ -71,7 +71,7 @@ impl Fleet {
             name: bounded(shown.name),
             machine_id: bounded(shown.machine_id),
             boot_id: bounded(shown.boot_id),
-            address,
+            address: from.to_string(),
             at: clock::now(),
         };
         let alive = self.alive(host, presented.instance).await;
@@ -93,7 +93,7 @@ impl Fleet {
             }
             Admittance::Refused(copied) => {
                 let why = copied.to_string();
-                self.note_refusal(host, from, why.clone()).await;
+                self.note_refusal(host, from.ip(), why.clone()).await;
                 let verdict = Some(Verdict::Refusal(why.clone()));
                 // Whether it hears it or not, it is not taken in.
                 let _ = in_time(client.admit(wire::AdmitRequest { verdict })).await;
@@ -102,18 +102,14 @@ impl Fleet {
         }
     }
 
-    async fn note_refusal(&self, host: HostId, from: String, why: String) {
+    /// A copy may call as often as it likes.
+    async fn note_refusal(&self, host: HostId, from: IpAddr, why: String) {
         let access = Arc::clone(&self.shared.access);
-        let note = Note {
-            actor: Actor::Host(host),
-            from,
-            action: "call home".to_owned(),
-            detail: String::new(),
-            outcome: why,
-            rows: 0,
-            scope: Scope::Hosts(vec![host]),
-        };
-        let noted = tokio::task::spawn_blocking(move || access.audit().append(note, clock::now()).map(drop));
+        let noted = tokio::task::spawn_blocking(move || {
+            let (action, outcome) = ("call home", "its identity is in two places");
+            let refusal = Refusal { host: Some(host), from: Some(from), action, outcome, detail: &why };
+            access.audit().refused(&refusal, clock::now())
+        });
         if let Ok(Err(error)) = noted.await {
             tracing::error!(%error, "a refusal could not be noted");
         }

@@ -41,7 +41,7 @@ fn a_copy_beside_the_original_is_refused_and_becomes_a_host_of_its_own() {
     let (original, data) = (&scene.honest, scene.path("copy"));
     copy(&original.data, &data);
     let twin = Agent::start_calling(&data, &WORDS);
-    let (refused, _) = twin.running.line_with("the collector refuses this host", 0);
+    let (refused, next) = twin.running.line_with("the collector refuses this host", 0);
     assert!(refused.contains(COPIED) && refused.contains("alibi-agent enroll --reset"), "{refused}");
     // Both are named: by machine, address and time, as far as that tells two on one machine apart.
     let places = |text: &str| text.matches(" at 127.0.0.1:").count();
@@ -53,6 +53,14 @@ fn a_copy_beside_the_original_is_refused_and_becomes_a_host_of_its_own() {
     let table = scene.collector.said(&["hosts"]);
     assert!(table.split_whitespace().collect::<Vec<_>>().join(" ").contains("identity is in two"), "{table}");
     scene.others_are_served("a copy has come, and the original is the other");
+    // However often it calls, the audit log tells it once, and counts.
+    let (_, next) = twin.running.line_with("the collector refuses this host", next);
+    twin.running.line_with("the collector refuses this host", next);
+    let audit = scene.audit(&["--host", &scene.honest_id().to_string()]);
+    let calls: Vec<_> = audit.iter().filter(|entry| entry["action"] == "call home").collect();
+    let [call] = calls[..] else { panic!("{calls:#?}") };
+    assert_eq!((&call["who"], &call["role"]), (&scene.honest_id().to_string().into(), &"host".into()));
+    assert_eq!(places(call["detail"].as_str().unwrap()), 2, "{call:#}");
 
     // It is mended where it is, with nothing lost: what it had recorded is put aside, and is not said to be its own.
     let token = scene.collector.token(1);

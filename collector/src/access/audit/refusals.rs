@@ -1,4 +1,4 @@
-//! Refusals to nobody in particular: the first of its kind is noted at once, and those that follow within a minute are
+//! Refusals to nobody in particular, and to hosts that call: the first of its kind is noted at once, and those that follow within a minute are
 //! counted, and noted as one. Pure.
 //!
 //! Kinds that are counted at once are bounded. Where there are more, all others are one kind, so that whatever comes, a
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use alibi_proto::time::Timestamp;
+use alibi_proto::{id::HostId, time::Timestamp};
 
 use super::{Actor, Note, Scope, cut};
 use crate::access::rate::network_of;
@@ -23,6 +23,8 @@ pub const REFUSALS_FOLDED_MAX: usize = if cfg!(test) { 4 } else { 256 };
 /// What makes two refusals the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
+    /// Who it was, where that was proven.
+    host: Option<HostId>,
     from: String,
     action: String,
     outcome: String,
@@ -30,9 +32,26 @@ struct Kind {
 
 #[derive(Debug)]
 struct Folded {
+    /// What was said of the first.
+    detail: String,
     last: Timestamp,
     /// Beside the first.
     more: u64,
+}
+
+/// Somebody who was refused.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Refusal<'a> {
+    /// Which host it was, where that was proven.
+    pub host: Option<HostId>,
+    /// From where; none on this machine.
+    pub from: Option<IpAddr>,
+    /// What was wanted.
+    pub action: &'a str,
+    /// Why it was refused. Those for whom it differs are counted apart.
+    pub outcome: &'a str,
+    /// More of the first that is counted.
+    pub detail: &'a str,
 }
 
 /// What is to be noted.
@@ -53,25 +72,23 @@ pub(super) struct Refusals {
 
 impl Refusals {
     /// Takes one in, and tells what is to be noted now.
-    pub(super) fn note(
-        &mut self,
-        from: Option<IpAddr>,
-        action: &str,
-        outcome: &str,
-        now: Timestamp,
-    ) -> Vec<Due> {
+    pub(super) fn note(&mut self, refusal: &Refusal<'_>, now: Timestamp) -> Vec<Due> {
+        let Refusal { host, from, action, outcome, detail } = *refusal;
         let mut due = self.due(now);
-        let mut kind = Kind { from: origin(from), action: cut(action), outcome: cut(outcome) };
+        let mut kind = Kind { host, from: origin(from), action: cut(action), outcome: cut(outcome) };
+        let mut detail = cut(detail);
         if !self.folded.contains_key(&kind) && self.folded.len() >= REFUSALS_FOLDED_MAX {
-            kind = Kind { from: "elsewhere".into(), action: "several".into(), outcome: "refused".into() };
+            let (action, outcome) = ("several".into(), "refused".into());
+            kind = Kind { host: None, from: "elsewhere".into(), action, outcome };
+            detail.clear();
         }
         if let Some(folded) = self.folded.get_mut(&kind) {
             folded.last = now;
             folded.more += 1;
         } else {
-            due.push(Due { note: kind.note(), at: now, repeats: 0 });
+            due.push(Due { note: kind.note(detail.clone()), at: now, repeats: 0 });
             self.since.push_back((now, kind.clone()));
-            self.folded.insert(kind, Folded { last: now, more: 0 });
+            self.folded.insert(kind, Folded { detail, last: now, more: 0 });
         }
         due
     }
@@ -98,21 +115,21 @@ impl Refusals {
 
     fn end_first(&mut self) -> Option<Due> {
         let (_, kind) = self.since.pop_front()?;
-        let folded = self.folded.remove(&kind)?;
-        (folded.more > 0).then(|| Due { note: kind.note(), at: folded.last, repeats: folded.more })
+        let Folded { detail, last, more } = self.folded.remove(&kind)?;
+        (more > 0).then(|| Due { note: kind.note(detail), at: last, repeats: more })
     }
 }
 
 impl Kind {
-    fn note(&self) -> Note {
+    fn note(&self, detail: String) -> Note {
         Note {
-            actor: Actor::Nobody,
+            actor: self.host.map_or(Actor::Nobody, Actor::Host),
             from: self.from.clone(),
             action: self.action.clone(),
-            detail: String::new(),
+            detail,
             outcome: self.outcome.clone(),
             rows: 0,
-            scope: Scope::Hosts(Vec::new()),
+            scope: Scope::Hosts(self.host.into_iter().collect()),
         }
     }
 }
@@ -140,7 +157,9 @@ mod tests {
     }
 
     fn note(refusals: &mut Refusals, from: &str, secs: u64) -> Vec<(String, u64, u64)> {
-        summary(refusals.note(from.parse().ok(), "login", "unknown", at(secs)))
+        let refusal =
+            Refusal { from: from.parse().ok(), action: "login", outcome: "unknown", ..Refusal::default() };
+        summary(refusals.note(&refusal, at(secs)))
     }
 
     fn one(from: &str, secs: u64, repeats: u64) -> (String, u64, u64) {
@@ -173,11 +192,23 @@ mod tests {
     #[test]
     fn what_differs_is_counted_apart() {
         let mut refusals = Refusals::default();
-        let address = "10.0.0.1".parse().ok();
-        for (action, outcome) in [("login", "unknown"), ("login", "expired"), ("enrol", "unknown")] {
-            assert_eq!(refusals.note(address, action, outcome, at(1)).len(), 1);
-            assert_eq!(refusals.note(address, action, outcome, at(1)).len(), 0);
+        let from = "10.0.0.1".parse().ok();
+        let host = |number| Some(HostId::from_bytes([number; 16]));
+        for (host, action, outcome) in [
+            (None, "login", "unknown"),
+            (None, "login", "expired"),
+            (None, "enrol", "unknown"),
+            (host(1), "enrol", "unknown"),
+        ] {
+            for (detail, count) in [("first", 1), ("second", 0)] {
+                let refusal = Refusal { host, from, action, outcome, detail };
+                assert_eq!(refusals.note(&refusal, at(1)).len(), count, "{refusal:?}");
+            }
         }
+        let rest = refusals.rest();
+        assert!(rest.iter().all(|due| due.note.detail == "first"));
+        let actors: Vec<_> = rest.iter().filter(|due| due.note.actor != Actor::Nobody).collect();
+        assert_eq!(actors.len(), 1);
     }
 
     #[test]

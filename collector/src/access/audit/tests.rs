@@ -1,6 +1,6 @@
 //! The log as its users see it. What it takes to falsify it is tried where the file is, in the store.
 
-use std::thread;
+use std::{net::IpAddr, thread};
 
 use super::*;
 
@@ -216,7 +216,9 @@ fn a_flood_of_refusals_costs_little() {
     for index in 0..100_000_u32 {
         let from = IpAddr::from((0x0a00_0000 + index % 1_000).to_be_bytes());
         let now = Timestamp::from_nanos(1_000_000_000_000 + u64::from(index) * 100_000);
-        audit.refused(Some(from), "ask", "the credential is not known", now).unwrap();
+        let outcome = "the credential is not known";
+        let refusal = Refusal { from: Some(from), action: "ask", outcome, ..Refusal::default() };
+        audit.refused(&refusal, now).unwrap();
     }
     audit.flush(at(1_060)).unwrap();
     audit.flush(at(1_080)).unwrap();
@@ -231,7 +233,8 @@ fn refusals_that_are_counted_are_noted_when_the_log_is_closed() {
     let directory = tempfile::tempdir().unwrap();
     let audit = open(&directory);
     let from = "10.0.0.1".parse().ok();
-    (0..5).for_each(|secs| audit.refused(from, "enrol", "expired", at(secs)).unwrap());
+    let refusal = Refusal { from, action: "enrol", outcome: "expired", ..Refusal::default() };
+    (0..5).for_each(|secs| audit.refused(&refusal, at(secs)).unwrap());
     drop(audit);
     let entries = open(&directory).entries(0, 10, &Filter::default()).unwrap().entries;
     let told: Vec<_> = entries.iter().map(|entry| (entry.from.as_str(), entry.at, entry.repeats)).collect();
