@@ -3,6 +3,9 @@
 //! One event's way: [`capture`] sees it, [`pipeline`] numbers it and accounts for loss, [`recorder`] puts it into the
 //! [`ring`], [`server`] sends it, on the connection that [`link`] has made.
 
+// Standard output may be closed by whoever reads it: `alibi_proto::command_line::say`.
+#![warn(clippy::print_stdout)]
+
 pub mod boots;
 pub mod capture;
 pub mod cli;

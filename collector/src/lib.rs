@@ -3,6 +3,9 @@
 //! One event's way: it comes in by the [`gate`], the [`fleet`] receives it, the [`store`] keeps it, [`api`] answers from it,
 //! [`cli`] prints. Who may send and ask, [`access`] decides.
 
+// Standard output may be closed by whoever reads it: `alibi_proto::command_line::say`.
+#![warn(clippy::print_stdout)]
+
 pub mod access;
 pub mod allocator;
 pub mod api;

@@ -3,7 +3,8 @@
 use std::{
     error::Error,
     ffi::OsString,
-    io::{self, Read as _},
+    fmt,
+    io::{self, Read as _, Write as _},
     process::ExitCode,
 };
 
@@ -19,6 +20,23 @@ use crate::{
     token::{Token, TokenError},
     window::{Window, WindowError},
 };
+
+/// Prints a line, or several. Whoever reads may have read enough and be gone (`alibi who … | head`), and wants no more then: the
+/// answer, and the exit status with it, is what it was.
+///
+/// # Errors
+/// When standard output cannot be written for another reason, such as a full disk.
+pub fn say(text: impl fmt::Display) -> io::Result<()> {
+    let mut text = text.to_string();
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
 
 /// Bytes of standard input that may be a token.
 const TOKEN_BYTES_MAX: u64 = 4096;

@@ -463,3 +463,22 @@ fn a_port_in_use_is_refused_and_nothing_is_made() {
         }
     }
 }
+
+/// As in `alibi hosts | head -n 0`.
+#[test]
+fn a_reader_that_has_had_enough_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let collector = Collector::start(&directory.path().join("collector"));
+    for words in [&["hosts"][..], &["hosts", "--json"], &["audit"], &["token", "list"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = collector.command(words).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said.as_str()), (Some(0), ""), "{words:?}");
+    }
+    // Any other trouble is told, and is no answer.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = collector.command(&["hosts"]).stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("No space left"), "{said}");
+}

@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use alibi_proto::{
-    command_line::token,
+    command_line::{say, token},
     data_directory::{DataDirectory, DataDirectoryError, check_marker},
     id::HostId,
     token::{Token, TokenKind},
@@ -33,8 +33,14 @@ pub(super) async fn enroll(arguments: EnrollArgs) -> Result<u8> {
     }
     let name = sys::host_facts().name;
     let enrolment = certificates::enrol(&arguments.data, &token, host, name, &proxy, sys::now().wall).await?;
-    println!("{host} is enrolled with {}, its certificate until {}", enrolment.collector, enrolment.expires);
-    println!("an agent over {} calls it from now on, and renews the certificate", arguments.data.display());
+    say(format_args!(
+        "{host} is enrolled with {}, its certificate until {}",
+        enrolment.collector, enrolment.expires
+    ))?;
+    say(format_args!(
+        "an agent over {} calls it from now on, and renews the certificate",
+        arguments.data.display()
+    ))?;
     Ok(0)
 }
 
@@ -71,7 +77,7 @@ fn become_another(data: &Path) -> Result<HostId> {
         let aside = data.join(format!("{RING}-of-{was}"));
         fs::rename(&ring, &aside)
             .with_context(|| format!("cannot put {} aside as {}", ring.display(), aside.display()))?;
-        println!("what was recorded as {was} is in {} now", aside.display());
+        say(format_args!("what was recorded as {was} is in {} now", aside.display()))?;
     }
     enrolment::forget(data)?;
     // Who asked about the host that it was is none of this one's business.

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use alibi_proto::{
     address::Address,
-    command_line::exit_status,
+    command_line::{exit_status, say},
     data_directory::check_marker,
     json::WhoJson,
     question::{Answer, HostAnswer, Question},
@@ -37,9 +37,9 @@ pub(super) async fn query(arguments: QueryArgs) -> Result<u8> {
     };
     let answer = Answer { addresses, question, hosts: vec![host] };
     if arguments.json {
-        println!("{}", alibi_proto::json::pretty(&WhoJson::from(&answer))?);
+        say(alibi_proto::json::pretty(&WhoJson::from(&answer))?)?;
     } else {
-        print!("{}", report::answer(&answer));
+        say(report::answer(&answer))?;
     }
     Ok(exit_status(answer.verdict()))
 }

@@ -1,5 +1,6 @@
 //! `alibi-agent selftest`.
 
+use alibi_proto::command_line::say;
 use anyhow::Result;
 use serde_json::json;
 
@@ -32,18 +33,18 @@ pub(super) fn selftest(arguments: &SelftestArgs) -> Result<u8> {
             .iter()
             .map(|facet| json!({"facet": facet.facet.word(), "grade": facet.grade.word(), "scope": facet.scope}))
             .collect();
-        println!("{}", json!({"source": description.name, "checks": rows, "facets": facets}));
+        say(json!({"source": description.name, "checks": rows, "facets": facets}))?;
     } else {
-        println!("source {}", description.name);
+        say(format_args!("source {}", description.name))?;
         for check in &checks {
             let mark = if check.is_covered() { "seen  " } else { "MISSED" };
-            println!("  {mark}  {:>3} of {:>3}  {}", check.seen, check.done, check.what);
+            say(format_args!("  {mark}  {:>3} of {:>3}  {}", check.seen, check.done, check.what))?;
         }
-        println!("  not tried: what takes a network (a host that does not answer, a route that is missing)");
+        say("  not tried: what takes a network (a host that does not answer, a route that is missing)")?;
         for facet in &description.facets {
-            println!("{} {}", facet.facet, facet.grade);
-            println!("  covers      {}", facet.scope.covers);
-            println!("  cannot see  {}", facet.scope.cannot_see);
+            say(format_args!("{} {}", facet.facet, facet.grade))?;
+            say(format_args!("  covers      {}", facet.scope.covers))?;
+            say(format_args!("  cannot see  {}", facet.scope.cannot_see))?;
         }
     }
     Ok(if missed == 0 { 0 } else { EXIT_MISSED })

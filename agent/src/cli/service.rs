@@ -1,5 +1,6 @@
 //! `alibi-agent service`.
 
+use alibi_proto::command_line::say;
 use anyhow::{Context as _, Result};
 
 use super::ServiceCommand;
@@ -17,24 +18,27 @@ pub(super) fn service(command: &ServiceCommand) -> Result<u8> {
         ServiceCommand::Install => {
             let program = std::env::current_exe().context("where is this program?")?;
             for line in service::install(&program, &configuration)? {
-                println!("{line}");
+                say(line)?;
             }
-            println!("its data are in {}", sys::default_data_directory().display());
+            say(format_args!("its data are in {}", sys::default_data_directory().display()))?;
             Ok(0)
         }
         ServiceCommand::Uninstall => {
             for line in service::uninstall(&configuration)? {
-                println!("{line}");
+                say(line)?;
             }
-            println!("kept the data in {}, if there are any", sys::default_data_directory().display());
+            say(format_args!(
+                "kept the data in {}, if there are any",
+                sys::default_data_directory().display()
+            ))?;
             Ok(0)
         }
         ServiceCommand::Status { json } => {
             let status = service::status()?;
             if *json {
-                println!("{}", serde_json::to_string(&status)?);
+                say(serde_json::to_string(&status)?)?;
             } else {
-                print!("{}", in_words(&status));
+                say(in_words(&status))?;
             }
             Ok(if status.running { 0 } else { EXIT_NOT_RUNNING })
         }

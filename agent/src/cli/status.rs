@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use alibi_proto::data_directory::check_marker;
+use alibi_proto::{command_line::say, data_directory::check_marker};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
@@ -23,9 +23,9 @@ const EXIT_NOT_RUNNING: u8 = 3;
 pub(super) fn status(arguments: &StatusArgs) -> Result<u8> {
     let Some((path, text)) = find(arguments.data.as_deref())? else {
         if arguments.json {
-            println!("{}", serde_json::json!({"running": false}));
+            say(serde_json::json!({"running": false}))?;
         } else {
-            println!("not running: no agent of this system has told anything since it was started");
+            say("not running: no agent of this system has told anything since it was started")?;
         }
         return Ok(EXIT_NOT_RUNNING);
     };
@@ -36,9 +36,9 @@ pub(super) fn status(arguments: &StatusArgs) -> Result<u8> {
     if arguments.json {
         let mut value: Value = serde_json::from_slice(&text).with_context(nonsense)?;
         value["running"] = not_running.is_none().into();
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        say(alibi_proto::json::pretty(&value)?)?;
     } else {
-        print!("{}", owner::in_words(&status, now.wall, not_running.as_deref()));
+        say(owner::in_words(&status, now.wall, not_running.as_deref()))?;
     }
     Ok(match not_running {
         Some(_) => EXIT_NOT_RUNNING,

@@ -1,6 +1,6 @@
 //! `alibi audit`.
 
-use alibi_proto::{id::HostId, report, time::Timestamp, wire};
+use alibi_proto::{command_line::say, id::HostId, report, time::Timestamp, wire};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -26,14 +26,14 @@ async fn list(arguments: AuditArgs, way: &Way) -> Result<u8> {
     let listed = way.client()?.audit(request).await.map_err(in_words(way))?.into_inner();
     let entries: Vec<_> = listed.entries.into_iter().map(EntryJson::from).collect();
     if arguments.json {
-        println!("{}", alibi_proto::json::pretty(&AuditJson { entries, more: listed.more })?);
+        say(alibi_proto::json::pretty(&AuditJson { entries, more: listed.more })?)?;
         return Ok(0);
     }
     for entry in &entries {
-        println!("{}", entry.line());
+        say(entry.line())?;
     }
     if let (true, Some(last)) = (listed.more, entries.last()) {
-        println!("older ones: --before {}", last.seq);
+        say(format_args!("older ones: --before {}", last.seq))?;
     }
     Ok(0)
 }
@@ -107,13 +107,16 @@ async fn verify(json: bool, way: &Way) -> Result<u8> {
         problems: verified.problems,
     };
     if json {
-        println!("{}", alibi_proto::json::pretty(&verified)?);
+        say(alibi_proto::json::pretty(&verified)?)?;
     } else {
-        println!("read entries {} to {}, head {}", verified.from_seq, verified.to_seq, verified.head);
+        say(format_args!(
+            "read entries {} to {}, head {}",
+            verified.from_seq, verified.to_seq, verified.head
+        ))?;
         for problem in &verified.problems {
-            println!("does not hold: {}", report::printable(problem));
+            say(format_args!("does not hold: {}", report::printable(problem)))?;
         }
-        println!("the audit log {}", if verified.holds { "holds" } else { "DOES NOT HOLD" });
+        say(format_args!("the audit log {}", if verified.holds { "holds" } else { "DOES NOT HOLD" }))?;
     }
     Ok(u8::from(!verified.holds))
 }

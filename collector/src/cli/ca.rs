@@ -1,6 +1,6 @@
 //! `alibi ca`.
 
-use alibi_proto::{time::Timestamp, wire};
+use alibi_proto::{command_line::say, time::Timestamp, wire};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -21,7 +21,7 @@ pub(super) async fn ca(command: CaCommand, way: &Way) -> Result<u8> {
     let listed = answer.map_err(in_words(way))?.into_inner();
     let authorities: Vec<_> = listed.authorities.into_iter().map(AuthorityJson::from).collect();
     if json {
-        println!("{}", alibi_proto::json::pretty(&AuthoritiesJson { authorities })?);
+        say(alibi_proto::json::pretty(&AuthoritiesJson { authorities })?)?;
         return Ok(0);
     }
     for (index, authority) in authorities.iter().enumerate() {
@@ -31,7 +31,7 @@ pub(super) async fn ca(command: CaCommand, way: &Way) -> Result<u8> {
             (_, None) => "believed".to_owned(),
         };
         let AuthorityJson { fingerprint, not_after, hosts, .. } = authority;
-        println!("{fingerprint}  {state}, until {not_after}, certificates of {hosts} hosts");
+        say(format_args!("{fingerprint}  {state}, until {not_after}, certificates of {hosts} hosts"))?;
     }
     Ok(0)
 }

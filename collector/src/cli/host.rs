@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use alibi_proto::{chain::ChainStatus, report, wire};
+use alibi_proto::{chain::ChainStatus, command_line::say, report, wire};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
@@ -18,31 +18,31 @@ pub(super) async fn host(command: HostCommand, way: &Way) -> Result<u8> {
         HostCommand::Add { address: agent } => {
             let request = wire::AddAgentRequest { address: agent.to_string() };
             collector.add_agent(request).await.map_err(in_words(way))?;
-            println!("{agent} is followed from now on");
+            say(format_args!("{agent} is followed from now on"))?;
         }
         HostCommand::Remove { address: agent } => {
             let request = wire::RemoveAgentRequest { address: agent.clone() };
             collector.remove_agent(request).await.map_err(in_words(way))?;
-            println!("{} is followed no longer", report::printable(&agent));
+            say(format_args!("{} is followed no longer", report::printable(&agent)))?;
         }
         HostCommand::Revoke { host } => {
             let request = wire::RevokeHostRequest { host: host.clone() };
             collector.revoke_host(request).await.map_err(in_words(way))?;
-            println!("the enrolment of {} is ended", report::printable(&host));
+            say(format_args!("the enrolment of {} is ended", report::printable(&host)))?;
         }
         HostCommand::Unmark { host } => {
             let request = wire::UnmarkHostRequest { host: host.clone() };
             collector.unmark_host(request).await.map_err(in_words(way))?;
-            println!("{} is in one place again", report::printable(&host));
+            say(format_args!("{} is in one place again", report::printable(&host)))?;
         }
         HostCommand::Verify { host, json } => {
             let request = wire::VerifyHostRequest { host };
             let verified = collector.verify_host(request).await.map_err(in_words(way))?.into_inner();
             let verified = VerifiedJson::try_from(verified)?;
             if json {
-                println!("{}", alibi_proto::json::pretty(&verified)?);
+                say(alibi_proto::json::pretty(&verified)?)?;
             } else {
-                print!("{verified}");
+                say(&verified)?;
             }
             return Ok(u8::from(!verified.holds));
         }

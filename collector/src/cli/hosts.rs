@@ -2,6 +2,7 @@
 
 use alibi_proto::{
     chain::{ChainBreak, ChainStatus},
+    command_line::say,
     host::{ClockStatus, HostDescription, HostEnrolment, HostStatus},
     id::HostId,
     report,
@@ -26,11 +27,11 @@ pub(super) async fn hosts(arguments: HostsArgs, way: &Way) -> Result<u8> {
         hosts.collect::<Result<_, _>>().context("the collector's answer cannot be read")?;
     if arguments.json {
         let json = HostsJson { hosts: hosts.iter().map(HostJson::from).collect() };
-        println!("{}", alibi_proto::json::pretty(&json)?);
+        say(alibi_proto::json::pretty(&json)?)?;
     } else if hosts.is_empty() {
-        println!("No host is followed. `alibi token create` makes a token with which one enrols.");
+        say("No host is followed. `alibi token create` makes a token with which one enrols.")?;
     } else {
-        println!("{}", table(&hosts, clock::now()));
+        say(table(&hosts, clock::now()))?;
     }
     Ok(0)
 }

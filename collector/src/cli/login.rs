@@ -2,7 +2,7 @@
 
 use alibi_proto::{
     address::{Address, HostPort},
-    command_line::token,
+    command_line::{say, token},
     dial,
     time::Timestamp,
     tls::{self, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CertificateDer, Trust},
@@ -28,10 +28,10 @@ pub(super) async fn login(arguments: LoginArgs, to: &ToCollectorArgs) -> Result<
     let credentials = exchange(&token, address, to).await?;
     let path = to.credentials();
     credentials.keep(&path)?;
-    println!(
+    say(format_args!(
         "logged in at {} as {} ({}), until {}",
         credentials.collector, credentials.name, credentials.role, credentials.expires
-    );
+    ))?;
     Ok(0)
 }
 
@@ -74,8 +74,8 @@ pub(super) fn logout(to: &ToCollectorArgs) -> Result<u8> {
         _ => None,
     };
     match Credentials::forget(&to.credentials(), chosen)? {
-        Some(collector) => println!("forgot the login at {collector}"),
-        None => println!("there was no login"),
+        Some(collector) => say(format_args!("forgot the login at {collector}"))?,
+        None => say("there was no login")?,
     }
     Ok(0)
 }

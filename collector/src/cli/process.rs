@@ -1,6 +1,7 @@
 //! `alibi process`.
 
 use alibi_proto::{
+    command_line::say,
     flow::FlowRecord,
     host::ClockStatus,
     id::HostId,
@@ -22,9 +23,9 @@ pub(super) async fn process(arguments: ProcessArgs, way: &Way) -> Result<u8> {
     let response = way.client()?.process(request).await.map_err(in_words(way))?.into_inner();
     let shown = Shown::try_from(response).context("the collector's answer cannot be read")?;
     if arguments.json {
-        println!("{}", alibi_proto::json::pretty(&ShownJson::from(&shown))?);
+        say(alibi_proto::json::pretty(&ShownJson::from(&shown))?)?;
     } else {
-        print!("{}", shown.text());
+        say(shown.text())?;
     }
     Ok(0)
 }

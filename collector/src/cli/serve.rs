@@ -7,6 +7,7 @@ use std::{
 
 use alibi_proto::{
     address::{Address, HostPort},
+    command_line::say,
     data_directory::DataDirectory,
     token::TokenKind,
     transport::{self, Listener},
@@ -135,8 +136,8 @@ fn say_ready(service: &Service, address: &Address, data: &std::path::Path) -> Re
     tracing::info!(%address, data = %data.display(), "serving");
     match service.first_admin(TokenKind::User) {
         Ok(Some(token)) => {
-            println!("The first admin logs in, once and within a day, with");
-            println!("    alibi login {token}");
+            say("The first admin logs in, once and within a day, with")?;
+            say(format_args!("    alibi login {token}"))?;
         }
         Ok(None) => {}
         Err(status) => tracing::warn!(

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use alibi_proto::{report, time::Timestamp, wire};
+use alibi_proto::{command_line::say, report, time::Timestamp, wire};
 use anyhow::{Result, bail};
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
@@ -20,7 +20,7 @@ pub(super) async fn token(command: TokenCommand, way: &Way) -> Result<u8> {
         TokenCommand::Revoke { credential } => {
             let request = wire::RevokeCredentialRequest { credential };
             way.client()?.revoke_credential(request).await.map_err(in_words(way))?;
-            println!("credential {credential} and what came of it are revoked");
+            say(format_args!("credential {credential} and what came of it are revoked"))?;
             Ok(0)
         }
     }
@@ -48,7 +48,7 @@ async fn create(arguments: TokenCreateArgs, way: &Way) -> Result<u8> {
     };
     let created = created.map_err(in_words(way))?.into_inner();
     // Alone on standard output, so that it can be kept by `$(…)`.
-    println!("{}", created.token);
+    say(created.token)?;
     eprintln!(
         "credential {}, until {}; it is not shown again",
         created.credential,
@@ -63,12 +63,12 @@ async fn list(json: bool, way: &Way) -> Result<u8> {
     let credentials: Vec<_> = listed.credentials.into_iter().map(CredentialJson::from).collect();
     if json {
         let listed = CredentialsJson { credentials, left_out: listed.left_out };
-        println!("{}", alibi_proto::json::pretty(&listed)?);
+        say(alibi_proto::json::pretty(&listed)?)?;
         return Ok(0);
     }
-    println!("{}", table(&credentials, clock::now()));
+    say(table(&credentials, clock::now()))?;
     if listed.left_out > 0 {
-        println!("and {} older ones", listed.left_out);
+        say(format_args!("and {} older ones", listed.left_out))?;
     }
     Ok(0)
 }
@@ -163,9 +163,9 @@ pub(super) async fn who_am_i(json: bool, way: &Way) -> Result<u8> {
         expires: answer.expires_ns.map(Timestamp::from_nanos),
     };
     if json {
-        println!("{}", alibi_proto::json::pretty(&me)?);
+        say(alibi_proto::json::pretty(&me)?)?;
     } else {
-        println!("{me}");
+        say(me)?;
     }
     Ok(0)
 }

@@ -1,6 +1,11 @@
 //! `alibi who`.
 
-use alibi_proto::{command_line::exit_status, json::WhoJson, question::Answer, report, wire};
+use alibi_proto::{
+    command_line::{exit_status, say},
+    json::WhoJson,
+    question::Answer,
+    report, wire,
+};
 use anyhow::{Context as _, Result};
 
 use super::{
@@ -17,9 +22,9 @@ pub(super) async fn who(arguments: WhoArgs, to: &ToCollectorArgs) -> Result<u8> 
     let response = way.client()?.who(request).await.map_err(in_words(way))?;
     let answer = Answer::try_from(response.into_inner()).context("the collector's answer cannot be read")?;
     if arguments.json {
-        println!("{}", alibi_proto::json::pretty(&WhoJson::from(&answer))?);
+        say(alibi_proto::json::pretty(&WhoJson::from(&answer))?)?;
     } else {
-        print!("{}", report::answer(&answer));
+        say(report::answer(&answer))?;
     }
     Ok(exit_status(answer.verdict()))
 }
