@@ -34,7 +34,7 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(40);
 /// A connection that lasted this long was a good one: the pauses begin anew after it.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
-/// How often an agent that is not enrolled looks whether it is.
+/// How often an agent looks whether it is enrolled, or anew.
 const ENROLMENT_INTERVAL: Duration = Duration::from_secs(2);
 /// After which part of its lifetime a certificate is renewed, at the earliest, and how much later at the latest.
 const RENEWAL_PART: f64 = 0.6;
@@ -73,10 +73,11 @@ impl Link {
 
     async fn call_for_ever(&self, stop: watch::Receiver<bool>) {
         let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
+        let mut last = None;
         loop {
             let (enrolment, stream) = tokio::select! {
                 () = is_stopped(stop.clone()) => return,
-                reached = self.reach(&mut backoff) => reached,
+                reached = self.reach(&mut backoff, last.take()) => reached,
             };
             let began = Instant::now();
             self.membership().reached(&enrolment);
@@ -93,19 +94,41 @@ impl Link {
             if began.elapsed() >= GOOD_CONNECTION {
                 backoff.reset();
             }
+            last = Some(enrolment);
         }
     }
 
-    /// A connection with the collector, tried for ever.
-    async fn reach(&self, backoff: &mut Backoff) -> (Enrolment, TlsStream<TcpStream>) {
+    /// A connection with the collector, tried for ever; `last` is the enrolment with which one was lost before.
+    async fn reach(
+        &self,
+        backoff: &mut Backoff,
+        mut last: Option<Enrolment>,
+    ) -> (Enrolment, TlsStream<TcpStream>) {
         loop {
             // Before the first, too: a whole fleet may have been started at once.
-            tokio::time::sleep(backoff.pause(fastrand::f64())).await;
+            self.pause(backoff, last.as_ref()).await;
             let enrolment = self.enrolment().await;
             match self.dial(&enrolment).await {
                 Ok(stream) => return (enrolment, stream),
                 Err(why) => self.membership().lost(&enrolment, why),
             }
+            last = Some(enrolment);
+        }
+    }
+
+    /// A pause, over at once when the host is enrolled anew since `last`: somebody may stand there and wait.
+    async fn pause(&self, backoff: &mut Backoff, last: Option<&Enrolment>) {
+        let anew = async {
+            loop {
+                tokio::time::sleep(ENROLMENT_INTERVAL).await;
+                let enrolment = Enrolment::load(&self.directory).ok().flatten();
+                if last.is_some() && enrolment.is_some() && enrolment.as_ref() != last {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(backoff.pause(fastrand::f64()), anew).await.is_ok() {
+            backoff.reset();
         }
     }
 
@@ -140,7 +163,7 @@ impl Link {
                 }
                 Err(error) => {
                     tracing::warn!(%error, until = %enrolment.expires, "the certificate is not renewed yet");
-                    tokio::time::sleep(backoff.pause(fastrand::f64())).await;
+                    self.pause(&mut backoff, Some(&enrolment)).await;
                 }
             }
         }

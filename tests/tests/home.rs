@@ -268,8 +268,57 @@ fn certificates_are_renewed_and_a_ca_takes_over_under_load() {
     assert!(agent.running.stop().success());
 }
 
+/// A laptop that was away for longer than its certificate goes on recording, and is who it was once it has enrolled again.
+#[test]
+fn a_host_that_outlives_its_certificate_loses_nothing() {
+    if !met("a laptop that was away", &[Requirement::Nat]) {
+        return;
+    }
+    let scene = Scene::begin(&["--certificate-lifetime", "10s"]);
+    let (mut live, agent) = scene.live();
+    live.more(100);
+    scene.until_all_is_there(&live);
+    let (began, host) = (now(), scene.host());
+
+    // The line is cut until the certificate has run out, as the owner is told.
+    scene.nat.cut();
+    let status = || {
+        let mut status = Command::new(&programs().agent);
+        status.arg("status").arg("--data").arg(scene.data());
+        status
+    };
+    let has_run_out = |told: &Value| {
+        let until = &told["collector"]["certificate_until"];
+        until.is_string() && time(until) < now()
+    };
+    told_until(status, has_run_out);
+    live.more(500);
+    scene.nat.mend();
+    agent.running.line_with("our certificate has run out, or is not valid yet by its clock", 0);
+    assert_eq!(scene.host()["connected"], false);
+    live.more(500);
+
+    // With a new token it is the same host, and all that it has recorded since arrives.
+    let mut enroll = scene.nat.on_laptop(&programs().agent.display().to_string());
+    let again = outcome(enroll.args(["enroll", &scene.collector.token(1), "--data"]).arg(scene.data()));
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let back = scene.until_host(is_connected);
+    assert_eq!(back["host"], host["host"]);
+    scene.until_all_is_there(&live);
+    scene.proves_all_since(began);
+    drop(live);
+    assert!(agent.running.stop().success());
+}
+
 #[test]
 fn an_agent_calls_home_through_a_proxy() {
+    // What is told it, and what whole systems are told.
+    for variable in ["ALIBI_PROXY", "HTTPS_PROXY", "all_proxy"] {
+        calls_home_through_the_proxy_of(variable);
+    }
+}
+
+fn calls_home_through_the_proxy_of(variable: &str) {
     let directory = tempfile::tempdir().unwrap();
     let collector = Collector::start(&directory.path().join("collector"));
     let proxy = ConnectProxy::start();
@@ -277,7 +326,10 @@ fn an_agent_calls_home_through_a_proxy() {
     let url = format!("http://jdoe:hunter2@{}", proxy.address);
     let agent = || {
         let mut agent = Command::new(&programs().agent);
-        agent.env_remove("NO_PROXY").env_remove("no_proxy").env("ALIBI_PROXY", &url);
+        for other in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
+            agent.env_remove(other);
+        }
+        agent.env(variable, &url);
         agent
     };
     let enrolled = outcome(agent().args(["enroll", &collector.token(1), "--data"]).arg(&data));
@@ -295,7 +347,7 @@ fn an_agent_calls_home_through_a_proxy() {
     // One that does not let through is named, without its password.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut agent = agent();
-    agent.env("ALIBI_PROXY", format!("http://jdoe:hunter2@{closed}"));
+    agent.env(variable, format!("http://jdoe:hunter2@{closed}"));
     let refused = outcome(agent.args(["enroll", &collector.token(1), "--data"]).arg(&data));
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains(&format!("the proxy http://{closed} does not let through")), "{said}");

@@ -181,7 +181,7 @@ fn whoever_has_no_rights_sees_the_agent_of_the_system() {
         let mut command = Command::new("nsenter");
         let target = agent.running.pid().to_string();
         // A user without rights cannot enter, so it is become one inside.
-        let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+        let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--reset-env"];
         command.args(["--target", &target, "--mount"]).args(user).args(words);
         command
     };
