@@ -3,7 +3,7 @@
 //! Exactly once: an agent delivers at least once, and [`Store::commit`] takes each (host, epoch, seq) once, together
 //! with the place where the stream goes on, in one transaction.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use alibi_proto::{
     chain::{Anchor, ChainStatus},
@@ -12,7 +12,7 @@ use alibi_proto::{
     event::Batch,
     flow::FlowRecord,
     host::HostDescription,
-    id::{Cursor, Epoch, HostId, ProcessUid},
+    id::{Cursor, Epoch, HostId, ProcessUid, Seq},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
@@ -24,6 +24,7 @@ use alibi_proto::{
 pub mod access;
 mod codec;
 mod database;
+mod flows;
 mod sqlite;
 
 pub(crate) use database::lock;
@@ -78,7 +79,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn clock(&self, host: HostId) -> Result<ClockHistory, StoreError>;
+    fn clock(&self, host: HostId) -> Result<Arc<ClockHistory>, StoreError>;
 
     /// Takes in a batch of a host that has been described, in one transaction: events that are stored already are
     /// passed over, a hole becomes a loss in the coverage of every facet, an event of unknown kind a loss at its time,
@@ -123,7 +124,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn coverage(&self, host: HostId, facet: Facet) -> Result<Timeline, StoreError>;
+    fn coverage(&self, host: HostId, facet: Facet) -> Result<Arc<Timeline>, StoreError>;
 
     /// The records of a host that a question needs: remote end matched by the target or by what its name stands for
     /// ([`NamedRemotes::may_match`]), begun before the window ends, not ended before [`Question::looks_back_to`]. At most
@@ -137,17 +138,28 @@ pub trait Store: Send + Sync {
         question: &Question,
         remotes: &NamedRemotes,
         limit: usize,
-    ) -> Result<Bounded<FlowRecord>, StoreError>;
+    ) -> Result<FlowsFound, StoreError>;
 
-    /// The earliest [`unnamed_since`](alibi_proto::question::unnamed_since) of the records of a host that the question's
+    /// As [`Store::flows`], of many hosts at once: of each, what it is asked. A host without any is missing. They are asked
+    /// about one target, with the same addresses.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn flows_of_all(&self, asked: &[HostQuestion<'_>], limit: usize) -> Result<FlowsOfAll, StoreError>;
+
+    /// The earliest [`unnamed_since`](alibi_proto::question::unnamed_since) of the records of each host that its question's
     /// port, protocol and time admit, whatever their remote; by the starts of processes that were committed before the
-    /// records of their connections. Those within [`RECORD_SPAN_MAX`] of the record's end may be missing.
+    /// records of their connections. Those within [`RECORD_SPAN_MAX`] of the record's end may be missing. And what could not be
+    /// read that may have an earlier one.
     ///
     /// [`RECORD_SPAN_MAX`]: alibi_proto::flow::RECORD_SPAN_MAX
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn oldest_unnamed(&self, host: HostId, question: &Question) -> Result<Option<Timestamp>, StoreError>;
+    fn oldest_unnamed(
+        &self,
+        asked: &[HostQuestion<'_>],
+    ) -> Result<(HashMap<HostId, Timestamp>, Vec<Damage>), StoreError>;
 
     /// The addresses that any host had resolved the name to before `before`, which is the collector's time, or may have, for
     /// all that is known of its clock; aliases included, sorted, at most `limit`; if there are more, `left_out` is 1.
@@ -235,7 +247,7 @@ pub trait Store: Send + Sync {
         host: HostId,
         process: ProcessUid,
         limit: usize,
-    ) -> Result<Bounded<FlowRecord>, StoreError>;
+    ) -> Result<FlowsFound, StoreError>;
 
     /// Forgets what ended before `before`, and makes the coverage of that time `none`. What questions about the time
     /// from `before` on need is kept: the records that they look back to, and their owners.
@@ -256,6 +268,61 @@ pub const BREAKS_MAX: usize = if cfg!(test) { 4 } else { 256 };
 
 /// Executions that are kept of one process, those before them being counted. Few under test, so that the limit is met.
 pub const EXECUTIONS_MAX: usize = if cfg!(test) { 4 } else { 64 };
+
+/// Flow records of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowsFound {
+    /// The records.
+    pub rows: Vec<FlowRecord>,
+    /// How many more there are.
+    pub left_out: u64,
+    /// What could not be read that may have more.
+    pub damage: Vec<Damage>,
+}
+
+/// Flow records of many hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowsOfAll {
+    /// Of each host that has some.
+    pub by_host: HashMap<HostId, Bounded<FlowRecord>>,
+    /// What could not be read that may have more, of any host.
+    pub damage: Vec<Damage>,
+}
+
+/// Flow records that cannot be read, of any host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// From when on the connections in them may have lived, by the hosts' own clocks.
+    pub from: Timestamp,
+    /// Until when.
+    pub to: Timestamp,
+    /// What is damaged, and how.
+    pub reason: String,
+}
+
+/// What one of many hosts is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct HostQuestion<'a> {
+    /// The host.
+    pub host: HostId,
+    /// The question, in the host's own time.
+    pub question: &'a Question,
+    /// What its name stands for there.
+    pub remotes: &'a NamedRemotes,
+}
+
+/// A flow record, and which event of its host it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFlow {
+    /// The host.
+    pub host: HostId,
+    /// The ring that it came from.
+    pub epoch: Epoch,
+    /// Its place there.
+    pub seq: Seq,
+    /// The record.
+    pub flow: FlowRecord,
+}
 
 /// A name that a host resolved to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -281,6 +348,12 @@ pub struct Bounded<T> {
     pub rows: Vec<T>,
     /// How many more there are.
     pub left_out: u64,
+}
+
+impl<T> Default for Bounded<T> {
+    fn default() -> Self {
+        Self { rows: Vec::new(), left_out: 0 }
+    }
 }
 
 /// An agent, and what is known of its host.

@@ -2,6 +2,7 @@
 //! a test fails.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     io::{BufRead as _, BufReader, Read, Write as _},
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use alibi_collector::store::{SqliteStore, StoredFlow};
 use alibi_proto::{
     time::Timestamp,
     tls::Fingerprint,
@@ -379,6 +381,19 @@ pub fn told_by(mut command: Command) -> (i32, Value) {
     let output = outcome(command.arg("--json"));
     let told = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     (output.status.code().expect("it ended by itself"), told)
+}
+
+/// The flow records in a collector's data directory, whether it runs or not.
+///
+/// # Panics
+/// When they cannot be read.
+pub fn stored_flows(collector_data: &Path) -> Vec<StoredFlow> {
+    SqliteStore::every_flow(&collector_data.join("alibi.db")).expect("what is stored can be read")
+}
+
+/// Of how many processes records are.
+pub fn owners(flows: &[StoredFlow]) -> usize {
+    flows.iter().map(|stored| stored.flow.process).collect::<BTreeSet<_>>().len()
 }
 
 /// An agent.

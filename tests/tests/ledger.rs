@@ -138,7 +138,7 @@ fn the_store_and_the_ledger_come_to_the_same() {
         if round % 10 == 9 || round + 1 == BATCHES {
             for facet in Facet::ALL {
                 let timeline = store.coverage(HOST, facet).unwrap();
-                assert_eq!(timeline, ledger.summary().timeline(facet), "{facet} in {round}");
+                assert_eq!(*timeline, ledger.summary().timeline(facet), "{facet} in {round}");
                 assert!(timeline.intervals() <= INTERVALS_MAX);
             }
         }

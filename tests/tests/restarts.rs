@@ -6,9 +6,10 @@
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use alibi_agent::ring::{Read, Reader, View};
+use alibi_collector::store::StoredFlow;
 use alibi_lab::{
     recording::Recording,
-    system::{Agent, Collector, now},
+    system::{Agent, Collector, now, stored_flows},
 };
 use alibi_proto::{
     id::Seq,
@@ -57,17 +58,12 @@ fn flows_in_ring(agent_data: &Path) -> (BTreeSet<u64>, u64) {
 
 /// The positions of all flow events, as the collector's database has them, each checked to be there once.
 fn flows_in_store(collector_data: &Path) -> BTreeSet<u64> {
-    let database = rusqlite::Connection::open(collector_data.join("alibi.db")).unwrap();
-    let mut statement = database.prepare("SELECT host, ring, seq FROM flow").unwrap();
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
-    let names: Vec<(i64, i64, i64)> = rows.collect::<Result<_, _>>().unwrap();
-    let distinct: BTreeSet<_> = names.iter().collect();
-    assert_eq!(distinct.len(), names.len(), "stored twice");
-    assert!(
-        names.iter().all(|(host, ring, _)| (*host, *ring) == (names[0].0, names[0].1)),
-        "one host, one epoch"
-    );
-    names.iter().map(|(.., seq)| u64::try_from(*seq).unwrap()).collect()
+    let flows = stored_flows(collector_data);
+    let distinct: BTreeSet<_> = flows.iter().map(|flow| (flow.host, flow.epoch, flow.seq)).collect();
+    assert_eq!(distinct.len(), flows.len(), "stored twice");
+    let is_of_the_first = |flow: &StoredFlow| (flow.host, flow.epoch) == (flows[0].host, flows[0].epoch);
+    assert!(flows.iter().all(is_of_the_first), "one host, one epoch");
+    flows.iter().map(|flow| flow.seq.0).collect()
 }
 
 /// Waits until the collector has stored more than `events` of the one host.

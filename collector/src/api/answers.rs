@@ -1,13 +1,17 @@
 //! What is answered: scope, question, evidence, verdict.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use alibi_proto::{
     chain::{Anchor, ChainStatus},
     clock::{HostClock, shifted},
-    coverage::{self, Facet, Grade, Timeline},
+    coverage::{self, CoverageChange, Facet, Grade, Timeline},
     flow::FlowRecord,
-    host::{ClockStatus, HostEnrolment, HostStatus},
+    host::{ClockStatus, HostDescription, HostEnrolment, HostStatus},
     id::{HostId, ProcessUid},
     process::ProcessLife,
     question::{
@@ -28,7 +32,7 @@ use super::{
 use crate::{
     access::host::EnrolledHost,
     clock,
-    store::{FollowedAgent, StoreError},
+    store::{Bounded, Damage, FlowsOfAll, FollowedAgent, HostQuestion, StoreError},
 };
 
 /// Records of one host that an answer is made of.
@@ -47,6 +51,30 @@ pub(super) const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
 const ANCESTORS_MAX: usize = 64;
 const CHILDREN_MAX: usize = 256;
 const CONNECTIONS_MAX: usize = 256;
+
+/// A host that is asked.
+struct Asking<'a> {
+    description: &'a HostDescription,
+    known_until: Option<Timestamp>,
+    clock: HostClock,
+    /// In the host's own time.
+    asked: Question,
+    remotes: NamedRemotes,
+}
+
+impl Asking<'_> {
+    const fn question(&self) -> HostQuestion<'_> {
+        HostQuestion { host: self.description.host, question: &self.asked, remotes: &self.remotes }
+    }
+}
+
+/// What was found of all that are asked.
+#[derive(Default)]
+struct FoundOfAll {
+    flows: HashMap<HostId, Bounded<FlowRecord>>,
+    unnamed_since: HashMap<HostId, Timestamp>,
+    damage: Vec<Damage>,
+}
 
 impl Service {
     /// The hosts that are meant. For a question about a `window`, also those on which a user who is meant may have gone
@@ -160,44 +188,49 @@ impl Service {
         })
     }
 
-    fn answer_for(
+    /// What is asked of a host: the question in its own time, and what the name in it stands for there.
+    fn ask<'a>(
         &self,
         question: &Question,
         fleet: &NamedRemotes,
-        agent: FollowedAgent,
-    ) -> Result<HostAnswer, StoreError> {
-        let Some((description, progress)) = agent.host else {
-            return Ok(never_answered(question, agent.address));
-        };
+        description: &'a HostDescription,
+        known_until: Option<Timestamp>,
+    ) -> Result<Asking<'a>, StoreError> {
         let host = description.host;
-        // The progress came first, and coverage comes last, as the store asks for.
         let clock = self.store.clock(host)?.clock(clock::now());
         let asked = question.asked_of(&clock).question;
-        let until = asked.window.to();
         let mut remotes = fleet.clone();
         if let Some(name) = question.target.name() {
-            let hellos = self.store.server_names(host, name, until, NAME_ADDRESSES_MAX)?;
+            let hellos = self.store.server_names(host, name, asked.window.to(), NAME_ADDRESSES_MAX)?;
             remotes.left_out |= hellos.left_out > 0;
             remotes.hellos = hellos.rows;
         }
-        let flows = self.store.flows(host, &asked, &remotes, RECORDS_MAX)?;
-        let unnamed_since = match question.target.name() {
-            Some(_) => self.store.oldest_unnamed(host, &asked)?,
-            None => None,
-        };
-        let connections = self.store.coverage(host, Facet::Connections)?;
+        Ok(Asking { description, known_until, clock, asked, remotes })
+    }
+
+    fn answer_for(
+        &self,
+        question: &Question,
+        asking: &Asking<'_>,
+        found: &mut FoundOfAll,
+    ) -> Result<HostAnswer, StoreError> {
+        let Asking { description, known_until, clock, asked, remotes } = asking;
+        let (host, until) = (description.host, asked.window.to());
+        let flows = found.flows.remove(&host).unwrap_or_default();
+        let unnamed_since = found.unnamed_since.get(&host).copied();
+        // Last, as the store asks for.
+        let connections = without(self.store.coverage(host, Facet::Connections)?, &found.damage);
         let names = match question.target.name() {
             Some(_) => Some(self.store.coverage(host, Facet::Names)?),
             None => None,
         };
-        let names = names.as_ref();
         let evidence = Evidence {
             host: Some(host),
-            name: description.name,
-            clock: &clock,
+            name: description.name.clone(),
+            clock,
             connections: &connections,
-            known_until: progress.known_until,
-            names: names.map(|coverage| NameEvidence { coverage, remotes: &remotes, unnamed_since }),
+            known_until: *known_until,
+            names: names.as_deref().map(|coverage| NameEvidence { coverage, remotes, unnamed_since }),
             flows: flows.rows,
             flows_left_out: flows.left_out,
         };
@@ -213,18 +246,42 @@ impl Service {
     }
 
     pub(super) fn who(&self, question: Question, scope: Option<wire::HostScope>) -> Result<Answer, Status> {
-        let mut hosts = Vec::new();
-        let mut connections_left = ANSWER_CONNECTIONS_MAX;
-        let mut bytes = 0;
-        // How far each host is known is read with the hosts, and so before the names.
+        // How far each host is known is read with the hosts, and so before the names, the clocks and the records; coverage
+        // comes last.
         let agents = self.in_scope(scope, Some(question.window))?;
         let remotes = self.remotes(&question).map_err(store_status)?;
-        for agent in agents {
-            let mut answer = match self.answer_for(&question, &remotes, agent.clone()) {
+        let asking = agents.iter().map(|agent| {
+            let (description, progress) = agent.host.as_ref()?;
+            Some(self.ask(&question, &remotes, description, progress.known_until))
+        });
+        let asking: Vec<Option<Result<Asking<'_>, StoreError>>> = asking.collect();
+        let asked: Vec<HostQuestion<'_>> = asking.iter().flatten().flatten().map(Asking::question).collect();
+        let FlowsOfAll { by_host: flows, damage } =
+            self.store.flows_of_all(&asked, RECORDS_MAX).map_err(store_status)?;
+        let mut found = FoundOfAll { flows, damage, ..FoundOfAll::default() };
+        if question.target.name().is_some() {
+            let (unnamed_since, damage) = self.store.oldest_unnamed(&asked).map_err(store_status)?;
+            found.unnamed_since = unnamed_since;
+            found.damage.extend(damage);
+        }
+        for Damage { from, to, reason } in &found.damage {
+            tracing::error!(%from, %to, reason, "flow records are damaged");
+        }
+
+        let mut hosts = Vec::with_capacity(agents.len());
+        let mut connections_left = ANSWER_CONNECTIONS_MAX;
+        let mut bytes = 0;
+        for (agent, asking) in agents.iter().zip(asking) {
+            let answer = match asking {
+                None => Ok(never_answered(&question, agent.address.clone())),
+                Some(Err(error)) => Err(error),
+                Some(Ok(asking)) => self.answer_for(&question, &asking, &mut found),
+            };
+            let mut answer = match answer {
                 // What is damaged of one host keeps nobody from an answer about the others.
                 Err(error @ StoreError::Damaged { .. }) => {
                     tracing::error!(%error, agent = agent.address, "what is stored of a host is damaged");
-                    unanswerable(&question, agent, &error)
+                    unanswerable(&question, agent.clone(), &error)
                 }
                 answer => answer.map_err(store_status)?,
             };
@@ -320,6 +377,25 @@ impl Service {
     }
 }
 
+/// The coverage, where some records may be missing that are damaged.
+fn without(coverage: Arc<Timeline>, damage: &[Damage]) -> Arc<Timeline> {
+    if damage.is_empty() {
+        return coverage;
+    }
+    let mut coverage = Timeline::clone(&coverage);
+    for Damage { from, to, reason } in damage {
+        coverage.apply(&CoverageChange {
+            facet: Facet::Connections,
+            grade: Grade::NotRecorded { reason: reason.clone() },
+            from: *from,
+            to: Some(*to),
+            scope: None,
+            announced_from: None,
+        });
+    }
+    Arc::new(coverage)
+}
+
 /// Whether every process that ran in the window is on record. An agent that begins to record lists what runs, so a time that
 /// was not recorded before the window takes away nothing; but what was lost at any time may have been the start of a process
 /// that runs still.
@@ -412,8 +488,6 @@ mod tests {
         question::ProcessActivity,
         time::Moment,
     };
-
-    use std::sync::Arc;
 
     use alibi_proto::question::Verdict;
 

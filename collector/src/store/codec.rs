@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use alibi_proto::{
     coverage::Facet,
-    flow::Protocol,
     id::{HostId, ProcessUid},
     time::Timestamp,
     wire,
@@ -66,10 +65,6 @@ pub(super) fn limit(limit: usize) -> i64 {
 
 pub(super) fn facet_number(facet: Facet) -> i32 {
     wire::Facet::from(facet) as i32
-}
-
-pub(super) fn protocol_number(protocol: Protocol) -> i32 {
-    wire::Protocol::from(protocol) as i32
 }
 
 /// An address as it is stored: in one order with all others of its family, and apart from the other family.

@@ -258,6 +258,46 @@ fn make_private(path: &Path) -> io::Result<()> {
     options.open(path).map(drop)
 }
 
+/// What stands behind the name of a file that was put aside, and before a number.
+pub(super) const ASIDE: &str = ".damaged-";
+
+/// Gives a file, and what SQLite has beside it, another name, so that another can take its place. That name.
+pub(super) fn put_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let named = |path: &Path, end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        PathBuf::from(name)
+    };
+    let free = |number: &u32| !named(path, &format!("{ASIDE}{number}")).exists();
+    let aside = named(path, &format!("{ASIDE}{}", (1..).find(free).unwrap_or_default()));
+    for end in ["", "-wal", "-shm"] {
+        match std::fs::rename(named(path, end), named(&aside, end)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let path = path.display().to_string();
+                return Err(StoreError::Foreign { path, problem: format!("cannot be put aside: {error}") });
+            }
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+/// Removes a file, and what SQLite has beside it. Whoever reads it still, goes on.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    for end in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        match std::fs::remove_file(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let path = path.display().to_string();
+                return Err(StoreError::Foreign { path, problem: format!("cannot be removed: {error}") });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Opens the file, which [`open_writer`] has opened, for reading.
 fn open_reader(path: &Path, format: &Format) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -7,16 +7,22 @@
 //! what the host tells next, events or what it says of itself, or else after [`PERSIST_AFTER`]. Losing it makes answers
 //! `unknown` that could be `clear`, never the other way round.
 
-use std::{collections::HashMap, net::IpAddr, path::Path, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use alibi_proto::{
     chain::ChainStatus,
     clock::{ClockHistory, ClockReading, Difference},
     coverage::{Facet, Timeline},
     event::Batch,
-    flow::FlowRecord,
+    flow::{FlowRecord, RECORD_SPAN_MAX},
     host::HostDescription,
-    id::{Cursor, Epoch, HostId, ProcessUid},
+    id::{Cursor, Epoch, HostId, ProcessUid, Seq},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
     process::ProcessLife,
@@ -27,8 +33,10 @@ use alibi_proto::{
 use rusqlite::{Connection, Transaction};
 
 use super::{
-    Bounded, FollowedAgent, Progress, Resolution, ResumePoint, Store, StoreError, codec,
+    Bounded, Damage, FlowsFound, FlowsOfAll, FollowedAgent, HostQuestion, Progress, Resolution, ResumePoint,
+    Store, StoreError, StoredFlow, codec,
     database::{Database, lock},
+    flows::{self as store_flows, Flows},
 };
 
 mod agents;
@@ -38,12 +46,19 @@ mod coverage;
 mod executables;
 mod flows;
 mod ingest;
+mod memory;
 mod names;
 mod processes;
 mod schema;
 #[cfg(test)]
 mod tests;
 
+use clock::Seen;
+use ingest::Committed;
+use memory::{Changed, Memory};
+
+/// The directory of the flow records, beside the file.
+const FLOWS_EXTENSION: &str = "flows";
 /// A watermark that came alone is written after so long, if nothing else is of its host.
 const PERSIST_AFTER: Duration = Duration::from_secs(60);
 /// Events of a batch that is written together with what others write. A larger one takes longer than to make it safe does.
@@ -51,7 +66,11 @@ const TOGETHER_EVENTS_MAX: usize = 1_024;
 
 /// A store in one SQLite file.
 pub struct SqliteStore {
-    database: Database,
+    database: Arc<Database>,
+    flows: Flows,
+    /// The number of each host, which never changes, as far as it was asked for.
+    numbers: Mutex<HashMap<HostId, u32>>,
+    memory: Memory,
     /// What is newer than the file. Changed only after the file was, so that it never promises more than the file has.
     live: Mutex<HashMap<HostId, Live>>,
 }
@@ -83,7 +102,38 @@ impl SqliteStore {
     /// When the file is no database, belongs to another program or to a newer version (it is left untouched then), or
     /// cannot be opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { database: Database::open(path, &schema::FORMAT)?, live: Mutex::default() })
+        let database = Arc::new(Database::open(path, &schema::FORMAT)?);
+        let flows = Flows::open(&path.with_extension(FLOWS_EXTENSION), Arc::clone(&database))?;
+        while let Some(moved) = database.write(flows::move_some)? {
+            flows.show(moved);
+        }
+        let forgotten = database.read(coverage::forgotten)?;
+        let store = Self {
+            database,
+            flows,
+            numbers: Mutex::default(),
+            memory: Memory::default(),
+            live: Mutex::default(),
+        };
+        forgotten.map_or(Ok(()), |before| store.forget_flows(before))?;
+        Ok(store)
+    }
+
+    /// Every flow record in the store at `path`, in no order, though another program may be writing there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn every_flow(path: &Path) -> Result<Vec<StoredFlow>, StoreError> {
+        let database = Database::open(path, &schema::FORMAT)?;
+        let every = store_flows::every(&database, &path.with_extension(FLOWS_EXTENSION))?;
+        let (hosts, epochs) =
+            database.read(|connection| Ok((agents::numbers(connection)?, agents::epochs(connection)?)))?;
+        let hosts: HashMap<u32, HostId> = hosts.into_iter().map(|(host, number)| (number, host)).collect();
+        let stored = |(numbers, flow): (store_flows::Numbers, FlowRecord)| {
+            let (host, epoch) = (*hosts.get(&numbers.host)?, *epochs.get(&numbers.ring)?);
+            Some(StoredFlow { host, epoch, seq: Seq(numbers.seq), flow })
+        };
+        Ok(every.into_iter().filter_map(stored).collect())
     }
 
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -95,6 +145,20 @@ impl SqliteStore {
         write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.database.write(write)
+    }
+
+    /// Keeps no flow records that no question about the time from `before` on needs.
+    fn forget_flows(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.flows.forget(before.saturating_sub(RECORD_SPAN_MAX).as_nanos())
+    }
+
+    /// The numbers of hosts, in their order; none of one that never described itself.
+    fn numbers_of(&self, asked: &[HostQuestion<'_>]) -> Result<Vec<Option<u32>>, StoreError> {
+        let mut numbers = lock(&self.numbers);
+        if asked.iter().any(|asked| !numbers.contains_key(&asked.host)) {
+            *numbers = self.read(agents::numbers)?;
+        }
+        Ok(asked.iter().map(|asked| numbers.get(&asked.host).copied()).collect())
     }
 
     fn held(&self, host: HostId) -> Held {
@@ -143,10 +207,11 @@ impl Store for SqliteStore {
         let host = description.host;
         let held = self.held(host);
         let (address, description, reading) = (address.to_owned(), description.clone(), reading.cloned());
-        let (stored, steady) = self.database.write_together(move |transaction| {
+        let (stored, Seen { steady, changed }) = self.database.write_together(move |transaction| {
             let stored = agents::describe(transaction, &address, &description, held.known_until, heard)?;
             Ok((stored, clock::measured(transaction, host, held.moment, reading.as_ref())?))
         })?;
+        self.memory.wrote(host, Changed { clock: changed, coverage: Vec::new() });
         let mut live = lock(&self.live);
         let first = Live { progress: stored, persisted: None, steady, moment: None };
         let live = live.entry(host).or_insert(first);
@@ -174,19 +239,22 @@ impl Store for SqliteStore {
         Some(live.progress)
     }
 
-    fn clock(&self, host: HostId) -> Result<ClockHistory, StoreError> {
-        self.read(|connection| clock::history(connection, host))
+    fn clock(&self, host: HostId) -> Result<Arc<ClockHistory>, StoreError> {
+        self.memory.clock(host, || self.read(|connection| clock::history(connection, host)))
     }
 
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError> {
         let held = self.held(host);
-        let (progress, steady) = if batch.events.len() <= TOGETHER_EVENTS_MAX {
+        let Committed { progress, steady, changed, flows } = if batch.events.len() <= TOGETHER_EVENTS_MAX {
             let batch = batch.clone();
             self.database
                 .write_together(move |transaction| ingest::commit(transaction, host, held, &batch, heard))?
         } else {
             self.write(|transaction| ingest::commit(transaction, host, held, batch, heard))?
         };
+        // Before the progress that they belong to: whoever reads that first finds them.
+        flows.into_iter().for_each(|flows| self.flows.show(flows));
+        self.memory.wrote(host, changed);
         self.written(host, progress, steady);
         Ok(progress)
     }
@@ -209,12 +277,14 @@ impl Store for SqliteStore {
         let known_until = self.held(host).known_until;
         let progress =
             self.write(|transaction| chain::diverge(transaction, host, from, known_until, reason, heard))?;
+        self.memory.wrote(host, Changed { clock: None, coverage: Facet::ALL.to_vec() });
         self.written(host, progress, None);
         Ok(progress)
     }
 
-    fn coverage(&self, host: HostId, facet: Facet) -> Result<Timeline, StoreError> {
-        self.read(|connection| coverage::timeline(connection, host, facet))
+    fn coverage(&self, host: HostId, facet: Facet) -> Result<Arc<Timeline>, StoreError> {
+        self.memory
+            .coverage(host, facet, || self.read(|connection| coverage::timeline(connection, host, facet)))
     }
 
     fn flows(
@@ -223,12 +293,24 @@ impl Store for SqliteStore {
         question: &Question,
         remotes: &NamedRemotes,
         limit: usize,
-    ) -> Result<Bounded<FlowRecord>, StoreError> {
-        self.read(|connection| flows::answering(connection, host, question, remotes, limit))
+    ) -> Result<FlowsFound, StoreError> {
+        let FlowsOfAll { mut by_host, damage } =
+            self.flows_of_all(&[HostQuestion { host, question, remotes }], limit)?;
+        let Bounded { rows, left_out } = by_host.remove(&host).unwrap_or_default();
+        Ok(FlowsFound { rows, left_out, damage })
     }
 
-    fn oldest_unnamed(&self, host: HostId, question: &Question) -> Result<Option<Timestamp>, StoreError> {
-        self.read(|connection| flows::oldest_unnamed(connection, host, question))
+    fn flows_of_all(&self, asked: &[HostQuestion<'_>], limit: usize) -> Result<FlowsOfAll, StoreError> {
+        let numbers = self.numbers_of(asked)?;
+        Ok(flows::of_all(&self.flows.view(), asked, &numbers, limit))
+    }
+
+    fn oldest_unnamed(
+        &self,
+        asked: &[HostQuestion<'_>],
+    ) -> Result<(HashMap<HostId, Timestamp>, Vec<Damage>), StoreError> {
+        let numbers = self.numbers_of(asked)?;
+        Ok(flows::oldest_unnamed(&self.flows.view(), asked, &numbers))
     }
 
     fn addresses_of(
@@ -293,8 +375,8 @@ impl Store for SqliteStore {
         host: HostId,
         process: ProcessUid,
         limit: usize,
-    ) -> Result<Bounded<FlowRecord>, StoreError> {
-        self.read(|connection| flows::of_process(connection, host, process, limit))
+    ) -> Result<FlowsFound, StoreError> {
+        self.read(|connection| flows::of_process(connection, || self.flows.view(), host, process, limit))
     }
 
     fn forget(&self, before: Timestamp) -> Result<(), StoreError> {
@@ -304,7 +386,9 @@ impl Store for SqliteStore {
             executables::forget(transaction, before)?;
             names::forget(transaction, before)?;
             coverage::forget(transaction, before)
-        })
+        })?;
+        self.memory.wrote_all();
+        self.forget_flows(before)
     }
 }
 

@@ -46,11 +46,11 @@ fn recorded(first_seq: u64, moments: &[Moment]) -> Batch {
 pub(in crate::store) fn are_kept_as_the_stream_and_the_readings_tell<H: Home>() {
     let home = H::new();
     let store = home.open();
-    assert_eq!(store.clock(HOST).unwrap(), ClockHistory::default(), "nothing is known of nobody");
+    assert_eq!(*store.clock(HOST).unwrap(), ClockHistory::default(), "nothing is known of nobody");
     let mut told = ClockHistory::default();
     follow_by(&store, &reading(10));
     told.measured(&reading(10));
-    assert_eq!(store.clock(HOST).unwrap(), told);
+    assert_eq!(*store.clock(HOST).unwrap(), told);
     let moments = [moment(4_510, 10), moment(4_520, 20), moment(940, 40)];
     store.commit(HOST, &recorded(1, &moments), at(2)).unwrap();
     for (seq, moment) in (1..).zip(moments) {
@@ -63,11 +63,11 @@ pub(in crate::store) fn are_kept_as_the_stream_and_the_readings_tell<H: Home>() 
     store.describe("one:1", &description(HOST), Some(&reading(95)), at(21)).unwrap();
     told.measured(&reading(95));
     store.describe("one:1", &description(HOST), None, at(22)).unwrap();
-    assert_eq!(store.clock(HOST).unwrap(), told);
+    assert_eq!(*store.clock(HOST).unwrap(), told);
     assert_eq!(told.pieces.len(), 2, "an hour ahead, and then right");
     drop(store);
-    assert_eq!(home.open().clock(HOST).unwrap(), told);
-    assert_eq!(home.open().clock(HostId::from_bytes([9; 16])).unwrap(), ClockHistory::default());
+    assert_eq!(*home.open().clock(HOST).unwrap(), told);
+    assert_eq!(*home.open().clock(HostId::from_bytes([9; 16])).unwrap(), ClockHistory::default());
 }
 
 pub(in crate::store) fn tell_the_moments_of_what_is_new_alone<H: Home>() {

@@ -79,7 +79,7 @@ pub(in crate::store) fn is_what_the_same_events_come_to_in_a_ledger<H: Home>() {
         let progress = store.agents().unwrap()[0].host.as_ref().unwrap().1;
         assert_eq!((progress.next.epoch, progress.next.seq), (Epoch(epoch), ledger.next));
         for facet in Facet::ALL {
-            assert_eq!(store.coverage(HOST, facet).unwrap(), ledger.timeline(facet), "{facet} in {round}");
+            assert_eq!(*store.coverage(HOST, facet).unwrap(), ledger.timeline(facet), "{facet} in {round}");
         }
     }
 }
@@ -107,6 +107,6 @@ pub(in crate::store) fn is_bounded_however_much_is_lost<H: Home>() {
     }
     let timeline = store.coverage(HOST, Facet::Connections).unwrap();
     assert!(timeline.intervals() <= INTERVALS_MAX, "{}", timeline.intervals());
-    assert_eq!(timeline, ledger.timeline(Facet::Connections));
+    assert_eq!(*timeline, ledger.timeline(Facet::Connections));
     assert_eq!(gaps(&store, Facet::Names), ["none(recording had not begun) 0..10000"]);
 }

@@ -12,7 +12,7 @@ use alibi_proto::{
 };
 
 use super::{Home, samples::*};
-use crate::store::Store;
+use crate::store::{HostQuestion, Store};
 
 const ADDRESSES: &[&str] =
     &["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.255.255.255", "192.0.2.255", "0.0.0.0", "::1", "2001:db8::1"];
@@ -92,6 +92,23 @@ pub(in crate::store) fn are_found_as_a_plain_search_finds_them<H: Home>() {
         got.sort_by_key(by_time);
         want.sort_by_key(by_time);
         assert_eq!(got, want, "{question:?}");
+
+        // Of many hosts at once, each in its own time.
+        let (later, remotes) = (random_question(&mut random), no_names());
+        let later = Question { target: question.target.clone(), ..later };
+        let unknown = HostId::from_bytes([9; 16]);
+        let asked = [(HOST, &question), (other, &later), (unknown, &question)]
+            .map(|(host, question)| HostQuestion { host, question, remotes: &remotes });
+        let mut all = store.flows_of_all(&asked, 20).unwrap().by_host;
+        for HostQuestion { host, question, remotes } in asked {
+            let one = store.flows(host, question, remotes, 20).unwrap();
+            let in_all = all.remove(&host).unwrap_or_default();
+            assert_eq!(
+                (order(&in_all.rows), in_all.left_out),
+                (order(&one.rows), one.left_out),
+                "{question:?}"
+            );
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use alibi_proto::{
 };
 
 use super::{Home, samples::*};
-use crate::store::Store;
+use crate::store::{HostQuestion, Store};
 
 fn resolved(name: &str, aliases: &[&str], addresses: &[&str], secs: u64) -> EventKind {
     EventKind::NameResolved(Box::new(NameResolution {
@@ -210,7 +210,9 @@ pub(in crate::store) fn tell_the_oldest_connection_without_one<H: Home>() {
     stored(&store, starts.chain(flows(&stored_flows)).collect());
     let oldest = |from, to, port| {
         let target = Target::parse("cloud.example.com", port, None).unwrap();
-        store.oldest_unnamed(HOST, &question_of(target, from, to)).unwrap()
+        let (question, remotes) = (question_of(target, from, to), no_names());
+        let asked = HostQuestion { host: HOST, question: &question, remotes: &remotes };
+        store.oldest_unnamed(&[asked]).unwrap().0.get(&HOST).copied()
     };
     assert_eq!(oldest(9_000, 10_000, None), None, "of a record near the opening, the window tells enough");
 

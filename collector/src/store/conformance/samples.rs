@@ -77,7 +77,7 @@ pub(super) fn hole(first: u64, last: u64, from: u64, to: u64) -> Option<Hole> {
     Some(Hole { first: Seq(first), last: Seq(last), from: at(from), to: at(to), reason: "evicted".into() })
 }
 
-pub(super) fn flow(remote: &str, first: u64, last: u64) -> FlowRecord {
+pub(in crate::store) fn flow(remote: &str, first: u64, last: u64) -> FlowRecord {
     FlowRecord {
         connection: ConnectionUid::from_bytes([1; 16]),
         process: Some(ProcessUid::from_bytes([2; 16])),
@@ -135,11 +135,11 @@ pub(super) fn all_complete(from: u64) -> Vec<EventKind> {
     Facet::ALL.into_iter().map(|facet| complete(facet, from)).collect()
 }
 
-pub(super) fn no_names() -> NamedRemotes {
+pub(in crate::store) fn no_names() -> NamedRemotes {
     NamedRemotes::default()
 }
 
-pub(super) fn question(target: &str, from: u64, to: u64) -> Question {
+pub(in crate::store) fn question(target: &str, from: u64, to: u64) -> Question {
     question_of(Target::parse(target, None, None).unwrap(), from, to)
 }
 

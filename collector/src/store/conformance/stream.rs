@@ -272,7 +272,7 @@ pub(in crate::store) fn needs_a_host_that_described_itself<H: Home>() {
     let refused = store.commit(nobody, &batch(EPOCH, 1, some_flows(1)), at(2));
     assert!(matches!(refused, Err(StoreError::UnknownHost(host)) if host == nobody));
     assert_eq!(
-        store.coverage(nobody, Facet::Connections).unwrap(),
+        *store.coverage(nobody, Facet::Connections).unwrap(),
         alibi_proto::coverage::Timeline::default()
     );
     assert!(store.flows(nobody, &question("0.0.0.0/0", 0, 10), &no_names(), 10).unwrap().rows.is_empty());
@@ -303,8 +303,8 @@ pub(in crate::store) fn grades_it_as_it_is_told_however_often<H: Home>() {
         told.apply(&change);
         store.commit(HOST, &batch(EPOCH, seq, vec![EventKind::CoverageChanged(change)]), at(seq)).unwrap();
     }
-    assert_eq!(store.coverage(HOST, Facet::Connections).unwrap(), told);
-    assert_eq!(store.coverage(HOST, Facet::Names).unwrap(), alibi_proto::coverage::Timeline::default());
+    assert_eq!(*store.coverage(HOST, Facet::Connections).unwrap(), told);
+    assert_eq!(*store.coverage(HOST, Facet::Names).unwrap(), alibi_proto::coverage::Timeline::default());
 }
 
 pub(in crate::store) fn notes_what_need_not_be_written<H: Home>() {

@@ -1,5 +1,7 @@
 //! The agents that are followed, their hosts, and how far each host's stream is known.
 
+use std::collections::HashMap;
+
 use alibi_proto::{
     host::HostDescription,
     id::{Cursor, Epoch, HostId, Seq},
@@ -9,7 +11,7 @@ use alibi_proto::{
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::codec::{decode, optional_time, signed, unsigned};
+use super::codec::{damaged, decode, host_id, optional_time, signed, unsigned};
 use crate::store::{AGENTS_MAX, FollowedAgent, Progress, StoreError};
 
 /// The columns that [`progress`] reads, of `host LEFT JOIN ring`.
@@ -136,4 +138,24 @@ fn progress(row: &Row<'_>) -> Result<Progress, StoreError> {
 
 fn decode_description(bytes: &[u8]) -> Result<HostDescription, StoreError> {
     decode::<wire::DescribeResponse, _>("host description", bytes)
+}
+
+/// The number of each host.
+pub(super) fn numbers(connection: &Connection) -> Result<HashMap<HostId, u32>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT uuid, id FROM host")?;
+    let mut rows = statement.query([])?;
+    let mut numbers = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let host = host_id(row.get_ref(0)?.as_blob().map_err(|error| damaged("host id", error))?)?;
+        numbers.insert(host, row.get(1)?);
+    }
+    Ok(numbers)
+}
+
+/// The epoch of each ring; a negative one of a ring whose past became another one has its bits.
+pub(super) fn epochs(connection: &Connection) -> Result<HashMap<u32, Epoch>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT id, epoch FROM ring")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
+    let epoch = |(ring, epoch): (u32, i64)| (ring, Epoch(epoch.cast_unsigned()));
+    Ok(rows.map(|row| row.map(epoch)).collect::<Result<_, _>>()?)
 }

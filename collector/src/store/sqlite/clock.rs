@@ -38,14 +38,35 @@ fn store(connection: &Connection, host: i64, history: &ClockHistory) -> Result<(
     Ok(())
 }
 
-/// Takes in what was read, if anything was, after what the last watermark told. How the wall clock stands to the boot clock, if
-/// that is known.
+/// What is known of a host's clocks after something was taken in.
+pub(super) struct Seen {
+    /// How the wall clock stands to the boot clock, if that is known.
+    pub(super) steady: Option<Difference>,
+    /// All of it, if it is another than before.
+    pub(super) changed: Option<ClockHistory>,
+}
+
+impl Seen {
+    fn store(
+        connection: &Connection,
+        host: i64,
+        history: ClockHistory,
+        is_changed: bool,
+    ) -> Result<Self, StoreError> {
+        if is_changed {
+            store(connection, host, &history)?;
+        }
+        Ok(Self { steady: history.steady(), changed: is_changed.then_some(history) })
+    }
+}
+
+/// Takes in what was read, if anything was, after what the last watermark told.
 pub(super) fn measured(
     connection: &Connection,
     host: HostId,
     told: Option<(Epoch, Moment)>,
     reading: Option<&ClockReading>,
-) -> Result<Option<Difference>, StoreError> {
+) -> Result<Seen, StoreError> {
     let Some(row) = host_row(connection, host)? else { return Err(StoreError::UnknownHost(host)) };
     let mut history = of_row(connection, row)?;
     let mut changed = told.is_some_and(|(epoch, moment)| history.saw(epoch, None, moment));
@@ -53,10 +74,7 @@ pub(super) fn measured(
         history.measured(reading);
         changed = true;
     }
-    if changed {
-        store(connection, row, &history)?;
-    }
-    Ok(history.steady())
+    Seen::store(connection, row, history, changed)
 }
 
 /// Takes in the moments of what is new in a batch: its events from `wanted` on, and the one that it was sent at; after what
@@ -67,7 +85,7 @@ pub(super) fn saw(
     told: Option<(Epoch, Moment)>,
     batch: &Batch,
     wanted: u64,
-) -> Result<Option<Difference>, StoreError> {
+) -> Result<Seen, StoreError> {
     let mut history = of_row(connection, host)?;
     let mut changed = told.is_some_and(|(epoch, moment)| history.saw(epoch, None, moment));
     for event in batch.events.iter().filter(|event| event.seq.0 >= wanted) {
@@ -76,8 +94,5 @@ pub(super) fn saw(
     if let Some(moment) = batch.clock {
         changed |= history.saw(batch.epoch, None, moment);
     }
-    if changed {
-        store(connection, host, &history)?;
-    }
-    Ok(history.steady())
+    Seen::store(connection, host, history, changed)
 }

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     agents::host_row,
-    codec::{damaged, decode, facet_number, time},
+    codec::{damaged, decode, facet_number, optional_time},
 };
 use crate::store::StoreError;
 
@@ -29,19 +29,24 @@ pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> R
         Some(row) => stored(connection, row, facet)?,
         None => return Ok(Timeline::default()),
     };
-    let forgotten = "SELECT until FROM forgotten";
-    let mut statement = connection.prepare_cached(forgotten)?;
-    if let Some(until) = statement.query_row([], |row| row.get(0)).optional()? {
+    if let Some(until) = forgotten(connection)? {
         timeline.apply(&CoverageChange {
             facet,
             grade: Grade::NotRecorded { reason: "older than this collector keeps".to_owned() },
             from: Timestamp::ZERO,
-            to: Some(time("end of what is forgotten", until)?),
+            to: Some(until),
             scope: None,
             announced_from: None,
         });
     }
     Ok(timeline)
+}
+
+/// What ended before that is not kept.
+pub(super) fn forgotten(connection: &Connection) -> Result<Option<Timestamp>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT until FROM forgotten")?;
+    let until = statement.query_row([], |row| row.get(0)).optional()?;
+    optional_time("end of what is forgotten", until)
 }
 
 fn stored(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, StoreError> {
@@ -103,9 +108,12 @@ impl<'a> Coverage<'a> {
         Ok(&mut told.now)
     }
 
-    /// Writes what has changed. Agents state a grade again wherever a reader can begin, which mostly changes nothing.
-    pub(super) fn write(self) -> Result<(), StoreError> {
+    /// Writes what has changed, and tells of which facets that is. Agents state a grade again wherever a reader can begin, which
+    /// mostly changes nothing.
+    pub(super) fn write(self) -> Result<Vec<Facet>, StoreError> {
+        let mut changed = Vec::new();
         for (facet, told) in self.facets.into_iter().filter(|(_, told)| told.now != told.before) {
+            changed.push(facet);
             let facet = facet_number(facet);
             let delete = "DELETE FROM coverage WHERE host = ? AND facet = ?";
             self.connection.prepare_cached(delete)?.execute(params![self.host, facet])?;
@@ -113,7 +121,7 @@ impl<'a> Coverage<'a> {
             let record = wire::Timeline::from(told.now).encode_to_vec();
             self.connection.prepare_cached(insert)?.execute(params![self.host, facet, FOLDED, record])?;
         }
-        Ok(())
+        Ok(changed)
     }
 }
 

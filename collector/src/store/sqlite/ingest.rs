@@ -12,23 +12,39 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::{
     Held,
     agents::{self, StoredHost},
-    chain, clock,
+    chain,
+    clock::{self, Seen},
     codec::{signed, unsigned},
     coverage::Coverage,
     executables,
     flows::{self, Place},
+    memory::Changed,
     names, processes,
 };
-use crate::store::{Progress, StoreError};
+use crate::store::{
+    Progress, StoreError,
+    flows::{self as store_flows, Row as FlowRow, Staged},
+};
 
-/// `held` is known besides what is written. Also tells how the host's wall clock stands to its boot clock now.
+/// What came of a batch.
+pub(super) struct Committed {
+    pub(super) progress: Progress,
+    /// How the host's wall clock stands to its boot clock now.
+    pub(super) steady: Option<Difference>,
+    /// What of the host is another now.
+    pub(super) changed: Changed,
+    /// Its flow records, to be shown.
+    pub(super) flows: Option<Staged>,
+}
+
+/// `held` is known besides what is written.
 pub(super) fn commit(
     transaction: &Transaction<'_>,
     host: HostId,
     held: Held,
     batch: &Batch,
     heard: Timestamp,
-) -> Result<(Progress, Option<Difference>), StoreError> {
+) -> Result<Committed, StoreError> {
     let mut stored = agents::load(transaction, host)?.ok_or(StoreError::UnknownHost(host))?;
     let known_until = stored.progress.known_until.max(held.known_until);
     stored.progress.known_until = known_until;
@@ -38,11 +54,12 @@ pub(super) fn commit(
     if is_another && batch.events.is_empty() && batch.hole.is_none() {
         let progress = Progress { heard: Some(heard), ..stored.progress };
         agents::persist(transaction, host, &progress)?;
-        return Ok((progress, None));
+        return Ok(Committed { progress, steady: None, changed: Changed::default(), flows: None });
     }
     let mut coverage = Coverage::new(transaction, stored.row);
     let ring = enter_ring(transaction, &stored, batch, &mut coverage)?;
-    let steady = clock::saw(transaction, stored.row, held.moment, batch, ring.wanted)?;
+    let Seen { steady, changed: clock } =
+        clock::saw(transaction, stored.row, held.moment, batch, ring.wanted)?;
     let mut stream = Stream {
         connection: transaction,
         host: stored.row,
@@ -51,6 +68,8 @@ pub(super) fn commit(
         stored: 0,
         known_until,
         coverage,
+        flows: Vec::new(),
+        starts: flows::Starts::default(),
     };
     let before = stream.wanted;
     if let Some(hole) = &batch.hole {
@@ -62,7 +81,7 @@ pub(super) fn commit(
     }
     chain::check(transaction, host, ring.row, batch, stream.wanted, after_hole)?;
     batch.events.iter().try_for_each(|event| stream.take(event))?;
-    stream.coverage.write()?;
+    let coverage = stream.coverage.write()?;
 
     let progress = Progress {
         next: Cursor { epoch: batch.epoch, seq: Seq(stream.wanted) },
@@ -80,7 +99,8 @@ pub(super) fn commit(
     }
     transaction.prepare_cached("UPDATE ring SET next_seq = ? WHERE id = ?")?.execute([wanted, ring.row])?;
     agents::persist(transaction, host, &progress)?;
-    Ok((progress, steady))
+    let flows = Some(store_flows::stage(transaction, &stream.flows)?);
+    Ok(Committed { progress, steady, changed: Changed { clock, coverage }, flows })
 }
 
 /// A ring of a host, and the seq that is wanted next of it.
@@ -140,6 +160,8 @@ struct Stream<'a> {
     /// Before the batch.
     known_until: Option<Timestamp>,
     coverage: Coverage<'a>,
+    flows: Vec<FlowRow>,
+    starts: flows::Starts,
 }
 
 impl Stream<'_> {
@@ -168,9 +190,12 @@ impl Stream<'_> {
         let next = after(event.seq)?;
         let place = Place { host: self.host, ring: self.ring, seq: signed("seq", got)? };
         match &event.kind {
-            EventKind::Flow(flow) => flows::store(self.connection, place, flow)?,
+            EventKind::Flow(flow) => {
+                self.flows.push(flows::row(self.connection, place, flow, &mut self.starts)?)
+            }
             EventKind::ProcessStarted(process) => {
-                processes::store_start(self.connection, self.host, process)?
+                processes::store_start(self.connection, self.host, process)?;
+                self.starts.remove(&process.uid);
             }
             EventKind::ProcessExited(exit) => processes::store_exit(self.connection, self.host, exit)?,
             EventKind::Listen(listen) => flows::store_listen(self.connection, place, listen)?,
