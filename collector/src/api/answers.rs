@@ -35,8 +35,11 @@ use crate::{
     store::{Bounded, Damage, FlowsOfAll, FollowedAgent, HostQuestion, StoreError},
 };
 
-/// Records of one host that an answer is made of.
+/// Records of one host that an answer is made of; where many hosts are asked, those of all of them together, but of each so many
+/// at least. What is left out is counted, and never rules a host out.
 const RECORDS_MAX: usize = 2_000;
+const RECORDS_OF_ALL_MAX: usize = 200_000;
+const RECORDS_MIN: usize = 16;
 /// Connections that a whole answer lists.
 const ANSWER_CONNECTIONS_MAX: usize = 10_000;
 /// Bytes of a whole answer up to which it is given in full; the rest is given without arguments and in few gaps.
@@ -257,7 +260,7 @@ impl Service {
         let asking: Vec<Option<Result<Asking<'_>, StoreError>>> = asking.collect();
         let asked: Vec<HostQuestion<'_>> = asking.iter().flatten().flatten().map(Asking::question).collect();
         let FlowsOfAll { by_host: flows, damage } =
-            self.store.flows_of_all(&asked, RECORDS_MAX).map_err(store_status)?;
+            self.store.flows_of_all(&asked, records_of_each(asked.len())).map_err(store_status)?;
         let mut found = FoundOfAll { flows, damage, ..FoundOfAll::default() };
         if question.target.name().is_some() {
             let (unnamed_since, damage) = self.store.oldest_unnamed(&asked).map_err(store_status)?;
@@ -319,6 +322,7 @@ impl Service {
             connections: newest_of_each(flows.rows).map(Into::into).collect(),
             left_out: children.left_out + flows.left_out,
             clock: clock_status(&clock).map(Into::into),
+            damage: flows.damage.into_iter().map(|damage| damage.reason).collect(),
         })
     }
 
@@ -375,6 +379,10 @@ impl Service {
         }
         Ok(ancestors)
     }
+}
+
+fn records_of_each(hosts: usize) -> usize {
+    (RECORDS_OF_ALL_MAX / hosts.max(1)).clamp(RECORDS_MIN, RECORDS_MAX)
 }
 
 /// The coverage, where some records may be missing that are damaged.
@@ -596,6 +604,14 @@ mod tests {
         assert_eq!(scope(Some((30, 40))), [his, missed, never], "what comes after takes nothing away");
         assert_eq!(scope(Some((5, 40))), [his, lost, missed, whole, never], "recording had not begun");
         assert_eq!(scope(Some((90, 110))), [his, lost, missed, whole, never], "not received yet");
+    }
+
+    #[test]
+    fn what_an_answer_is_made_of_is_bounded() {
+        for (hosts, want) in [(0, 2_000), (1, 2_000), (100, 2_000), (5_000, 40), (10_000, 20), (100_000, 16)]
+        {
+            assert_eq!(records_of_each(hosts), want, "{hosts}");
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use alibi_proto::{
     id::HostId,
     json::{FlowJson, ProcessJson},
     process::ProcessLife,
-    report, wire,
+    report::{self, printable},
+    wire,
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -38,6 +39,7 @@ struct Shown {
     children: Vec<ProcessLife>,
     connections: Vec<FlowRecord>,
     left_out: u64,
+    damage: Vec<String>,
     clock: Option<ClockStatus>,
 }
 
@@ -57,6 +59,7 @@ impl TryFrom<wire::ProcessResponse> for Shown {
             children: children?,
             connections: connections.collect::<Result<_, _>>()?,
             left_out: response.left_out,
+            damage: response.damage,
             clock: response.clock.map(Into::into),
         })
     }
@@ -91,6 +94,9 @@ impl Shown {
         if self.left_out > 0 {
             text.push_str(&format!("{} more children and connection records are not shown\n", self.left_out));
         }
+        for damage in &self.damage {
+            text.push_str(&format!("connections may be missing: {}\n", printable(damage)));
+        }
         text
     }
 }
@@ -105,6 +111,7 @@ struct ShownJson {
     children: Vec<ProcessJson>,
     flows: Vec<FlowJson>,
     left_out: u64,
+    damage: Vec<String>,
     /// All times are the host's own.
     clock: Option<ClockJson>,
 }
@@ -119,6 +126,7 @@ impl From<&Shown> for ShownJson {
             children: shown.children.iter().map(Into::into).collect(),
             flows: shown.connections.iter().map(Into::into).collect(),
             left_out: shown.left_out,
+            damage: shown.damage.clone(),
             clock: shown.clock.map(Into::into),
         }
     }

@@ -2798,6 +2798,9 @@ pub struct ProcessResponse {
     /// Of the host; absent where it was not measured. All times here are the host's own.
     #[prost(message, optional, tag = "8")]
     pub clock: ::core::option::Option<ClockStatus>,
+    /// What of the collector's records cannot be read, and may have more of its connections.
+    #[prost(string, repeated, tag = "9")]
+    pub damage: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddAgentRequest {

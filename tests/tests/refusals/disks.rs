@@ -3,7 +3,7 @@
 use alibi_lab::{
     disk::SmallDisk,
     live::{Live, assert_each_once, found},
-    system::{Running, stored_flows},
+    system::{Running, now, stored_flows},
 };
 
 use super::*;
@@ -137,4 +137,55 @@ fn a_collector_whose_disk_gets_full_says_so_and_has_every_event_once_when_there_
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(stored_flows(&data).len(), live.processes());
     assert_eq!(count("SELECT events FROM host"), count("SELECT next_seq - 1 FROM ring"));
+}
+
+#[test]
+fn a_file_of_records_that_is_missing_is_a_gap_of_its_time_and_no_more() {
+    const NOBODY: &str = "203.0.113.99";
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("collector");
+    let (mut live, agent) = Live::begin(directory.path(), &directory.path().join("agent"));
+    let collector = Collector::start(&data);
+    collector.follow(&agent.address);
+    let arrived = |collector: &Collector, live: &Live| {
+        collector.json_until(&["who", TARGET, "--last", "10m"], |answer| found(answer) == live.processes());
+    };
+    live.more(10);
+    arrived(&collector, &live);
+    let began = now();
+    live.more(10);
+    arrived(&collector, &live);
+    let words = |target: &'static str, to: &str| {
+        [target, "--from", &began.to_string(), "--to", to].map(str::to_owned).to_vec()
+    };
+    let ask = |collector: &Collector, target| {
+        // Of what is known by now.
+        let (_, hosts) = collector.json(&["hosts"]);
+        let until = hosts["hosts"][0]["known_until"].as_str().unwrap().to_owned();
+        let words = words(target, &until);
+        collector.json(&[&["who"], &words.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat())
+    };
+    assert_eq!(ask(&collector, NOBODY).0, 1);
+
+    // The catalog tells of a run in a file that is gone: it was removed by hand, or did not come back from a backup.
+    let address = collector.address.clone();
+    assert!(collector.running.stop().success());
+    let connection = rusqlite::Connection::open(data.join("alibi.db")).unwrap();
+    let insert = "INSERT INTO flow_run (id, file, rows, first, last, until) VALUES (1, 'flows-020000.db', 9, ?1, ?1, ?1)";
+    connection.execute(insert, [began.as_nanos_i64()]).unwrap();
+    let collector = Collector::start_at(&data, &address);
+    let (status, answer) = ask(&collector, NOBODY);
+    let gaps = answer["hosts"][0]["gaps"].as_array().unwrap();
+    let is_told = |gap: &Value| gap["reason"].as_str().unwrap().contains("flows-020000.db is missing");
+    assert!(status == 3 && gaps.iter().any(is_told), "{answer:#}");
+    // What is there is found all the same, and what is about another time is not touched.
+    let (status, answer) = collector.json(&["who", TARGET, "--last", "10m"]);
+    assert_eq!((status, found(&answer)), (0, live.processes()));
+    let uid = answer["hosts"][0]["processes"][0]["process"].as_str().unwrap();
+    let (_, process) = collector.json(&["process", uid]);
+    assert!(process["damage"][0].as_str().unwrap().contains("flows-020000.db"), "{process:#}");
+    connection.execute("UPDATE flow_run SET first = 1, last = 1, until = 1", []).unwrap();
+    assert!(collector.running.stop().success());
+    let collector = Collector::start_at(&data, &address);
+    assert_eq!(ask(&collector, NOBODY).0, 1);
 }
