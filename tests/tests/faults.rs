@@ -18,7 +18,7 @@ use alibi_lab::{
     live::Live,
     programs::programs,
     requirements::{Requirement, met},
-    system::{Agent, Collector, now, owners, stored_flows},
+    system::{Agent, COUNT_FLOWS, Collector, now, owners, stored_flows},
 };
 use alibi_proto::{id::Seq, time::Timestamp};
 use rustix::io::Errno;
@@ -63,7 +63,7 @@ impl Scene {
 
     /// The same, or until something else is so.
     fn until_known_or(&self, processes: usize, other: impl Fn() -> bool) {
-        let is_known = || self.flows().len() >= processes;
+        let is_known = || self.count(COUNT_FLOWS) >= processes as u64;
         self.collector.json_until(&["hosts"], |_| other() || is_known());
     }
 
@@ -218,7 +218,7 @@ fn what_goes_beyond_the_bound_is_lost_and_counted() {
     assert_eq!(told, [said], "{answer:#}");
     let total = 2 * scene.live.processes() as u64;
     scene.collector.json_until(&["hosts"], |_| scene.count("SELECT events FROM host") + said >= total);
-    let kept = scene.flows().len() as u64 + scene.count("SELECT count(record) FROM process");
+    let kept = scene.count(COUNT_FLOWS) + scene.count("SELECT count(record) FROM process");
     assert!((total - kept..=total - kept + 100).contains(&said), "{said} said, {} missing", total - kept);
 
     // Beyond it the host is ruled out again.

@@ -109,6 +109,7 @@ pub(super) struct Staged(Vec<Chunk>);
 pub(super) const CATALOG: &str = "
     CREATE TABLE arrived (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
+        rows INTEGER NOT NULL,
         columns BLOB NOT NULL,
         records BLOB NOT NULL
     ) STRICT;
@@ -125,11 +126,12 @@ pub(super) const CATALOG: &str = "
 
 /// Writes rows into the catalog, as a part of what is committed.
 pub(super) fn stage(transaction: &Transaction<'_>, rows: &[Row]) -> Result<Staged, StoreError> {
-    let mut statement = transaction.prepare_cached("INSERT INTO arrived (columns, records) VALUES (?, ?)")?;
+    let mut statement =
+        transaction.prepare_cached("INSERT INTO arrived (rows, columns, records) VALUES (?, ?, ?)")?;
     let rows: Vec<&Row> = rows.iter().collect();
     let mut chunks = Vec::new();
     for (Packed { columns, records }, rows) in BlockPacker::default().pack(&rows) {
-        statement.execute(params![columns, records])?;
+        statement.execute(params![rows.len() as i64, columns, records])?;
         let arrived = transaction.last_insert_rowid();
         let columns = Columns::of(rows);
         let times = Times::of(rows.iter().copied()).expect("there is a row");
