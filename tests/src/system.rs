@@ -391,9 +391,13 @@ pub fn stored_flows(collector_data: &Path) -> Vec<StoredFlow> {
     SqliteStore::every_flow(&collector_data.join("alibi.db")).expect("what is stored can be read")
 }
 
-/// How many flow records there are in a collector's main database, `alibi.db`, and the files beside it.
-pub const COUNT_FLOWS: &str =
-    "SELECT (SELECT coalesce(sum(rows), 0) FROM arrived) + (SELECT coalesce(sum(rows), 0) FROM flow_run)";
+/// How many there are.
+///
+/// # Panics
+/// When they cannot be counted.
+pub fn count_flows(collector_data: &Path) -> u64 {
+    SqliteStore::count_flows(&collector_data.join("alibi.db")).expect("what is stored can be counted")
+}
 
 /// Of how many processes records are.
 pub fn owners(flows: &[StoredFlow]) -> usize {

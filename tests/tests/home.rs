@@ -17,7 +17,7 @@ use alibi_lab::{
     network::{BehindNat, OUTSIDE, SERVER},
     programs::programs,
     requirements::{Requirement, met},
-    system::{Agent, COUNT_FLOWS, Collector, now, outcome, owners, stored_flows, told_until},
+    system::{Agent, Collector, count_flows, now, outcome, owners, stored_flows, told_until},
 };
 use alibi_proto::time::Timestamp;
 use serde_json::Value;
@@ -75,6 +75,10 @@ impl Scene {
         stored_flows(&self.directory.path().join("collector"))
     }
 
+    fn count_flows(&self) -> u64 {
+        count_flows(&self.directory.path().join("collector"))
+    }
+
     fn count(&self, sql: &str) -> u64 {
         let path = self.directory.path().join("collector").join("alibi.db");
         let connection = rusqlite::Connection::open(path).unwrap();
@@ -85,7 +89,7 @@ impl Scene {
     /// Waits until everything that was written has arrived; and then it is there once.
     fn until_all_is_there(&self, live: &Live) {
         let wanted = live.processes();
-        self.collector.json_until(&["hosts"], |_| self.count(COUNT_FLOWS) >= wanted as u64);
+        self.collector.json_until(&["hosts"], |_| self.count_flows() >= wanted as u64);
         let flows = self.flows();
         assert_eq!((flows.len(), owners(&flows)), (wanted, wanted));
         assert_eq!(self.count("SELECT count(*) FROM process"), wanted as u64);
@@ -215,7 +219,7 @@ fn whatever_the_line_does_each_event_arrives_once() {
     live.more(5_000);
     scene.nat.mend();
     let some = live.processes() - 4_000;
-    scene.collector.json_until(&["hosts"], |_| scene.count(COUNT_FLOWS) >= some as u64);
+    scene.collector.json_until(&["hosts"], |_| scene.count_flows() >= some as u64);
     let scene = scene.start_again(&[]);
     live.more(100);
     scene.until_all_is_there(&live);

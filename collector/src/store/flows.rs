@@ -153,6 +153,13 @@ fn staged(connection: &Connection) -> Result<Vec<Arc<Chunk>>, StoreError> {
     Ok(chunks)
 }
 
+/// How many rows the catalog tells of, in runs or not.
+pub(super) fn count(connection: &Connection) -> Result<u64, StoreError> {
+    let count =
+        "SELECT (SELECT coalesce(sum(rows), 0) FROM arrived) + (SELECT coalesce(sum(rows), 0) FROM flow_run)";
+    unsigned("number of flow records", connection.query_row(count, [], |row| row.get(0))?)
+}
+
 /// How many chunks are in a pile.
 const PILE_CHUNKS: usize = 128;
 

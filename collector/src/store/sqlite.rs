@@ -136,6 +136,14 @@ impl SqliteStore {
         Ok(every.into_iter().filter_map(stored).collect())
     }
 
+    /// How many flow records there are in the store at `path`, without reading them.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn count_flows(path: &Path) -> Result<u64, StoreError> {
+        Database::open(path, &schema::FORMAT)?.read(store_flows::count)
+    }
+
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.database.read(read)
     }
