@@ -116,19 +116,22 @@ impl Link {
         }
     }
 
-    /// A pause, over at once when the host is enrolled anew since `last`: somebody may stand there and wait.
+    /// A pause, over soon when the host is enrolled anew since `last`: somebody may stand there and wait.
     async fn pause(&self, backoff: &mut Backoff, last: Option<&Enrolment>) {
-        let anew = async {
-            loop {
-                tokio::time::sleep(ENROLMENT_INTERVAL).await;
-                let enrolment = Enrolment::load(&self.directory).ok().flatten();
-                if last.is_some() && enrolment.is_some() && enrolment.as_ref() != last {
-                    break;
-                }
-            }
-        };
-        if tokio::time::timeout(backoff.pause(fastrand::f64()), anew).await.is_ok() {
+        let pause = backoff.pause(fastrand::f64());
+        let Some(last) = last else { return tokio::time::sleep(pause).await };
+        if tokio::time::timeout(pause, self.enrolled_anew(last)).await.is_ok() {
             backoff.reset();
+        }
+    }
+
+    /// Waits until there is another enrolment than `last`, which another program writes.
+    async fn enrolled_anew(&self, last: &Enrolment) {
+        loop {
+            tokio::time::sleep(ENROLMENT_INTERVAL).await;
+            if matches!(Enrolment::load(&self.directory), Ok(Some(enrolment)) if enrolment != *last) {
+                return;
+            }
         }
     }
 
