@@ -263,39 +263,35 @@ pub(super) const ASIDE: &str = ".damaged-";
 
 /// Gives a file, and what SQLite has beside it, another name, so that another can take its place. That name.
 pub(super) fn put_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let named = |path: &Path, end: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(end);
-        PathBuf::from(name)
-    };
-    let free = |number: &u32| !named(path, &format!("{ASIDE}{number}")).exists();
-    let aside = named(path, &format!("{ASIDE}{}", (1..).find(free).unwrap_or_default()));
-    for end in ["", "-wal", "-shm"] {
-        match std::fs::rename(named(path, end), named(&aside, end)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let path = path.display().to_string();
-                return Err(StoreError::Foreign { path, problem: format!("cannot be put aside: {error}") });
-            }
-            _ => {}
-        }
-    }
+    let free = |number: &u32| !with_end(path, &format!("{ASIDE}{number}")).exists();
+    let aside = with_end(path, &format!("{ASIDE}{}", (1..).find(free).unwrap_or_default()));
+    each_file(path, "put aside", |end| std::fs::rename(with_end(path, end), with_end(&aside, end)))?;
     Ok(aside)
 }
 
 /// Removes a file, and what SQLite has beside it. Whoever reads it still, goes on.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    each_file(path, "removed", |end| std::fs::remove_file(with_end(path, end)))
+}
+
+/// Does it with the file, and with what SQLite has beside it, as far as that is there.
+fn each_file(path: &Path, done: &str, change: impl Fn(&str) -> io::Result<()>) -> Result<(), StoreError> {
     for end in ["", "-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(end);
-        match std::fs::remove_file(&name) {
+        match change(end) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 let path = path.display().to_string();
-                return Err(StoreError::Foreign { path, problem: format!("cannot be removed: {error}") });
+                return Err(StoreError::Foreign { path, problem: format!("cannot be {done}: {error}") });
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
 }
 
 /// Opens the file, which [`open_writer`] has opened, for reading.

@@ -102,7 +102,7 @@ struct State {
 /// What was written into the catalog, to be shown once that is committed.
 pub(super) struct Staged(Vec<Chunk>);
 
-/// The tables of the catalog.
+/// The tables of the catalog, as a version of it made them: another shape is a migration of its own.
 ///
 /// - `arrived`: what is in no run yet; its number is never given again.
 /// - `flow_run`: each run, its file and its times, so that it is known what is missing where a file is.
@@ -299,9 +299,7 @@ impl Flows {
         }
         Ok(())
     }
-}
 
-impl Flows {
     /// Files that could not be read and were put aside, of which nothing would be shown any more.
     fn aside(&self) -> Result<Vec<PathBuf>, StoreError> {
         let view = self.view();

@@ -7,7 +7,7 @@ use alibi_proto::{
     flow::{FlowRecord, Protocol, RECORD_SPAN_MAX},
     id::{HostId, ProcessUid},
     name::{NAME_BYTES_MAX, normal},
-    question::{NamedRemotes, Question, unnamed_since},
+    question::{Question, unnamed_since},
     time::Timestamp,
     wire,
 };
@@ -46,6 +46,18 @@ pub(super) fn row(
 ) -> Result<Row, StoreError> {
     let unnamed_since = when_learned(connection, place.host, flow, starts)?;
     let name = flow.remote_name.as_ref().filter(|remote| remote.name.len() <= NAME_BYTES_MAX + 1);
+    let name = name.map(|remote| name_key(&normal(&remote.name)));
+    row_of(place, flow, name, unnamed_since, wire::Flow::from(flow.clone()).encode_to_vec())
+}
+
+/// A record with its own name's key, since when its address can have been known, and its message.
+fn row_of(
+    place: Place,
+    flow: &FlowRecord,
+    name: Option<Vec<u8>>,
+    unnamed_since: Option<Timestamp>,
+    record: Vec<u8>,
+) -> Result<Row, StoreError> {
     let first = flow.first.as_nanos();
     Ok(Row {
         remote: Remote::of(flow.remote.ip().to_canonical()),
@@ -56,10 +68,10 @@ pub(super) fn row(
         last: flow.last.as_nanos().max(first),
         port: flow.remote.port(),
         protocol: flow.protocol,
-        name: name.map(|remote| name_key(&normal(&remote.name))),
+        name,
         unnamed_since: unnamed_since.map(Timestamp::as_nanos),
         process: flow.process.map(|uid| *uid.as_bytes()),
-        record: wire::Flow::from(flow.clone()).encode_to_vec(),
+        record,
     })
 }
 
@@ -115,17 +127,10 @@ pub(super) fn of_all(
     numbers: &[Option<u32>],
     limit: usize,
 ) -> FlowsOfAll {
-    let Some(first) = asked.first() else { return FlowsOfAll::default() };
-    let by_number: HashMap<u32, &HostQuestion<'_>> =
-        numbers.iter().zip(asked).filter_map(|(number, asked)| Some(((*number)?, asked))).collect();
-    let mut sweep = sweep(first.question, first.remotes);
-    let hellos = asked.iter().flat_map(|asked| &asked.remotes.hellos);
-    sweep.unsure = hellos.map(|hello| Remote::of(hello.remote.ip().to_canonical())).collect();
-    sweep.unsure.sort_unstable();
-    sweep.unsure.dedup();
+    let by_number = by_number(asked, numbers);
     let (found, lost) = view.search(&Asked {
-        sweep: &sweep,
-        spans: &Spans::of(by_number.iter().map(|(number, asked)| (*number, span(asked.question)))),
+        sweep: &sweep(asked),
+        spans: &spans(&by_number),
         limit,
         is_meant: &|number, flow| {
             by_number.get(&number).is_some_and(|asked| asked.remotes.may_match(asked.question, flow))
@@ -151,17 +156,23 @@ pub(super) fn oldest_unnamed(
     asked: &[HostQuestion<'_>],
     numbers: &[Option<u32>],
 ) -> (HashMap<HostId, Timestamp>, Vec<Damage>) {
-    let Some(first) = asked.first() else { return Default::default() };
-    let by_number: HashMap<u32, &HostQuestion<'_>> =
-        numbers.iter().zip(asked).filter_map(|(number, asked)| Some(((*number)?, asked))).collect();
-    let spans = Spans::of(by_number.iter().map(|(number, asked)| (*number, span(asked.question))));
-    let (oldest, lost) = view.oldest_unnamed(&sweep(first.question, first.remotes), &spans);
+    let by_number = by_number(asked, numbers);
+    let (oldest, lost) = view.oldest_unnamed(&sweep(asked), &spans(&by_number));
     let of_host = |(number, since)| (by_number[&number].host, Timestamp::from_nanos(since));
     (oldest.into_iter().map(of_host).collect(), damage(lost))
 }
 
-/// What a question looks for.
-fn sweep(question: &Question, remotes: &NamedRemotes) -> Sweep {
+/// What each host is asked, by its number. One without has no records.
+fn by_number<'a>(
+    asked: &'a [HostQuestion<'a>],
+    numbers: &[Option<u32>],
+) -> HashMap<u32, &'a HostQuestion<'a>> {
+    numbers.iter().zip(asked).filter_map(|(number, asked)| Some(((*number)?, asked))).collect()
+}
+
+/// What is looked for: the target and its addresses, which all are asked about, and where any of them said hello.
+fn sweep(asked: &[HostQuestion<'_>]) -> Sweep {
+    let Some(HostQuestion { question, remotes, .. }) = asked.first() else { return Sweep::default() };
     let target = &question.target;
     let resolved = remotes.addresses.iter().map(|address| IpNet::from(*address));
     let networks: Vec<IpNet> = target.networks().iter().copied().chain(resolved).collect();
@@ -170,9 +181,10 @@ fn sweep(question: &Question, remotes: &NamedRemotes) -> Sweep {
         .map(|network| (Remote::of(network.network()), Remote::of(network.broadcast())))
         .collect();
     ranges.sort_unstable();
-    let mut unsure: Vec<Remote> =
-        remotes.hellos.iter().map(|hello| Remote::of(hello.remote.ip().to_canonical())).collect();
+    let hellos = asked.iter().flat_map(|asked| &asked.remotes.hellos);
+    let mut unsure: Vec<Remote> = hellos.map(|hello| Remote::of(hello.remote.ip().to_canonical())).collect();
     unsure.sort_unstable();
+    unsure.dedup();
     Sweep {
         remotes: ranges,
         unsure,
@@ -182,13 +194,14 @@ fn sweep(question: &Question, remotes: &NamedRemotes) -> Sweep {
     }
 }
 
-/// Which records are near enough to its window.
-fn span(question: &Question) -> Span {
-    Span {
+/// Which records of each host are near enough to its window.
+fn spans(by_number: &HashMap<u32, &HostQuestion<'_>>) -> Spans {
+    let span = |question: &Question| Span {
         looks_back_to: question.looks_back_to().as_nanos(),
         from: question.window.from().as_nanos(),
         to: question.window.to().as_nanos(),
-    }
+    };
+    Spans::of(by_number.iter().map(|(number, asked)| (*number, span(asked.question))))
 }
 
 pub(super) fn of_process(
@@ -222,24 +235,10 @@ pub(super) fn move_some(transaction: &Transaction<'_>) -> Result<Option<Staged>,
     while let Some(old) = found.next()? {
         let record = old.get_ref(6)?.as_blob().map_err(|error| damaged("flow record", error))?;
         let flow: FlowRecord = decode::<wire::Flow, _>("flow record", record)?;
-        let (host, unnamed_since): (i64, Option<i64>) = (old.get(0)?, old.get(5)?);
-        let unnamed_since = optional_time("opening of a connection", unnamed_since)?;
-        let first = flow.first.as_nanos();
-        rows.push(Row {
-            remote: Remote::of(flow.remote.ip().to_canonical()),
-            host: number(host)?,
-            ring: number(old.get(2)?)?,
-            seq: unsigned("seq", old.get(3)?)?,
-            first,
-            last: flow.last.as_nanos().max(first),
-            port: flow.remote.port(),
-            protocol: flow.protocol,
-            name: old.get(4)?,
-            unnamed_since: unnamed_since.map(Timestamp::as_nanos),
-            process: flow.process.map(|uid| *uid.as_bytes()),
-            record: record.to_vec(),
-        });
-        gone.push([host, old.get(1)?, old.get(2)?, old.get(3)?]);
+        let place = Place { host: old.get(0)?, ring: old.get(2)?, seq: old.get(3)? };
+        let unnamed_since = optional_time("opening of a connection", old.get(5)?)?;
+        rows.push(row_of(place, &flow, old.get(4)?, unnamed_since, record.to_vec())?);
+        gone.push([place.host, old.get(1)?, place.ring, place.seq]);
     }
     drop(found);
     gone.iter().try_for_each(|place| delete.execute(*place).map(drop))?;
