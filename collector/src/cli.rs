@@ -12,11 +12,12 @@ use alibi_proto::{
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use self::way::Way;
+use self::{format::FormatArgs, way::Way};
 
 mod audit;
 mod ca;
 mod credentials;
+mod format;
 mod host;
 mod hosts;
 mod login;
@@ -100,9 +101,8 @@ enum TokenCommand {
     Create(TokenCreateArgs),
     /// Tokens and analysts' certificates, the newest first
     List {
-        /// Print one JSON object
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        format: FormatArgs,
     },
     /// End a token or certificate at once, and what came of it
     Revoke {
@@ -182,9 +182,8 @@ struct AuditArgs {
     /// Only what came before this entry
     #[arg(long, value_name = "SEQ")]
     before: Option<u64>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// `alibi audit` with more words.
@@ -203,9 +202,8 @@ enum AuditCommand {
 enum CaCommand {
     /// Those that are believed, the newest first: it signs
     List {
-        /// Print one JSON object
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        format: FormatArgs,
     },
     /// Make a new one that signs from now on. The old one is believed until it is retired: hosts learn of the new one as they
     /// renew
@@ -264,9 +262,8 @@ impl ScopeArgs {
 struct HostsArgs {
     #[command(flatten)]
     scope: ScopeArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// `alibi who`.
@@ -276,9 +273,8 @@ struct WhoArgs {
     question: QuestionArgs,
     #[command(flatten)]
     scope: ScopeArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// `alibi process`.
@@ -286,9 +282,8 @@ struct WhoArgs {
 struct ProcessArgs {
     /// The process uid, as `who` shows it, or the beginning of it
     uid: String,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// `alibi host`.

@@ -1,7 +1,7 @@
 //! The collector: follows the agents, keeps what they recorded, and answers.
 //!
 //! One event's way: it comes in by the [`gate`], the [`fleet`] receives it, the [`store`] keeps it, [`api`] answers from it,
-//! [`cli`] prints. Who may send and ask, [`access`] decides.
+//! [`cli`] prints, for programs as [`export`] has it. Who may send and ask, [`access`] decides.
 
 // Standard output may be closed by whoever reads it: `alibi_proto::command_line::say`.
 #![warn(clippy::print_stdout)]
@@ -11,6 +11,7 @@ pub mod allocator;
 pub mod api;
 pub mod cli;
 pub mod clock;
+pub mod export;
 pub mod fleet;
 pub mod gate;
 pub mod open_files;

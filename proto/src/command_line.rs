@@ -31,8 +31,16 @@ pub fn say(text: impl fmt::Display) -> io::Result<()> {
     if !text.ends_with('\n') {
         text.push('\n');
     }
+    give(text.as_bytes())
+}
+
+/// Prints bytes as they are, as [`say`] does text.
+///
+/// # Errors
+/// When standard output cannot be written for another reason than that nobody reads it.
+pub fn give(bytes: &[u8]) -> io::Result<()> {
     let mut output = io::stdout().lock();
-    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+    match output.write_all(bytes).and_then(|()| output.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }

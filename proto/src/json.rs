@@ -23,9 +23,20 @@ use crate::{
 /// # Errors
 /// When it cannot be written as JSON.
 pub fn pretty(value: &impl Serialize) -> serde_json::Result<String> {
+    Ok(safe(&serde_json::to_string_pretty(value)?))
+}
+
+/// In one line, for programs that read line by line.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn line(value: &impl Serialize) -> serde_json::Result<String> {
+    Ok(safe(&serde_json::to_string(value)?))
+}
+
+fn safe(text: &str) -> String {
     use std::fmt::Write as _;
 
-    let text = serde_json::to_string_pretty(value)?;
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         // Between values there are line breaks, and within them nothing of the kind: all that is left is in strings.
@@ -35,7 +46,7 @@ pub fn pretty(value: &impl Serialize) -> serde_json::Result<String> {
             safe.push(c);
         }
     }
-    Ok(safe)
+    safe
 }
 
 /// `who --json`.
@@ -167,6 +178,8 @@ pub struct FlowJson {
     direction: &'static str,
     local: String,
     remote: String,
+    /// Community ID v1, seed 0; null where an end is not known.
+    community_id: Option<String>,
     name: Option<String>,
     /// dns or sni.
     name_source: Option<&'static str>,
@@ -326,6 +339,7 @@ impl From<&FlowRecord> for FlowJson {
             direction: flow.direction.word(),
             local: flow.local.to_string(),
             remote: flow.remote.to_string(),
+            community_id: flow.community_id(),
             name: flow.remote_name.as_ref().map(|name| name.name.clone()),
             name_source: flow.remote_name.as_ref().map(|name| name.source.word()),
             first: flow.opened,
@@ -361,5 +375,8 @@ mod tests {
             "{text}"
         );
         assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), [hostile]);
+        let text = line(&vec![hostile, "x"]).unwrap();
+        assert!(text.chars().all(|c| !steers(c)), "{text:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), [hostile, "x"]);
     }
 }

@@ -1,6 +1,6 @@
 //! The words of Alibi, shared by agent, collector and lab.
 //!
-//! The vocabulary (`id`, `time`, `clock`, `window`, `target`, `flow`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
+//! The vocabulary (`id`, `time`, `clock`, `window`, `target`, `flow`, `community`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
 //! `question`) is
 //! pure: no files, no sockets, no clocks, no operating system; `now` is an argument. [`convert`] is the only place
 //! where wire types become words and back. [`tls`], [`dial`], [`transport`], [`data_directory`] and [`configuration`] are the
@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod chain;
 pub mod clock;
 pub mod command_line;
+pub mod community;
 pub mod configuration;
 pub mod convert;
 pub mod coverage;

@@ -15,6 +15,7 @@ pub mod recording;
 pub mod reference;
 pub mod requirements;
 pub mod ring;
+pub mod standards;
 pub mod system;
 pub mod systemd;
 pub mod traffic;

@@ -116,6 +116,8 @@ const RULES: &[Rule] = &[
             "collector/src/access/policy",
             "collector/src/access/rate",
             "collector/src/access/role",
+            "collector/src/export",
+            "proto/src/community.rs",
             "proto/src/question.rs",
             "proto/src/coverage",
             "proto/src/flow.rs",

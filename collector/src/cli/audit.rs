@@ -1,13 +1,14 @@
 //! `alibi audit`.
 
-use alibi_proto::{command_line::say, id::HostId, report, time::Timestamp, wire};
+use alibi_proto::{command_line::say, id::HostId, json::pretty, report, time::Timestamp, wire};
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    AuditArgs, AuditCommand,
+    AuditArgs, AuditCommand, format,
     way::{Way, in_words},
 };
+use crate::export::{Format, Listing, ROWS, Table, table::Columns};
 
 pub(super) async fn audit(arguments: AuditArgs, way: &Way) -> Result<u8> {
     match arguments.command {
@@ -17,6 +18,7 @@ pub(super) async fn audit(arguments: AuditArgs, way: &Way) -> Result<u8> {
 }
 
 async fn list(arguments: AuditArgs, way: &Way) -> Result<u8> {
+    let format = arguments.format.of::<AuditJson>()?;
     let request = wire::AuditRequest {
         before_seq: arguments.before.unwrap_or(0),
         limit: arguments.limit,
@@ -24,18 +26,46 @@ async fn list(arguments: AuditArgs, way: &Way) -> Result<u8> {
         who: arguments.who,
     };
     let listed = way.client()?.audit(request).await.map_err(in_words(way))?.into_inner();
-    let entries: Vec<_> = listed.entries.into_iter().map(EntryJson::from).collect();
-    if arguments.json {
-        say(alibi_proto::json::pretty(&AuditJson { entries, more: listed.more })?)?;
-        return Ok(0);
-    }
-    for entry in &entries {
-        say(entry.line())?;
-    }
-    if let (true, Some(last)) = (listed.more, entries.last()) {
-        say(format_args!("older ones: --before {}", last.seq))?;
-    }
+    let entries = listed.entries.into_iter().map(EntryJson::from).collect();
+    format::print(format, &AuditJson { entries, more: listed.more })?;
     Ok(0)
+}
+
+impl Listing for AuditJson {
+    const NAME: &'static str = "audit";
+    const FORMATS: &'static [Format] = ROWS;
+
+    fn text(&self) -> String {
+        let lines: Vec<_> = self.entries.iter().map(EntryJson::line).chain(self.notices()).collect();
+        lines.join("\n")
+    }
+
+    fn json(&self) -> serde_json::Result<String> {
+        pretty(self)
+    }
+
+    fn table(&self) -> Table {
+        let columns = Columns::<EntryJson>::default()
+            .count("seq", |entry| Some(entry.seq))
+            .time("at", |entry| Some(entry.at))
+            .text("who", |entry| Some(entry.who.clone()))
+            .text("role", |entry| Some(entry.role.clone()))
+            .text("from", |entry| Some(entry.from.clone()))
+            .text("action", |entry| Some(entry.action.clone()))
+            .text("detail", |entry| Some(entry.detail.clone()))
+            .text("outcome", |entry| Some(entry.outcome.clone()))
+            .count("rows", |entry| Some(entry.rows))
+            .list("hosts", |entry| Some(serde_json::json!(entry.hosts)))
+            .boolean("all_hosts", |entry| Some(entry.all_hosts))
+            .count("repeats", |entry| Some(entry.repeats))
+            .text("head", |entry| Some(entry.head.clone()));
+        Table::new(&columns, &self.entries)
+    }
+
+    fn notices(&self) -> Vec<String> {
+        let last = self.entries.last().filter(|_| self.more);
+        last.map(|last| format!("older ones: --before {}", last.seq)).into_iter().collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -107,7 +137,7 @@ async fn verify(json: bool, way: &Way) -> Result<u8> {
         problems: verified.problems,
     };
     if json {
-        say(alibi_proto::json::pretty(&verified)?)?;
+        say(pretty(&verified)?)?;
     } else {
         say(format_args!(
             "read entries {} to {}, head {}",

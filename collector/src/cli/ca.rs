@@ -1,39 +1,73 @@
 //! `alibi ca`.
 
-use alibi_proto::{command_line::say, time::Timestamp, wire};
+use alibi_proto::{json::pretty, time::Timestamp, wire};
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    CaCommand,
+    CaCommand, format,
     way::{Way, in_words},
 };
+use crate::export::{Format, Listing, ROWS, Table, table::Columns};
 
 pub(super) async fn ca(command: CaCommand, way: &Way) -> Result<u8> {
+    let format = match &command {
+        CaCommand::List { format } => format.of::<AuthoritiesJson>()?,
+        CaCommand::Rotate | CaCommand::Retire { .. } => Format::Table,
+    };
     let mut client = way.client()?;
-    let (answer, json) = match command {
-        CaCommand::List { json } => (client.authorities(wire::AuthoritiesRequest {}).await, json),
-        CaCommand::Rotate => (client.rotate_authority(wire::RotateAuthorityRequest {}).await, false),
+    let answer = match command {
+        CaCommand::List { .. } => client.authorities(wire::AuthoritiesRequest {}).await,
+        CaCommand::Rotate => client.rotate_authority(wire::RotateAuthorityRequest {}).await,
         CaCommand::Retire { fingerprint } => {
-            (client.retire_authority(wire::RetireAuthorityRequest { fingerprint }).await, false)
+            client.retire_authority(wire::RetireAuthorityRequest { fingerprint }).await
         }
     };
     let listed = answer.map_err(in_words(way))?.into_inner();
-    let authorities: Vec<_> = listed.authorities.into_iter().map(AuthorityJson::from).collect();
-    if json {
-        say(alibi_proto::json::pretty(&AuthoritiesJson { authorities })?)?;
-        return Ok(0);
-    }
-    for (index, authority) in authorities.iter().enumerate() {
-        let state = match (index, authority.retired) {
-            (_, Some(retired)) => format!("retired {retired}"),
-            (0, None) => "signs".to_owned(),
-            (_, None) => "believed".to_owned(),
-        };
-        let AuthorityJson { fingerprint, not_after, hosts, .. } = authority;
-        say(format_args!("{fingerprint}  {state}, until {not_after}, certificates of {hosts} hosts"))?;
-    }
+    let authorities = listed.authorities.into_iter().map(AuthorityJson::from).collect();
+    format::print(format, &AuthoritiesJson { authorities })?;
     Ok(0)
+}
+
+impl AuthoritiesJson {
+    /// Each with what it is for.
+    fn states(&self) -> impl Iterator<Item = (&AuthorityJson, &'static str)> {
+        self.authorities.iter().enumerate().map(|(index, authority)| match (index, authority.retired) {
+            (_, Some(_)) => (authority, "retired"),
+            (0, None) => (authority, "signs"),
+            (_, None) => (authority, "believed"),
+        })
+    }
+}
+
+impl Listing for AuthoritiesJson {
+    const NAME: &'static str = "ca list";
+    const FORMATS: &'static [Format] = ROWS;
+
+    fn text(&self) -> String {
+        let line = |(authority, state): (&AuthorityJson, &str)| {
+            let AuthorityJson { fingerprint, not_after, hosts, retired, .. } = authority;
+            let since = retired.map_or_else(String::new, |retired| format!(" {retired}"));
+            format!("{fingerprint}  {state}{since}, until {not_after}, certificates of {hosts} hosts")
+        };
+        self.states().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    fn json(&self) -> serde_json::Result<String> {
+        pretty(self)
+    }
+
+    fn table(&self) -> Table {
+        type Row<'a> = (&'a AuthorityJson, &'static str);
+        let columns = Columns::<Row<'_>>::default()
+            .text("fingerprint", |row| Some(row.0.fingerprint.clone()))
+            .text("state", |row| Some(row.1.to_owned()))
+            .time("not_before", |row| Some(row.0.not_before))
+            .time("not_after", |row| Some(row.0.not_after))
+            .time("retired", |row| row.0.retired)
+            .count("hosts", |row| Some(row.0.hosts));
+        Table::new(&columns, self.states())
+    }
 }
 
 #[derive(Serialize)]

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::{
     HostCommand,
-    hosts::ChainJson,
     way::{Way, in_words},
 };
+use crate::export::hosts::ChainJson;
 
 pub(super) async fn host(command: HostCommand, way: &Way) -> Result<u8> {
     let mut collector = way.client()?;

@@ -2,21 +2,26 @@
 
 use std::fmt;
 
-use alibi_proto::{command_line::say, report, time::Timestamp, wire};
+use alibi_proto::{command_line::say, json::pretty, report, time::Timestamp, wire};
 use anyhow::{Result, bail};
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
 
 use super::{
-    TokenCommand, TokenCreateArgs, role_word,
+    TokenCommand, TokenCreateArgs,
+    format::{self, FormatArgs},
+    role_word,
     way::{Way, in_words},
 };
-use crate::clock;
+use crate::{
+    clock,
+    export::{self, Format, Listing, ROWS, table::Columns},
+};
 
 pub(super) async fn token(command: TokenCommand, way: &Way) -> Result<u8> {
     match command {
         TokenCommand::Create(arguments) => create(arguments, way).await,
-        TokenCommand::List { json } => list(json, way).await,
+        TokenCommand::List { format } => list(format, way).await,
         TokenCommand::Revoke { credential } => {
             let request = wire::RevokeCredentialRequest { credential };
             way.client()?.revoke_credential(request).await.map_err(in_words(way))?;
@@ -57,20 +62,59 @@ async fn create(arguments: TokenCreateArgs, way: &Way) -> Result<u8> {
     Ok(0)
 }
 
-async fn list(json: bool, way: &Way) -> Result<u8> {
+async fn list(format: FormatArgs, way: &Way) -> Result<u8> {
+    let format = format.of::<ListedCredentials>()?;
     let listed =
         way.client()?.credentials(wire::CredentialsRequest {}).await.map_err(in_words(way))?.into_inner();
-    let credentials: Vec<_> = listed.credentials.into_iter().map(CredentialJson::from).collect();
-    if json {
-        let listed = CredentialsJson { credentials, left_out: listed.left_out };
-        say(alibi_proto::json::pretty(&listed)?)?;
-        return Ok(0);
-    }
-    say(table(&credentials, clock::now()))?;
-    if listed.left_out > 0 {
-        say(format_args!("and {} older ones", listed.left_out))?;
-    }
+    let credentials = listed.credentials.into_iter().map(CredentialJson::from).collect();
+    let listed = CredentialsJson { credentials, left_out: listed.left_out };
+    format::print(format, &ListedCredentials { listed, now: clock::now() })?;
     Ok(0)
+}
+
+struct ListedCredentials {
+    listed: CredentialsJson,
+    now: Timestamp,
+}
+
+impl Listing for ListedCredentials {
+    const NAME: &'static str = "token list";
+    const FORMATS: &'static [Format] = ROWS;
+
+    fn text(&self) -> String {
+        let mut text = table(&self.listed.credentials, self.now).to_string();
+        for notice in self.notices() {
+            text.push_str(&format!("\n{notice}"));
+        }
+        text
+    }
+
+    fn json(&self) -> serde_json::Result<String> {
+        pretty(&self.listed)
+    }
+
+    fn table(&self) -> export::Table {
+        let state = |credential: &CredentialJson| Some(credential.state(self.now).to_owned());
+        let columns = Columns::<CredentialJson>::default()
+            .count("credential", |credential| Some(credential.credential))
+            .text("kind", |credential| Some(credential.kind.to_owned()))
+            .text("name", |credential| Some(credential.name.clone()))
+            .text("role", |credential| Some(credential.role.to_owned()))
+            .text("state", state)
+            .time("created", |credential| Some(credential.created))
+            .time("expires", |credential| Some(credential.expires))
+            .time("revoked", |credential| credential.revoked)
+            .time("used", |credential| credential.used)
+            .count("uses", |credential| Some(credential.uses.into()))
+            .count("uses_max", |credential| Some(credential.uses_max.into()))
+            .list("tags", |credential| Some(serde_json::json!(credential.tags)));
+        export::Table::new(&columns, &self.listed.credentials)
+    }
+
+    fn notices(&self) -> Vec<String> {
+        let left_out = self.listed.left_out;
+        (left_out > 0).then(|| format!("and {left_out} older ones")).into_iter().collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -163,7 +207,7 @@ pub(super) async fn who_am_i(json: bool, way: &Way) -> Result<u8> {
         expires: answer.expires_ns.map(Timestamp::from_nanos),
     };
     if json {
-        say(alibi_proto::json::pretty(&me)?)?;
+        say(pretty(&me)?)?;
     } else {
         say(me)?;
     }

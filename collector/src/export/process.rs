@@ -1,0 +1,173 @@
+//! `alibi process`: one process, its ancestors and children, and its connections.
+//!
+//! Rows: one for each connection of the process, or one without any; and one for each ancestor, the nearest first, and child.
+//! Which of these a row is, `relation` says. All times are the host's own.
+
+use alibi_proto::{
+    flow::FlowRecord,
+    host::ClockStatus,
+    id::HostId,
+    json::{FlowJson, ProcessJson, pretty},
+    process::ProcessLife,
+    report::{self, printable},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    Format, Listing, ROWS_AND_EVENTS, Table, ecs,
+    hosts::ClockJson,
+    ocsf,
+    shared::{flow_columns, process_columns},
+    table::Columns,
+};
+
+/// A process and what is around it.
+#[derive(Debug)]
+pub struct ShownProcess {
+    /// Where it ran.
+    pub host: HostId,
+    /// What that is called.
+    pub host_name: String,
+    /// The process.
+    pub process: ProcessLife,
+    /// Its parent, the parent of that, and so on.
+    pub ancestors: Vec<ProcessLife>,
+    /// What it started.
+    pub children: Vec<ProcessLife>,
+    /// Its connections, the newest record of each, newest first.
+    pub connections: Vec<FlowRecord>,
+    /// More children and connection records than are listed.
+    pub left_out: u64,
+    /// Why connections may be missing.
+    pub damage: Vec<String>,
+    /// How the host's clock stands now, where it was measured.
+    pub clock: Option<ClockStatus>,
+}
+
+impl Listing for ShownProcess {
+    const NAME: &'static str = "process";
+    const FORMATS: &'static [Format] = ROWS_AND_EVENTS;
+
+    /// The tree from the oldest ancestor down to the children, then the connections.
+    fn text(&self) -> String {
+        let mut text = format!("on {} ({})\n", report::printable(&self.host_name), self.host);
+        if let Some(ClockStatus { offset_ns, bound_ns, .. }) = self.clock.filter(|clock| clock.offset_ns != 0)
+        {
+            text.push_str(&format!(
+                "times are its own: its clock is {} now\n",
+                report::clock(offset_ns, bound_ns)
+            ));
+        }
+        let line = self.ancestors.iter().rev().chain([&self.process]);
+        let mut indent = 0;
+        for life in line {
+            report::process(&mut text, indent, life);
+            indent += 1;
+        }
+        for child in &self.children {
+            report::process(&mut text, indent, child);
+        }
+        if !self.connections.is_empty() {
+            text.push_str("connections, newest first\n");
+        }
+        for connection in &self.connections {
+            text.push_str(&format!("  {}\n", report::connection_life(connection)));
+        }
+        if self.left_out > 0 {
+            text.push_str(&format!("{} more children and connection records are not shown\n", self.left_out));
+        }
+        for damage in &self.damage {
+            text.push_str(&format!("connections may be missing: {}\n", printable(damage)));
+        }
+        text
+    }
+
+    fn json(&self) -> serde_json::Result<String> {
+        pretty(&ShownJson::from(self))
+    }
+
+    fn table(&self) -> Table {
+        Table::new(&columns(), rows(self))
+    }
+
+    fn ecs(&self) -> Vec<Value> {
+        ecs::process(self)
+    }
+
+    fn ocsf(&self) -> Vec<Value> {
+        ocsf::process(self)
+    }
+
+    fn notices(&self) -> Vec<String> {
+        let left_out = (self.left_out > 0)
+            .then(|| format!("{} more children and connection records are left out", self.left_out));
+        let damage = self.damage.iter().map(|damage| format!("connections may be missing: {damage}"));
+        left_out.into_iter().chain(damage).collect()
+    }
+}
+
+struct Row<'a> {
+    shown: &'a ShownProcess,
+    relation: &'static str,
+    life: &'a ProcessLife,
+    connection: Option<&'a FlowRecord>,
+}
+
+fn rows(shown: &ShownProcess) -> Vec<Row<'_>> {
+    let row = |relation, life| Row { shown, relation, life, connection: None };
+    let mut rows: Vec<_> = shown
+        .connections
+        .iter()
+        .map(|connection| Row { connection: Some(connection), ..row("process", &shown.process) })
+        .collect();
+    if rows.is_empty() {
+        rows.push(row("process", &shown.process));
+    }
+    rows.extend(shown.ancestors.iter().map(|life| row("ancestor", life)));
+    rows.extend(shown.children.iter().map(|life| row("child", life)));
+    rows
+}
+
+fn columns<'a>() -> Columns<'a, Row<'a>> {
+    let columns = Columns::default()
+        .text("host", |row: &Row<'a>| Some(row.shown.host.to_string()))
+        .text("host_name", |row| Some(row.shown.host_name.clone()))
+        .integer("clock_offset_us", |row| Some(row.shown.clock?.offset_ns / 1_000))
+        .count("clock_bound_us", |row| Some(row.shown.clock?.bound_ns.div_ceil(1_000)))
+        .text("relation", |row| Some(row.relation.to_owned()))
+        .text("process", |row| Some(row.life.record.uid.to_string()));
+    let columns = process_columns(columns, |row: &Row<'a>| Some(row.life));
+    flow_columns(columns, |row: &Row<'a>| row.connection)
+}
+
+#[derive(Serialize)]
+struct ShownJson {
+    host: HostId,
+    host_name: String,
+    #[serde(flatten)]
+    process: ProcessJson,
+    ancestors: Vec<ProcessJson>,
+    children: Vec<ProcessJson>,
+    flows: Vec<FlowJson>,
+    left_out: u64,
+    damage: Vec<String>,
+    /// All times are the host's own.
+    clock: Option<ClockJson>,
+}
+
+impl From<&ShownProcess> for ShownJson {
+    fn from(shown: &ShownProcess) -> Self {
+        Self {
+            host: shown.host,
+            host_name: shown.host_name.clone(),
+            process: (&shown.process).into(),
+            ancestors: shown.ancestors.iter().map(Into::into).collect(),
+            children: shown.children.iter().map(Into::into).collect(),
+            flows: shown.connections.iter().map(Into::into).collect(),
+            left_out: shown.left_out,
+            damage: shown.damage.clone(),
+            clock: shown.clock.map(Into::into),
+        }
+    }
+}
