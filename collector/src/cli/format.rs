@@ -98,3 +98,64 @@ fn lines(lines: impl Iterator<Item = serde_json::Result<String>>) -> Result<()> 
     }
     Ok(give(text.as_bytes())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::{ROWS, Table, hosts::ListedHosts};
+
+    struct Rows;
+
+    impl Listing for Rows {
+        const NAME: &'static str = "token list";
+        const FORMATS: &'static [Format] = ROWS;
+
+        fn text(&self) -> String {
+            String::new()
+        }
+
+        fn json(&self) -> serde_json::Result<String> {
+            Ok(String::new())
+        }
+
+        fn table(&self) -> Table {
+            Table::new::<(), ()>(&Default::default(), [])
+        }
+    }
+
+    #[test]
+    fn a_format_is_refused_where_it_says_nothing_or_nobody_could_read_it() {
+        let check = |arguments: FormatArgs, to_terminal, expected: Result<Format, &str>| {
+            let given = arguments.given::<Rows>(to_terminal).map_err(|error| error.to_string());
+            assert_eq!(given, expected.map_err(str::to_owned), "{arguments:?}");
+        };
+        let of = |format| FormatArgs { format: Some(format), json: false };
+        check(FormatArgs::default(), true, Ok(Format::Table));
+        check(FormatArgs { format: None, json: true }, true, Ok(Format::Json));
+        check(of(Format::Csv), true, Ok(Format::Csv));
+        check(of(Format::Parquet), false, Ok(Format::Parquet));
+        check(
+            of(Format::Parquet),
+            true,
+            Err("--format parquet is not for a terminal: send it into a file, as by `> token-list.parquet`"),
+        );
+        check(
+            of(Format::Ocsf),
+            false,
+            Err(
+                "`alibi token list` lists no events, and --format ocsf is for events: take one of table, json, ndjson, csv, \
+                 parquet",
+            ),
+        );
+        assert_eq!(of(Format::Ocsf).given::<ListedHosts>(true).ok(), Some(Format::Ocsf));
+    }
+
+    /// `--format` takes each word by which a refusal calls a format.
+    #[test]
+    fn every_format_is_called_as_it_is_written() {
+        use clap::ValueEnum as _;
+        for format in Format::value_variants() {
+            assert_eq!(format.to_possible_value().unwrap().get_name(), format.word());
+        }
+    }
+}

@@ -149,7 +149,7 @@ pub fn host(host: &HostStatus, now: Timestamp) -> Value {
             .set("host.os.type", kind)
             .set("host.os.full", description.os_version.as_str())
             .set("host.boot.id", description.boot_id.as_str())
-            .set("agent.type", "alibi-agent")
+            .set("agent.type", "alibi")
             .set("agent.version", description.agent_version.as_str())
             .set("alibi.booted", description.booted.to_string());
     }

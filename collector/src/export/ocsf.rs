@@ -188,7 +188,7 @@ pub fn host(host: &HostStatus, now: Timestamp) -> Value {
             _ => (0, "Unknown"),
         };
         let mut agent = Document::default();
-        agent.set("name", "alibi-agent").set("version", description.agent_version.as_str());
+        agent.set("name", "Alibi").set("version", description.agent_version.as_str());
         device
             .set("os.name", description.os_version.as_str())
             .set("os.type_id", os)
