@@ -308,7 +308,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// Whether a terminal would do something else with it than to show it.
-pub fn steers(c: char) -> bool {
+pub(crate) fn steers(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
