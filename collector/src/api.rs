@@ -30,6 +30,7 @@ mod administration;
 mod answers;
 pub mod enrolment;
 pub mod guard;
+mod scope;
 mod unanswered;
 
 use answers::{KNOWN_UNTIL_WAIT, VERIFY_TIMEOUT};
@@ -130,9 +131,7 @@ fn open<T>(mut request: Request<T>) -> Result<(Caller, T), Status> {
 /// The hosts that a scope stands for, for the audit log.
 fn about(scope: Option<&wire::HostScope>, hosts: Vec<HostId>) -> Scope {
     match scope {
-        Some(wire::HostScope { hosts: named, user }) if !named.is_empty() || user.is_some() => {
-            Scope::Hosts(hosts)
-        }
+        Some(scope) if *scope != wire::HostScope::default() => Scope::Hosts(hosts),
         _ => Scope::All,
     }
 }
@@ -142,7 +141,9 @@ fn scope_in_words(scope: Option<&wire::HostScope>) -> String {
     let Some(scope) = scope else { return String::new() };
     let hosts = scope.hosts.iter().map(|host| format!(" --host {host}"));
     let user = scope.user.iter().map(|user| format!(" --user {user}"));
-    hosts.chain(user).collect()
+    let tags = scope.tags.iter().map(|tag| format!(" --tag {tag}"));
+    let systems = scope.systems.iter().map(|system| format!(" --system {system}"));
+    hosts.chain(user).chain(tags).chain(systems).collect()
 }
 
 fn host_of(bytes: &[u8]) -> Option<HostId> {

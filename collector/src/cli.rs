@@ -249,11 +249,22 @@ struct ScopeArgs {
     /// Only hosts on which this user has or had processes
     #[arg(long, value_name = "U")]
     user: Option<String>,
+    /// Only hosts with this tag, which they have from their enrolment; may be given more than once, and any counts
+    #[arg(long = "tag", value_name = "T")]
+    tags: Vec<String>,
+    /// Only hosts with this operating system: linux, windows or macos; may be given more than once, and any counts
+    #[arg(long = "system", value_name = "S")]
+    systems: Vec<String>,
 }
 
 impl ScopeArgs {
     fn to_wire(&self) -> Option<wire::HostScope> {
-        Some(wire::HostScope { hosts: self.hosts.clone(), user: self.user.clone() })
+        Some(wire::HostScope {
+            hosts: self.hosts.clone(),
+            user: self.user.clone(),
+            tags: self.tags.clone(),
+            systems: self.systems.clone(),
+        })
     }
 }
 

@@ -128,7 +128,7 @@ impl Service {
         {
             return Ok(host);
         }
-        let scope = wire::HostScope { hosts: vec![word.to_owned()], user: None };
+        let scope = wire::HostScope { hosts: vec![word.to_owned()], ..wire::HostScope::default() };
         let agent = the_one(self.in_scope(Some(scope), None)?, word)?;
         let host = match &agent.host {
             Some((description, _)) => Some(description.host),
@@ -156,7 +156,7 @@ impl Service {
         if let Ok(host) = word.parse() {
             return Ok(host);
         }
-        let scope = wire::HostScope { hosts: vec![word.to_owned()], user: None };
+        let scope = wire::HostScope { hosts: vec![word.to_owned()], ..wire::HostScope::default() };
         let agent = the_one(self.in_scope(Some(scope), None)?, word)?;
         let host = agent.host.map(|(description, _)| description.host).or_else(|| agent.address.parse().ok());
         host.ok_or_else(|| Status::failed_precondition(format!("`{word}` has never answered")))

@@ -26,7 +26,7 @@ use prost::Message as _;
 use tonic::Status;
 
 use super::{
-    Service, store_status,
+    Service, scope, store_status,
     unanswered::{never_answered, unanswerable},
 };
 use crate::{
@@ -102,6 +102,13 @@ impl Service {
                 scope.hosts.is_empty() || scope.hosts.iter().any(|wanted| is_called(agent, wanted))
             })
             .collect();
+        hosts = scope::with_system(hosts, &scope.systems)?;
+        hosts = scope::tagged(hosts, &scope.tags, |agent| {
+            let host = agent.host.as_ref().map(|(description, _)| description.host);
+            let enrolled =
+                host.or_else(|| agent.address.parse().ok()).and_then(|host| self.access.host(host));
+            enrolled.map(|enrolled| enrolled.tags).unwrap_or_default()
+        })?;
         if let Some(user) = &scope.user {
             hosts = self.used_by(hosts, user, window)?;
         }
@@ -331,7 +338,7 @@ impl Service {
         &self,
         word: &str,
     ) -> Result<(String, String, HostId, Vec<Anchor>, ChainStatus), Status> {
-        let scope = wire::HostScope { hosts: vec![word.to_owned()], user: None };
+        let scope = wire::HostScope { hosts: vec![word.to_owned()], ..wire::HostScope::default() };
         let mut found = self.in_scope(Some(scope), None)?;
         let (Some(agent), true) = (found.pop(), found.is_empty()) else {
             return Err(Status::invalid_argument(format!(

@@ -2615,6 +2615,13 @@ pub struct HostScope {
     /// Hosts on which this user has processes, by name or id.
     #[prost(string, optional, tag = "2")]
     pub user: ::core::option::Option<::prost::alloc::string::String>,
+    /// Hosts with any of these tags; one that no host has is an error.
+    #[prost(string, repeated, tag = "3")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts with any of these operating systems (`linux`, `windows`, `macos`), and those that never answered; one that no host
+    /// has is an error.
+    #[prost(string, repeated, tag = "4")]
+    pub systems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostsRequest {

@@ -148,7 +148,7 @@ impl LiveAgent {
 }
 
 async fn known_until(mut client: AnalystClient<Channel>, host: HostId) -> Option<Timestamp> {
-    let scope = Some(wire::HostScope { hosts: vec![host.to_string()], user: None });
+    let scope = Some(wire::HostScope { hosts: vec![host.to_string()], ..wire::HostScope::default() });
     let hosts = client.hosts(wire::HostsRequest { scope }).await.ok()?.into_inner().hosts;
     hosts.first()?.known_until_ns.map(Timestamp::from_nanos)
 }
