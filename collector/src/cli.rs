@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use self::{format::FormatArgs, way::Way};
 
 mod audit;
+mod backup;
 mod ca;
 mod credentials;
 mod format;
@@ -23,7 +24,9 @@ mod hosts;
 mod login;
 mod patience;
 mod process;
+mod repair;
 mod serve;
+mod size;
 mod token;
 mod way;
 mod who;
@@ -85,6 +88,55 @@ enum Command {
     /// The collector's own certificate authorities
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Copy all that a collector keeps, while it goes on; by its own user. Exit status 1: something is damaged, and was left out
+    Backup(BackupArgs),
+    /// Bring a backup back, into a directory that is empty or not there
+    Restore(RestoreArgs),
+    /// Read all that a collector keeps, while it goes on; by its own user. Exit status 0 it is whole, 1 it is damaged, 2 error
+    Check(CheckArgs),
+    /// Make a damaged main database anew of what can be read of it; the collector must be stopped. Nothing before is proven then
+    Repair {
+        /// Where the collector keeps everything
+        #[arg(long, env = "ALIBI_DATA")]
+        data: PathBuf,
+    },
+}
+
+/// `alibi check`.
+#[derive(Debug, clap::Args)]
+struct CheckArgs {
+    /// Where the collector keeps everything
+    #[arg(long, env = "ALIBI_DATA")]
+    data: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `alibi backup`.
+#[derive(Debug, clap::Args)]
+struct BackupArgs {
+    /// The backup: a directory that is empty or not there. It will have the keys of the collector's CA in it
+    backup: PathBuf,
+    /// Where the collector keeps everything
+    #[arg(long, env = "ALIBI_DATA")]
+    data: PathBuf,
+    /// An older backup: what it has already becomes links to it, on the same file system, and is not copied
+    #[arg(long, value_name = "BACKUP")]
+    previous: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// `alibi restore`.
+#[derive(Debug, clap::Args)]
+struct RestoreArgs {
+    /// The backup
+    backup: PathBuf,
+    /// Where the collector will keep everything
+    #[arg(long, env = "ALIBI_DATA")]
+    data: PathBuf,
 }
 
 /// `alibi login`.
@@ -238,6 +290,9 @@ struct ServeArgs {
     /// What is older than this is forgotten
     #[arg(long, env = "ALIBI_RETENTION", default_value = "30d", value_parser = parse_duration)]
     retention: Duration,
+    /// If everything takes more than this on the disk, 100GiB for example, the oldest days are forgotten before their time
+    #[arg(long, env = "ALIBI_RETENTION_BYTES", value_name = "SIZE", value_parser = size::parse_bytes)]
+    retention_bytes: Option<u64>,
 }
 
 /// Which hosts.
@@ -366,6 +421,10 @@ pub fn run(arguments: Arguments) -> Result<u8> {
             Command::Token(command) => token::token(command, &Way::find(&to)?).await,
             Command::Audit(arguments) => audit::audit(arguments, &Way::find(&to)?).await,
             Command::Ca(command) => ca::ca(command, &Way::find(&to)?).await,
+            Command::Backup(arguments) => backup::backup(&arguments),
+            Command::Restore(arguments) => backup::restore(&arguments),
+            Command::Check(arguments) => repair::check(&arguments),
+            Command::Repair { data } => repair::repair(&data),
         }
     })
 }

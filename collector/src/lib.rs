@@ -9,6 +9,7 @@
 pub mod access;
 pub mod allocator;
 pub mod api;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod export;
@@ -19,3 +20,6 @@ pub mod rooms;
 pub mod store;
 pub mod turns;
 pub mod visits;
+
+/// How files lie in the collector's data directory.
+const DATA_FORMAT: u32 = 1;

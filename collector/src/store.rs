@@ -22,13 +22,15 @@ use alibi_proto::{
 };
 
 pub mod access;
+pub mod backup;
+mod checksum;
 mod codec;
 mod database;
 mod flows;
 mod sqlite;
 
 pub(crate) use database::lock;
-pub use sqlite::SqliteStore;
+pub use sqlite::{Repaired, SqliteStore};
 
 #[cfg(test)]
 mod conformance;
@@ -255,7 +257,20 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the store cannot be written.
     fn forget(&self, before: Timestamp) -> Result<(), StoreError>;
+
+    /// As [`Store::forget`], day after day, the oldest first, until no more is taken on the disk than `bytes_max`. A day that is
+    /// not over for a day by `now`, and what hosts say is from later than it came, stay, and then more may be taken.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    fn forget_to_fit(&self, bytes_max: u64, now: Timestamp) -> Result<Fitted, StoreError>;
 }
+
+/// The main database in a data directory.
+pub const MAIN_DATABASE: &str = "alibi.db";
+
+/// The directory of the flow records, beside it.
+pub const FLOWS: &str = "alibi.flows";
 
 /// The most agents that one collector follows. Few under test, so that the limit is met.
 pub const AGENTS_MAX: usize = if cfg!(test) { 16 } else { 10_000 };
@@ -298,6 +313,15 @@ pub struct Damage {
     pub to: Timestamp,
     /// What is damaged, and how.
     pub reason: String,
+}
+
+/// What became of a store that was to take no more than so much room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fitted {
+    /// What it takes now.
+    pub bytes: u64,
+    /// What ended before is forgotten, if anything had to be.
+    pub forgotten_before: Option<Timestamp>,
 }
 
 /// What one of many hosts is asked.

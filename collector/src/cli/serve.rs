@@ -9,14 +9,16 @@ use alibi_proto::{
     address::{Address, HostPort},
     command_line::say,
     data_directory::DataDirectory,
+    time::Timestamp,
     token::TokenKind,
     transport::{self, Listener},
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokio::task::JoinSet;
 
 use super::ServeArgs;
 use crate::{
+    DATA_FORMAT,
     access::{Access, credential::CredentialId},
     api::{
         Service, enrolment,
@@ -27,19 +29,19 @@ use crate::{
     gate::{self, Keyring},
     open_files,
     rooms::House,
-    store::{AGENTS_MAX, SqliteStore, Store},
+    store::{AGENTS_MAX, Fitted, MAIN_DATABASE, SqliteStore, Store, StoreError},
     turns::Turns,
 };
 
-const PROGRAM: &str = "alibi";
-const DATA_FORMAT: u32 = 1;
-const DATABASE: &str = "alibi.db";
+pub(super) const PROGRAM: &str = "alibi";
 /// For whoever is at the collector's own machine, in its data directory.
 const SOCKET: &str = "alibi.sock";
 /// Files that may be open: a connection of each agent, and those of everybody else.
 const FILES_WANTED: u64 = AGENTS_MAX as u64 + 4_096;
 /// How often what is too old is forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
+/// With less room than that a collector keeps nothing long enough to be asked about it.
+const RETENTION_BYTES_MIN: u64 = 1 << 30;
 /// How often what may wait is written: refusals that were counted, and when credentials were used.
 const TICK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often connections are held against what may have run out meanwhile.
@@ -50,12 +52,17 @@ const CLOCK_LEAP_MAX: Duration = Duration::from_secs(3600);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
+    ensure!(
+        arguments.retention_bytes.is_none_or(|bytes| bytes >= RETENTION_BYTES_MIN),
+        "--retention-bytes is less than {RETENTION_BYTES_MIN} (1GiB), in which there may be no room for a day"
+    );
     let stop = transport::stop_signal();
     // Each agent has a connection.
     let open_files_max = open_files::allow_all().unwrap_or(u64::MAX);
     let listener = Listener::bind(&arguments.listen).await?;
     let mut directory = DataDirectory::open(&arguments.data, PROGRAM, DATA_FORMAT)?;
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&directory.path().join(DATABASE))?);
+    let opened = Arc::new(SqliteStore::open(&directory.path().join(MAIN_DATABASE))?);
+    let store: Arc<dyn Store> = Arc::clone(&opened) as _;
     let mut access = Access::open(directory.path(), clock::now())?;
     access.set_host_lifetime(arguments.certificate_lifetime).context("--certificate-lifetime")?;
     let access = Arc::new(access);
@@ -98,7 +105,12 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
     tasks.spawn(Arc::clone(&keyring).keep(access.worsened()));
     tasks.spawn(look_again(Arc::clone(&access), fleet, house));
     tasks.spawn(tick(Arc::clone(&access)));
-    tasks.spawn(forget(store, access, arguments.retention, arguments.audit_retention));
+    let kept = Kept {
+        age: arguments.retention,
+        bytes_max: arguments.retention_bytes,
+        audit_age: arguments.audit_retention,
+    };
+    tasks.spawn(forget(store, access, kept));
 
     if open_files_max < FILES_WANTED {
         tracing::warn!(
@@ -107,6 +119,8 @@ pub(super) async fn serve(arguments: ServeArgs) -> Result<u8> {
         );
     }
     say_ready(&service, &address, directory.path())?;
+    opened.check_beside();
+    drop(opened);
     tokio::select! {
         () = stop => tracing::info!("stopping"),
         ended = tasks.join_next() => {
@@ -173,7 +187,15 @@ async fn tick(access: Arc<Access>) {
     }
 }
 
-async fn forget(store: Arc<dyn Store>, access: Arc<Access>, retention: Duration, audit_retention: Duration) {
+/// What is kept.
+#[derive(Clone, Copy)]
+struct Kept {
+    age: Duration,
+    bytes_max: Option<u64>,
+    audit_age: Duration,
+}
+
+async fn forget(store: Arc<dyn Store>, access: Arc<Access>, kept: Kept) {
     let mut interval = tokio::time::interval(FORGET_INTERVAL);
     let (began, began_at) = (Instant::now(), clock::now());
     loop {
@@ -187,8 +209,9 @@ async fn forget(store: Arc<dyn Store>, access: Arc<Access>, retention: Duration,
         }
         let (store, access) = (Arc::clone(&store), Arc::clone(&access));
         let forgotten = tokio::task::spawn_blocking(move || {
-            store.forget(now.saturating_sub(retention))?;
-            access.audit().prune(now.saturating_sub(audit_retention), now)
+            store.forget(now.saturating_sub(kept.age))?;
+            kept.bytes_max.map_or(Ok(()), |bytes_max| make_room(&*store, bytes_max, now))?;
+            access.audit().prune(now.saturating_sub(kept.audit_age), now)
         });
         match forgotten.await {
             Ok(Ok(())) => {}
@@ -196,4 +219,20 @@ async fn forget(store: Arc<dyn Store>, access: Arc<Access>, retention: Duration,
             Err(error) => tracing::error!(%error, "what is too old could not be forgotten"),
         }
     }
+}
+
+/// Forgets the oldest days where everything takes too much room, and says so.
+fn make_room(store: &dyn Store, bytes_max: u64, now: Timestamp) -> Result<(), StoreError> {
+    let Fitted { bytes, forgotten_before } = store.forget_to_fit(bytes_max, now)?;
+    if let Some(before) = forgotten_before {
+        tracing::warn!(%before, bytes, bytes_max, "the oldest days were forgotten to make room (--retention-bytes)");
+    }
+    if bytes > bytes_max {
+        tracing::error!(
+            bytes,
+            bytes_max,
+            "there is more than --retention-bytes allows, and nothing older than a day that could go: allow more"
+        );
+    }
+    Ok(())
 }

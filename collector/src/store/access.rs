@@ -60,6 +60,22 @@ impl AccessStore {
         Ok(Self { database: Database::open(path, &schema::FORMAT)? })
     }
 
+    /// What is damaged in the store at `path`, though a collector may be writing there; nothing where nothing is.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn check(path: &Path) -> Result<Vec<String>, StoreError> {
+        let database = Database::open_to_read(path, &schema::FORMAT)?;
+        let mut problems = Vec::new();
+        for table in database.tables()? {
+            let of_table = database.check_table(&table, drop)?;
+            problems.extend(of_table.into_iter().map(|problem| format!("{table}: {problem}")));
+        }
+        let verified = database.read(audit::verify)?;
+        problems.extend(verified.problems.into_iter().map(|problem| format!("audit log: {problem}")));
+        Ok(problems)
+    }
+
     /// Takes no more room than it has, until told otherwise, as if the disk were full.
     #[cfg(test)]
     pub(crate) fn fill(&self, is_full: bool) {

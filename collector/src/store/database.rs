@@ -19,13 +19,13 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, Transaction, TransactionBehavior, ffi};
 
 use super::StoreError;
 
 /// Connections for reading that are kept open when nobody reads; more are opened when more is read at once.
 const READERS_KEPT_MAX: usize = 8;
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const STATEMENTS_KEPT_MAX: usize = 64;
 /// The write-ahead log is cut back to this after a reader let it grow.
 const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
@@ -74,6 +74,60 @@ impl Database {
             readers: Mutex::default(),
             waiting: Mutex::default(),
         })
+    }
+
+    /// Opens the file, which another program may be writing, to read it only.
+    ///
+    /// # Errors
+    /// When there is none, it is no database of ours, of another version than this program's, or cannot be opened.
+    pub(super) fn open_to_read(path: &Path, format: &'static Format) -> Result<Self, StoreError> {
+        let foreign = |problem: String| StoreError::Foreign { path: path.display().to_string(), problem };
+        check_header(path, format).map_err(foreign)?;
+        let open = || -> Result<(Connection, i32), StoreError> {
+            let connection = open_reader(path, format)?;
+            let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            Ok((connection, version))
+        };
+        let (reader, version) = open().map_err(|error| named(path, error))?;
+        check_version(version, format).map_err(foreign)?;
+        if version != format.version() {
+            return Err(foreign(format!(
+                "was written by an older version (schema {version}, this one's is {}): start `alibi serve` once, which brings it up to date",
+                format.version()
+            )));
+        }
+        // Whoever tried to write would find that it may not.
+        let writer = Mutex::new(reader);
+        Ok(Self {
+            path: path.to_owned(),
+            format,
+            writer,
+            readers: Mutex::default(),
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong with how a table and its indexes lie in the file, in few words; nothing where all of it can be reached. What
+    /// is in the rows is not looked at. `begins` is given what ends that early.
+    pub(super) fn check_table(
+        &self,
+        table: &str,
+        begins: impl FnOnce(InterruptHandle),
+    ) -> Result<Vec<String>, StoreError> {
+        self.read(|connection| {
+            begins(connection.get_interrupt_handle());
+            check_table(connection, table)
+        })
+    }
+
+    /// The names of its tables.
+    pub(super) fn tables(&self) -> Result<Vec<String>, StoreError> {
+        self.read(tables)
     }
 
     /// Reads from one state of the database, whatever is written meanwhile.
@@ -145,6 +199,34 @@ impl Database {
         }
         lock(&own.wrote).take().expect("what was committed was run before")
     }
+}
+
+/// What is told of one table.
+const PROBLEMS_MAX: usize = 8;
+
+fn check_table(connection: &Connection, table: &str) -> Result<Vec<String>, StoreError> {
+    // The names of tables are ours, and have no quotes.
+    let check = format!("PRAGMA quick_check('{table}')");
+    let said = (|| {
+        let mut statement = connection.prepare(&check)?;
+        let said = statement.query_map([], |row| row.get::<_, String>(0))?.take(PROBLEMS_MAX);
+        said.collect::<Result<Vec<String>, _>>()
+    })();
+    match said {
+        Ok(said) => Ok(said.into_iter().filter(|said| said != "ok").collect()),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
+            Ok(vec![error.to_string()])
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn tables(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    let select =
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name";
+    let mut statement = connection.prepare(select)?;
+    let names = statement.query_map([], |row| row.get(0))?;
+    Ok(names.collect::<Result<_, _>>()?)
 }
 
 /// A write that shares its transaction.
@@ -236,6 +318,10 @@ fn open_writer(path: &Path, format: &Format) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "fullfsync", true)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "cache_size", -format.writer_cache_kib)?;
+    // Of a file that is made now: what becomes free can be given back to the disk.
+    if version == 0 {
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
     migrate(&mut connection, format)?;
 
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
@@ -317,6 +403,15 @@ fn migrate(connection: &mut Connection, format: &Format) -> Result<(), StoreErro
     }
     transaction.commit()?;
     Ok(())
+}
+
+/// Whether a file is one of ours that a newer version has written, as far as its header tells.
+pub(super) fn is_newer(path: &Path, format: &Format) -> bool {
+    let mut header = [0; 100];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    let integer =
+        |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    read.is_ok() && integer(68) == format.application_id && integer(60) > format.version()
 }
 
 /// Whether the file is ours, or empty, by its header alone (the SQLite file format, sections 1.3 and 1.6).

@@ -16,29 +16,34 @@ use std::{
 };
 
 use alibi_proto::{flow::FlowRecord, wire};
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Transaction, params};
 
 use super::{
     StoreError,
-    codec::{damaged, decode, unsigned},
+    codec::{damaged, decode},
     database::{self, Database},
     lock,
 };
 
 mod block;
 mod day;
+pub(super) mod opening;
 mod search;
 
 pub(super) use block::{Remote, Row};
+pub(super) use day::Day;
 pub(super) use search::{Asked, Found, Span, Spans, Sweep};
 
 use block::{BlockPacker, Columns, Packed};
-use day::{Day, Run, Times};
+use day::{Run, Times};
+use opening::{Opened, day_of, enter, file_name, sums_of_arrived};
 
 /// So many rows become a run. Few under test, so that there are some.
 const RUN_ROWS: usize = if cfg!(test) { 300 } else { 128 << 10 };
 /// More than so many rows in memory: whoever writes waits until some are in a run.
 const OPEN_ROWS_MAX: usize = 8 * RUN_ROWS;
+/// Files of one day: where one is damaged, another one is begun.
+const FILES_OF_DAY_MAX: u32 = 8;
 /// How long after a run could not be written it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -97,6 +102,8 @@ struct State {
     is_stuck: bool,
     /// The file of the day, and of which.
     today: Option<(u64, Arc<Day>)>,
+    /// Files to which nothing can be added, because they are damaged.
+    full: Vec<PathBuf>,
 }
 
 /// What was written into the catalog, to be shown once that is committed.
@@ -124,33 +131,44 @@ pub(super) const CATALOG: &str = "
     ) STRICT;
 ";
 
+/// What tells damage from what was written. Of `arrived`: `checksum` is that of what is packed, `seal` that of all else; and the
+/// times of its rows are beside them, so that it is known what is missing where they cannot be unpacked. Of `flow_run`: of all
+/// of it. Rows of older versions have none.
+pub(super) const CHECKSUMS: &str = "
+    ALTER TABLE arrived ADD COLUMN first INTEGER;
+    ALTER TABLE arrived ADD COLUMN last INTEGER;
+    ALTER TABLE arrived ADD COLUMN until INTEGER;
+    ALTER TABLE arrived ADD COLUMN checksum INTEGER;
+    ALTER TABLE arrived ADD COLUMN seal INTEGER;
+    ALTER TABLE flow_run ADD COLUMN seal INTEGER;
+";
+
 /// Writes rows into the catalog, as a part of what is committed.
 pub(super) fn stage(transaction: &Transaction<'_>, rows: &[Row]) -> Result<Staged, StoreError> {
-    let mut statement =
-        transaction.prepare_cached("INSERT INTO arrived (rows, columns, records) VALUES (?, ?, ?)")?;
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO arrived (rows, columns, records, first, last, until, checksum, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
     let rows: Vec<&Row> = rows.iter().collect();
     let mut chunks = Vec::new();
     for (Packed { columns, records }, rows) in BlockPacker::default().pack(&rows) {
-        statement.execute(params![rows.len() as i64, columns, records])?;
-        let arrived = transaction.last_insert_rowid();
-        let columns = Columns::of(rows);
         let times = Times::of(rows.iter().copied()).expect("there is a row");
-        chunks.push(Chunk { arrived, columns, records, times });
+        let Times { first, last, until } = times;
+        let [checksum, seal] = sums_of_arrived(&columns, &records, rows.len() as i64, times);
+        let (first, last, until) = (first as i64, last as i64, until as i64);
+        statement.execute(params![
+            rows.len() as i64,
+            columns,
+            records,
+            first,
+            last,
+            until,
+            checksum,
+            seal
+        ])?;
+        let arrived = transaction.last_insert_rowid();
+        chunks.push(Chunk { arrived, columns: Columns::of(rows), records, times });
     }
     Ok(Staged(chunks))
-}
-
-fn staged(connection: &Connection) -> Result<Vec<Arc<Chunk>>, StoreError> {
-    let mut statement = connection.prepare("SELECT id, columns, records FROM arrived ORDER BY id")?;
-    let mut rows = statement.query([])?;
-    let mut chunks = Vec::new();
-    while let Some(row) = rows.next()? {
-        let columns = row.get_ref(1)?.as_blob().map_err(|error| damaged("block of flow records", error))?;
-        let columns = unpack(columns)?;
-        let Some(times) = columns.times() else { continue };
-        chunks.push(Arc::new(Chunk { arrived: row.get(0)?, columns, records: row.get(2)?, times }));
-    }
-    Ok(chunks)
 }
 
 /// How many rows the catalog tells of, in runs or not.
@@ -192,33 +210,18 @@ impl Flows {
     /// Opens the files in `directory`, which is made. What was written into a file and not yet taken out of the catalog, is.
     pub(super) fn open(directory: &Path, catalog: Arc<Database>) -> Result<Self, StoreError> {
         make_directory(directory).map_err(unusable)?;
-        let mut runs: Vec<Arc<Run>> = Vec::new();
-        let mut paths: Vec<PathBuf> = Vec::new();
-        for entry in std::fs::read_dir(directory).map_err(unusable)? {
-            let path = entry.map_err(unusable)?.path();
-            if day_of(&path).is_some() {
-                paths.push(path);
-            }
-        }
-        paths.sort();
-        for path in &paths {
-            match Day::open(path).map(Arc::new).and_then(|day| day.runs()) {
-                Ok(found) => runs.extend(found.into_iter().map(Arc::new)),
-                // What is in it is kept, for whoever can mend it, and out of the way of what comes today.
-                Err(error) => {
-                    let aside = database::put_aside(path)?;
-                    tracing::error!(%error, aside = %aside.display(), "a file of flow records cannot be read");
-                }
-            }
-        }
-        settle(&catalog, &runs)?;
-        let open = catalog.read(staged)?;
-        let lost = catalog.read(|connection| missing(connection, &runs))?;
+        let Opened { runs, chunks: open, lost } = opening::open(directory, &catalog)?;
         let mut view = View { runs, lost, ..View::default() };
         let open_rows = open.iter().map(|chunk| chunk.columns.rows()).sum();
         open.into_iter().for_each(|chunk| view.add(chunk));
-        let state =
-            State { view: Arc::new(view), open_rows, is_closing: false, is_stuck: false, today: None };
+        let state = State {
+            view: Arc::new(view),
+            open_rows,
+            is_closing: false,
+            is_stuck: false,
+            today: None,
+            full: Vec::new(),
+        };
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             catalog,
@@ -300,16 +303,52 @@ impl Flows {
         Ok(())
     }
 
-    /// Files that could not be read and were put aside, of which nothing would be shown any more.
+    /// Reads all runs, however long that takes, and tells what is damaged in them: nothing that is not found by whoever asks, but
+    /// before anybody does. Goes on after each block only if `go_on`, which is told how many bytes it had.
+    pub(super) fn check(&self, mut go_on: impl FnMut(u64) -> bool, mut found: impl FnMut(String)) {
+        let runs = self.view().runs.clone();
+        for run in runs {
+            for block in 0..run.blocks.len() {
+                let checked = run.day.check(&run, block);
+                let bytes = checked.as_ref().copied().unwrap_or_default();
+                // One that was forgotten meanwhile is not damaged.
+                if let Err(error) = checked.map(drop)
+                    && self.view().runs.iter().any(|there| there.id == run.id)
+                {
+                    found(format!("{}: {error}", run.day.name()));
+                }
+                if !go_on(bytes) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The days of which there are files, in days since 1970; in order.
+    pub(super) fn days(&self) -> Result<Vec<u64>, StoreError> {
+        let mut days: Vec<u64> =
+            opening::files(&self.shared.directory)?.iter().filter_map(|path| day_of(path)).collect();
+        days.dedup();
+        Ok(days)
+    }
+
+    /// Files that could not be read, put aside or not, of which nothing would be shown any more.
     fn aside(&self) -> Result<Vec<PathBuf>, StoreError> {
         let view = self.view();
+        let today = crate::clock::now().as_nanos() / 1_000_000_000 / DAY_S;
         let mut aside = Vec::new();
         for entry in std::fs::read_dir(&self.shared.directory).map_err(unusable)? {
             let path = entry.map_err(unusable)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let of = name.split_once(database::ASIDE).filter(|(_, number)| number.parse::<u32>().is_ok());
-            if of.is_some_and(|(of, _)| !view.lost.iter().any(|lost| lost.file == of)) {
-                aside.push(path);
+            let aside_of =
+                name.split_once(database::ASIDE).filter(|(_, number)| number.parse::<u32>().is_ok());
+            let is_over = |day| day < today && !view.runs.iter().any(|run| run.day.path == path);
+            let of = match aside_of {
+                Some((of, _)) => Some(of),
+                None => day_of(&path).is_some_and(is_over).then_some(&*name),
+            };
+            if of.is_some_and(|of| !view.lost.iter().any(|lost| lost.file == of)) {
+                aside.push(path.clone());
             }
         }
         Ok(aside)
@@ -381,25 +420,48 @@ impl Shared {
         }
         rows.sort_unstable_by_key(|row| (row.remote, row.first));
         let rows: Vec<&Row> = rows.iter().collect();
-        let day = self.today()?;
         let ids: Vec<i64> = chunks.iter().map(|chunk| chunk.arrived).collect();
         let last = self.catalog.read(|connection| {
             Ok(connection
                 .query_row("SELECT coalesce(max(id), 0) FROM flow_run", [], |row| row.get::<_, i64>(0))?)
         })?;
-        let run = day.add(last + 1, &rows, &ids)?;
+        let run = self.add(last + 1, &rows, &ids)?;
         self.catalog.write(|transaction| enter(transaction, &run, &ids))?;
         Ok(run)
     }
 
-    /// The file of today.
-    fn today(&self) -> Result<Arc<Day>, StoreError> {
+    /// Adds a run to the file of today; where that is damaged, to another one.
+    fn add(&self, id: i64, rows: &[&Row], chunks: &[i64]) -> Result<Run, StoreError> {
         let today = crate::clock::now().as_nanos() / 1_000_000_000 / DAY_S;
-        if let Some((_, day)) = lock(&self.state).today.as_ref().filter(|(day, _)| *day == today) {
-            return Ok(Arc::clone(day));
+        for nth in 0..FILES_OF_DAY_MAX {
+            let path = self.directory.join(file_name(today, nth));
+            if lock(&self.state).full.contains(&path) {
+                continue;
+            }
+            match self.day(today, &path).and_then(|day| day.add(id, rows, chunks)) {
+                Err(error) if opening::is_damage(&error) => {
+                    tracing::error!(%error, "nothing can be added to a file of flow records; another one is begun");
+                    let mut state = lock(&self.state);
+                    state.today = None;
+                    state.full.push(path);
+                }
+                added => return added,
+            }
         }
-        let day = Arc::new(Day::open(&self.directory.join(file_name(today)))?);
-        lock(&self.state).today = Some((today, Arc::clone(&day)));
+        Err(damaged("day of flow records", format!("each of its {FILES_OF_DAY_MAX} files is damaged")))
+    }
+
+    /// The file at a path, which is one of today.
+    fn day(&self, today: u64, path: &Path) -> Result<Arc<Day>, StoreError> {
+        let open = lock(&self.state).today.clone();
+        if let Some((_, day)) = open.filter(|(day, file)| *day == today && file.path == path) {
+            return Ok(day);
+        }
+        let day = Arc::new(Day::open(path)?);
+        let mut state = lock(&self.state);
+        // Of a day that is over, nothing is added to any more.
+        state.full.retain(|path| day_of(path) == Some(today));
+        state.today = Some((today, Arc::clone(&day)));
         Ok(day)
     }
 }
@@ -417,7 +479,11 @@ pub(super) fn every(catalog: &Database, directory: &Path) -> Result<Vec<(Numbers
     let (chunks, runs) = catalog.read(|connection| {
         let mut statement = connection.prepare("SELECT file, id FROM flow_run ORDER BY file, id")?;
         let runs = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok((staged(connection)?, runs.collect::<Result<Vec<(String, i64)>, _>>()?))
+        let opening::Staged { chunks, unread } = opening::staged(connection)?;
+        match unread.first() {
+            Some((id, ..)) => Err(damaged("block of flow records", format!("what came as {id}"))),
+            None => Ok((chunks, runs.collect::<Result<Vec<(String, i64)>, _>>()?)),
+        }
     })?;
     let mut every = Vec::new();
     let mut take = |columns: &Columns, records: &[u8]| {
@@ -434,7 +500,7 @@ pub(super) fn every(catalog: &Database, directory: &Path) -> Result<Vec<(Numbers
     for of_file in runs.chunk_by(|one, other| one.0 == other.0) {
         let day = Arc::new(Day::open(&directory.join(&of_file[0].0))?);
         let wanted = |run: &Run| of_file.iter().any(|(_, id)| *id == run.id);
-        for run in day.runs()?.into_iter().filter(wanted) {
+        for run in day.runs()?.0.into_iter().filter(wanted) {
             for block in 0..run.blocks.len() {
                 day.read(|reading| {
                     let columns = reading.columns(&run, block, unpack)?;
@@ -444,6 +510,35 @@ pub(super) fn every(catalog: &Database, directory: &Path) -> Result<Vec<(Numbers
         }
     }
     Ok(every)
+}
+
+/// What is damaged or missing in the files of which a catalog tells, though another program may be writing there.
+pub(super) fn check(catalog: &Database, directory: &Path) -> Result<Vec<String>, StoreError> {
+    let (entries, staged) =
+        catalog.read(|connection| Ok((opening::entries(connection)?, opening::staged(connection)?)))?;
+    let arrived = |(id, ..): &(i64, i64, _)| format!("what came as {id}, and is in no file yet, is damaged");
+    let mut problems: Vec<String> = staged.unread.iter().map(arrived).collect();
+    for of_file in entries.chunk_by(|one, other| one.file == other.file) {
+        let name = &of_file[0].file;
+        let opened =
+            Day::open_to_read(&directory.join(name)).map(Arc::new).and_then(|day| Ok((day.runs()?.0, day)));
+        let (runs, day) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                problems.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        for entry in of_file {
+            let Some(run) = runs.iter().find(|run| run.id == entry.id) else {
+                problems.push(format!("{name}: run {} is missing, or cannot be read", entry.id));
+                continue;
+            };
+            let blocks = (0..run.blocks.len()).filter_map(|block| day.check(run, block).err());
+            problems.extend(blocks.map(|error| format!("{name}: run {}: {error}", run.id)));
+        }
+    }
+    Ok(problems)
 }
 
 fn unpack(columns: &[u8]) -> Result<Columns, StoreError> {
@@ -461,62 +556,7 @@ fn first_rows(view: &View) -> Vec<Arc<Chunk>> {
     enough.cloned().collect()
 }
 
-/// Takes what is in a run out of what came.
-fn enter(transaction: &Transaction<'_>, run: &Run, chunks: &[i64]) -> Result<(), StoreError> {
-    let file = run.day.name();
-    let Times { first, last, until } = run.times;
-    let mut statement = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO flow_run (id, file, rows, first, last, until) VALUES (?, ?, ?, ?, ?, ?)",
-    )?;
-    statement.execute(params![run.id, file, run.rows as i64, first as i64, last as i64, until as i64])?;
-    let mut statement = transaction.prepare_cached("DELETE FROM arrived WHERE id = ?")?;
-    chunks.iter().try_for_each(|id| statement.execute([id]).map(drop))?;
-    Ok(())
-}
-
-/// Runs of which the catalog tells, and that are not there.
-fn missing(connection: &Connection, there: &[Arc<Run>]) -> Result<Vec<Lost>, StoreError> {
-    let there: HashSet<i64> = there.iter().map(|run| run.id).collect();
-    let mut statement =
-        connection.prepare("SELECT id, file, first, last, until FROM flow_run ORDER BY id")?;
-    let mut rows = statement.query([])?;
-    let mut lost = Vec::new();
-    while let Some(row) = rows.next()? {
-        if there.contains(&row.get(0)?) {
-            continue;
-        }
-        let (file, time) = (row.get::<_, String>(1)?, |at| unsigned("time", row.get(at)?));
-        let times = Times { first: time(2)?, last: time(3)?, until: time(4)? };
-        lost.push(Lost { times, why: format!("{file} is missing, or cannot be read"), file });
-    }
-    Ok(lost)
-}
-
-/// After a crash, what is in a run may be among what came still.
-fn settle(catalog: &Database, runs: &[Arc<Run>]) -> Result<(), StoreError> {
-    let known: HashSet<i64> = catalog.read(|connection| {
-        let mut statement = connection.prepare("SELECT id FROM flow_run")?;
-        Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
-    })?;
-    for run in runs.iter().filter(|run| !known.contains(&run.id)) {
-        let chunks = run.day.chunks(run)?;
-        catalog.write(|transaction| enter(transaction, run, &chunks))?;
-    }
-    Ok(())
-}
-
 const DAY_S: u64 = 86_400;
-const FILE_PREFIX: &str = "flows-";
-const FILE_SUFFIX: &str = ".db";
-
-/// The file of a day, which is told in days since 1970.
-fn file_name(day: u64) -> String {
-    format!("{FILE_PREFIX}{day:06}{FILE_SUFFIX}")
-}
-
-fn day_of(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_prefix(FILE_PREFIX)?.strip_suffix(FILE_SUFFIX)?.parse().ok()
-}
 
 fn make_directory(path: &Path) -> std::io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();

@@ -33,8 +33,8 @@ use alibi_proto::{
 use rusqlite::{Connection, Transaction};
 
 use super::{
-    Bounded, Damage, FlowsFound, FlowsOfAll, FollowedAgent, HostQuestion, Progress, Resolution, ResumePoint,
-    Store, StoreError, StoredFlow, codec,
+    Bounded, Damage, Fitted, FlowsFound, FlowsOfAll, FollowedAgent, HostQuestion, Progress, Resolution,
+    ResumePoint, Store, StoreError, StoredFlow, codec,
     database::{Database, lock},
     flows::{self as store_flows, Flows},
 };
@@ -46,15 +46,22 @@ mod coverage;
 mod executables;
 mod flows;
 mod ingest;
+mod integrity;
 mod memory;
 mod names;
 mod processes;
+mod repair;
+mod room;
 mod schema;
 #[cfg(test)]
 mod tests;
 
+pub use repair::Repaired;
+pub(super) use schema::FORMAT;
+
 use clock::Seen;
 use ingest::Committed;
+use integrity::Integrity;
 use memory::{Changed, Memory};
 
 /// The directory of the flow records, beside the file.
@@ -67,10 +74,12 @@ const TOGETHER_EVENTS_MAX: usize = 1_024;
 /// A store in one SQLite file.
 pub struct SqliteStore {
     database: Arc<Database>,
-    flows: Flows,
+    flows: Arc<Flows>,
     /// The number of each host, which never changes, as far as it was asked for.
     numbers: Mutex<HashMap<HostId, u32>>,
     memory: Memory,
+    /// What is damaged in the file, as far as that is known.
+    integrity: Arc<Integrity>,
     /// What is newer than the file. Changed only after the file was, so that it never promises more than the file has.
     live: Mutex<HashMap<HostId, Live>>,
 }
@@ -102,13 +111,19 @@ impl SqliteStore {
     /// When the file is no database, belongs to another program or to a newer version (it is left untouched then), or
     /// cannot be opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Arc::new(Database::open(path, &schema::FORMAT)?);
-        let flows = Flows::open(&path.with_extension(FLOWS_EXTENSION), Arc::clone(&database))?;
+        let open = || {
+            let database = Arc::new(Database::open(path, &FORMAT)?);
+            integrity::check_proof(&database)?;
+            let flows = Flows::open(&path.with_extension(FLOWS_EXTENSION), Arc::clone(&database))?;
+            Ok((database, Arc::new(flows)))
+        };
+        let (database, flows) = open().map_err(|error| integrity::with_ways_out(path, error))?;
         while let Some(moved) = database.write(flows::move_some)? {
             flows.show(moved);
         }
         let forgotten = database.read(coverage::forgotten)?;
         let store = Self {
+            integrity: Arc::default(),
             database,
             flows,
             numbers: Mutex::default(),
@@ -124,7 +139,7 @@ impl SqliteStore {
     /// # Errors
     /// When it cannot be read.
     pub fn every_flow(path: &Path) -> Result<Vec<StoredFlow>, StoreError> {
-        let database = Database::open(path, &schema::FORMAT)?;
+        let database = Database::open(path, &FORMAT)?;
         let every = store_flows::every(&database, &path.with_extension(FLOWS_EXTENSION))?;
         let (hosts, epochs) =
             database.read(|connection| Ok((agents::numbers(connection)?, agents::epochs(connection)?)))?;
@@ -141,7 +156,30 @@ impl SqliteStore {
     /// # Errors
     /// When it cannot be read.
     pub fn count_flows(path: &Path) -> Result<u64, StoreError> {
-        Database::open(path, &schema::FORMAT)?.read(store_flows::count)
+        Database::open(path, &FORMAT)?.read(store_flows::count)
+    }
+
+    /// What is damaged in the store at `path`, though a collector may be writing there; nothing where nothing is.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn check(path: &Path) -> Result<Vec<String>, StoreError> {
+        repair::check(path)
+    }
+
+    /// Makes the main database at `path`, which nobody has open, anew of what can be read of it, and puts the damaged one aside.
+    /// Nothing that was told until `now` is proven any more. None where nothing in it is damaged, and nothing was done.
+    ///
+    /// # Errors
+    /// When it belongs to another program or to a newer version, or the new one cannot be written; nothing was done then.
+    pub fn repair(path: &Path, now: Timestamp) -> Result<Option<Repaired>, StoreError> {
+        repair::repair(path, now)
+    }
+
+    /// Reads all that there is, in a thread of its own and without haste, until the store is dropped. What is damaged is told in
+    /// the log; where it is not known of what that takes the proof, everything is a gap.
+    pub fn check_beside(&self) {
+        integrity::check_beside(&self.integrity, &self.database, &self.flows);
     }
 
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -310,7 +348,9 @@ impl Store for SqliteStore {
 
     fn flows_of_all(&self, asked: &[HostQuestion<'_>], limit: usize) -> Result<FlowsOfAll, StoreError> {
         let numbers = self.numbers_of(asked)?;
-        Ok(flows::of_all(&self.flows.view(), asked, &numbers, limit))
+        let mut found = flows::of_all(&self.flows.view(), asked, &numbers, limit);
+        found.damage.extend(self.integrity.damage());
+        Ok(found)
     }
 
     fn oldest_unnamed(
@@ -396,13 +436,21 @@ impl Store for SqliteStore {
             coverage::forget(transaction, before)
         })?;
         self.memory.wrote_all();
-        self.forget_flows(before)
+        self.forget_flows(before)?;
+        room::give_back(&self.database)
+    }
+
+    fn forget_to_fit(&self, bytes_max: u64, now: Timestamp) -> Result<Fitted, StoreError> {
+        let file = self.database.path();
+        let taken = || Ok(room::bytes_of(file) + room::bytes_of(&file.with_extension(FLOWS_EXTENSION)));
+        room::fit(bytes_max, now, &self.flows.days()?, taken, |before| self.forget(before))
     }
 }
 
 impl Drop for SqliteStore {
     /// Writes the watermarks that are in memory only. If that fails they are lost, which is safe.
     fn drop(&mut self) {
+        self.integrity.stop();
         let live = std::mem::take(&mut *lock(&self.live));
         let newer = live.into_iter().filter(|(_, live)| live.progress.heard != live.persisted);
         let _ = self.write(|transaction| {

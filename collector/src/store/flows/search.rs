@@ -182,7 +182,7 @@ type Place = (usize, usize);
 type Kept = BTreeMap<(bool, u64, Place), ()>;
 
 /// Some rows with columns.
-enum Source<'a> {
+pub(super) enum Source<'a> {
     Chunk(&'a Chunk),
     Block(&'a Run, usize),
 }
@@ -199,7 +199,7 @@ impl Source<'_> {
     }
 
     /// The records of some rows, in order.
-    fn records(&self, rows: &[usize]) -> Result<Vec<FlowRecord>, StoreError> {
+    pub(super) fn records(&self, rows: &[usize]) -> Result<Vec<FlowRecord>, StoreError> {
         match self {
             Self::Chunk(chunk) => some_records(&chunk.records, chunk.columns.first.len(), rows),
             Self::Block(run, block) => run.day.read(|reading| block_records(reading, run, *block, rows)),
@@ -356,7 +356,7 @@ impl View {
 
     /// Goes through what may have rows of these times, in the blocks that `may_have` some. What cannot be read is told, and all
     /// else goes on.
-    fn each<'a>(
+    pub(super) fn each<'a>(
         &'a self,
         spans: &Spans,
         may_have: impl Fn(&Block) -> bool,

@@ -12,10 +12,11 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::codec::{damaged, decode, host_id, optional_time, signed, unsigned};
-use crate::store::{AGENTS_MAX, FollowedAgent, Progress, StoreError};
+use crate::store::{AGENTS_MAX, FollowedAgent, Progress, StoreError, checksum::Checksum};
 
 /// The columns that [`progress`] reads, of `host LEFT JOIN ring`.
-const PROGRESS: &str = "ring.epoch, ring.next_seq, host.known_until, host.heard, host.events";
+const PROGRESS: &str =
+    "ring.epoch, ring.next_seq, host.known_until, host.heard, host.events, host.uuid, host.checksum";
 
 pub(super) fn list(connection: &Connection) -> Result<Vec<FollowedAgent>, StoreError> {
     let mut statement = connection.prepare_cached(&format!(
@@ -25,11 +26,22 @@ pub(super) fn list(connection: &Connection) -> Result<Vec<FollowedAgent>, StoreE
     let mut rows = statement.query([])?;
     let mut agents = Vec::new();
     while let Some(row) = rows.next()? {
-        let host = match row.get::<_, Option<Vec<u8>>>(6)? {
-            Some(description) => Some((decode_description(&description)?, progress(row)?)),
-            None => None,
+        let address: String = row.get(7)?;
+        let description = row.get::<_, Option<Vec<u8>>>(8)?;
+        let told =
+            |error: StoreError| tracing::error!(%error, address, "what is stored of a host is damaged");
+        // What is damaged of one host keeps nobody from the others: it is listed, and proves nothing.
+        let description = description.and_then(|bytes| decode_description(&bytes).map_err(told).ok());
+        let host = match (description, progress(row)) {
+            (None, _) => None,
+            (Some(description), Ok(progress)) => Some((description, progress)),
+            (Some(description), Err(error @ StoreError::Damaged { .. })) => {
+                told(error);
+                Some((description, Progress::default()))
+            }
+            (Some(_), Err(error)) => return Err(error),
         };
-        agents.push(FollowedAgent { address: row.get(5)?, host });
+        agents.push(FollowedAgent { address, host });
     }
     Ok(agents)
 }
@@ -75,18 +87,18 @@ pub(super) fn describe(
 
     let record = wire::DescribeResponse::from(description.clone()).encode_to_vec();
     let mut statement = connection.prepare_cached(
-        "INSERT INTO host (uuid, description, heard) VALUES (?1, ?2, ?3) ON CONFLICT (uuid)
-         DO UPDATE SET description = excluded.description, heard = excluded.heard,
-         known_until = max(coalesce(known_until, ?4), coalesce(?4, known_until)) RETURNING id",
+        "INSERT INTO host (uuid, description) VALUES (?, ?) ON CONFLICT (uuid)
+         DO UPDATE SET description = excluded.description RETURNING id",
     )?;
-    let known_until = known_until.map(Timestamp::as_nanos_i64);
-    let row: i64 = statement
-        .query_row(params![host.as_bytes(), record, heard.as_nanos_i64(), known_until], |row| row.get(0))?;
+    let before = load(connection, host)?.map(|stored| stored.progress).unwrap_or_default();
+    let progress =
+        Progress { known_until: before.known_until.max(known_until), heard: Some(heard), ..before };
+    let row: i64 = statement.query_row(params![host.as_bytes(), record], |row| row.get(0))?;
     let mut statement =
         connection.prepare_cached("UPDATE agent SET host = ?1 WHERE added = ?2 AND host IS NOT ?1")?;
     statement.execute([row, agent])?;
-    let stored = load(connection, host)?.ok_or(StoreError::UnknownHost(host))?;
-    Ok(stored.progress)
+    persist(connection, host, &progress)?;
+    Ok(progress)
 }
 
 /// The row of a host; none if it never described itself.
@@ -109,17 +121,27 @@ pub(super) fn load(connection: &Connection, host: HostId) -> Result<Option<Store
     ))?;
     let mut rows = statement.query([host.as_bytes()])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some(StoredHost { row: row.get(5)?, ring: row.get(6)?, progress: progress(row)? }))
+    Ok(Some(StoredHost { row: row.get(7)?, ring: row.get(8)?, progress: progress(row)? }))
 }
 
-/// Writes how far the stream is known in time; where it goes on is written with the events only.
+/// What tells damage in how far a host's stream is known from what was written: of its id, its ring, what is wanted of that, and
+/// until when all is known.
+fn checksum(host: &[u8], next: Cursor, known_until: Option<i64>) -> Checksum {
+    let all = Checksum::default().bytes(host).number(next.epoch.0.cast_signed());
+    all.number(next.seq.0.cast_signed()).optional(known_until)
+}
+
+/// Writes how far the stream is known in time; where it goes on is written with the events only, before this.
 pub(super) fn persist(connection: &Connection, host: HostId, progress: &Progress) -> Result<(), StoreError> {
-    let mut statement =
-        connection.prepare_cached("UPDATE host SET known_until = ?, heard = ?, events = ? WHERE uuid = ?")?;
+    let mut statement = connection.prepare_cached(
+        "UPDATE host SET known_until = ?, heard = ?, events = ?, checksum = ? WHERE uuid = ?",
+    )?;
+    let known_until = progress.known_until.map(Timestamp::as_nanos_i64);
     statement.execute(params![
-        progress.known_until.map(Timestamp::as_nanos_i64),
+        known_until,
         progress.heard.map(Timestamp::as_nanos_i64),
         signed("number of events", progress.events)?,
+        checksum(host.as_bytes(), progress.next, known_until).stored(),
         host.as_bytes(),
     ])?;
     Ok(())
@@ -128,8 +150,11 @@ pub(super) fn persist(connection: &Connection, host: HostId, progress: &Progress
 fn progress(row: &Row<'_>) -> Result<Progress, StoreError> {
     let epoch = row.get::<_, Option<i64>>(0)?.unwrap_or(0);
     let seq = row.get::<_, Option<i64>>(1)?.unwrap_or(0);
+    let next = Cursor { epoch: Epoch(unsigned("epoch", epoch)?), seq: Seq(unsigned("seq", seq)?) };
+    let host = row.get_ref(5)?.as_blob().map_err(|error| damaged("host id", error))?;
+    checksum(host, next, row.get(2)?).check("progress of a host", row.get(6)?)?;
     Ok(Progress {
-        next: Cursor { epoch: Epoch(unsigned("epoch", epoch)?), seq: Seq(unsigned("seq", seq)?) },
+        next,
         known_until: optional_time("watermark", row.get(2)?)?,
         heard: optional_time("time of hearing", row.get(3)?)?,
         events: unsigned("number of events", row.get(4)?)?,

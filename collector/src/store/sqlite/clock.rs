@@ -11,7 +11,7 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{agents::host_row, codec::decode};
-use crate::store::StoreError;
+use crate::store::{StoreError, checksum::Checksum};
 
 pub(super) fn history(connection: &Connection, host: HostId) -> Result<ClockHistory, StoreError> {
     match host_row(connection, host)? {
@@ -21,20 +21,25 @@ pub(super) fn history(connection: &Connection, host: HostId) -> Result<ClockHist
 }
 
 pub(super) fn of_row(connection: &Connection, host: i64) -> Result<ClockHistory, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT record FROM clock WHERE host = ?")?;
-    let record: Option<Vec<u8>> = statement.query_row([host], |row| row.get(0)).optional()?;
-    record.map_or_else(
-        || Ok(ClockHistory::default()),
-        |record| decode::<wire::ClockHistory, _>("clock history", &record),
-    )
+    let mut statement = connection.prepare_cached("SELECT record, checksum FROM clock WHERE host = ?")?;
+    let stored =
+        statement.query_row([host], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?))).optional()?;
+    let Some((record, sum)) = stored else { return Ok(ClockHistory::default()) };
+    checksum(host, &record).check("clock history", sum)?;
+    decode::<wire::ClockHistory, _>("clock history", &record)
+}
+
+fn checksum(host: i64, record: &[u8]) -> Checksum {
+    Checksum::default().number(host).bytes(record)
 }
 
 fn store(connection: &Connection, host: i64, history: &ClockHistory) -> Result<(), StoreError> {
     let record = wire::ClockHistory::from(history.clone()).encode_to_vec();
     let mut statement = connection.prepare_cached(
-        "INSERT INTO clock (host, record) VALUES (?, ?) ON CONFLICT (host) DO UPDATE SET record = excluded.record",
+        "INSERT INTO clock (host, record, checksum) VALUES (?, ?, ?)
+         ON CONFLICT (host) DO UPDATE SET record = excluded.record, checksum = excluded.checksum",
     )?;
-    statement.execute(params![host, record])?;
+    statement.execute(params![host, record, checksum(host, &record).stored()])?;
     Ok(())
 }
 

@@ -12,10 +12,10 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    agents::host_row,
+    agents::{self, StoredHost},
     codec::{damaged, decode, facet_number, optional_time},
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, checksum::Checksum};
 
 const CHANGE: i32 = 0;
 const HOLE: i32 = 1;
@@ -25,8 +25,9 @@ const STRETCH: i32 = 2;
 const FOLDED: i32 = 3;
 
 pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> Result<Timeline, StoreError> {
-    let mut timeline = match host_row(connection, host)? {
-        Some(row) => stored(connection, row, facet)?,
+    // Where it is damaged how far a host is known, nothing is.
+    let mut timeline = match agents::load(connection, host)? {
+        Some(StoredHost { row, .. }) => stored(connection, row, facet)?,
         None => return Ok(Timeline::default()),
     };
     if let Some(until) = forgotten(connection)? {
@@ -44,19 +45,22 @@ pub(super) fn timeline(connection: &Connection, host: HostId, facet: Facet) -> R
 
 /// What ended before that is not kept.
 pub(super) fn forgotten(connection: &Connection) -> Result<Option<Timestamp>, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT until FROM forgotten")?;
-    let until = statement.query_row([], |row| row.get(0)).optional()?;
-    optional_time("end of what is forgotten", until)
+    let mut statement = connection.prepare_cached("SELECT until, checksum FROM forgotten")?;
+    let stored = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let Some((until, checksum)) = stored else { return Ok(None) };
+    Checksum::default().number(until).check("end of what is forgotten", checksum)?;
+    optional_time("end of what is forgotten", Some(until))
 }
 
-fn stored(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, StoreError> {
-    let rows = "SELECT kind, record FROM coverage WHERE host = ? AND facet = ? ORDER BY id";
+pub(super) fn stored(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, StoreError> {
+    let rows = "SELECT kind, record, checksum FROM coverage WHERE host = ? AND facet = ? ORDER BY id";
     let mut statement = connection.prepare_cached(rows)?;
     let mut rows = statement.query(params![host, facet_number(facet)])?;
     let mut timeline = Timeline::default();
     while let Some(row) = rows.next()? {
-        let record: Vec<u8> = row.get(1)?;
-        match row.get(0)? {
+        let (kind, record): (i32, Vec<u8>) = (row.get(0)?, row.get(1)?);
+        checksum(host, facet, kind, &record).check("coverage record", row.get(2)?)?;
+        match kind {
             CHANGE | STRETCH => {
                 timeline.apply(&decode::<wire::CoverageChanged, _>("coverage change", &record)?)
             }
@@ -66,6 +70,10 @@ fn stored(connection: &Connection, host: i64, facet: Facet) -> Result<Timeline, 
         }
     }
     Ok(timeline)
+}
+
+fn checksum(host: i64, facet: Facet, kind: i32, record: &[u8]) -> Checksum {
+    Checksum::default().number(host).number(facet_number(facet).into()).number(kind.into()).bytes(record)
 }
 
 /// The coverage of a host while something is taken in: read once it is needed, and written once, however much is told.
@@ -114,23 +122,36 @@ impl<'a> Coverage<'a> {
         let mut changed = Vec::new();
         for (facet, told) in self.facets.into_iter().filter(|(_, told)| told.now != told.before) {
             changed.push(facet);
-            let facet = facet_number(facet);
-            let delete = "DELETE FROM coverage WHERE host = ? AND facet = ?";
-            self.connection.prepare_cached(delete)?.execute(params![self.host, facet])?;
-            let insert = "INSERT INTO coverage (host, facet, kind, record) VALUES (?, ?, ?, ?)";
-            let record = wire::Timeline::from(told.now).encode_to_vec();
-            self.connection.prepare_cached(insert)?.execute(params![self.host, facet, FOLDED, record])?;
+            replace(self.connection, self.host, facet, told.now)?;
         }
         Ok(changed)
     }
 }
 
+/// Writes all that is known of a facet of a host.
+pub(super) fn replace(
+    connection: &Connection,
+    host: i64,
+    facet: Facet,
+    timeline: Timeline,
+) -> Result<(), StoreError> {
+    let record = wire::Timeline::from(timeline).encode_to_vec();
+    let checksum = checksum(host, facet, FOLDED, &record).stored();
+    let facet = facet_number(facet);
+    let delete = "DELETE FROM coverage WHERE host = ? AND facet = ?";
+    connection.prepare_cached(delete)?.execute(params![host, facet])?;
+    let insert = "INSERT INTO coverage (host, facet, kind, record, checksum) VALUES (?, ?, ?, ?, ?)";
+    connection.prepare_cached(insert)?.execute(params![host, facet, FOLDED, record, checksum])?;
+    Ok(())
+}
+
 /// From now on nothing before `before` is believed, of any host. Never goes back.
 pub(super) fn forget(connection: &Connection, before: Timestamp) -> Result<(), StoreError> {
+    let until = before.as_nanos_i64().max(forgotten(connection)?.map_or(0, Timestamp::as_nanos_i64));
+    let checksum = Checksum::default().number(until).stored();
     connection.execute(
-        "INSERT INTO forgotten (one, until) VALUES (1, ?)
-         ON CONFLICT (one) DO UPDATE SET until = max(until, excluded.until)",
-        [before.as_nanos_i64()],
+        "INSERT OR REPLACE INTO forgotten (one, until, checksum) VALUES (1, ?, ?)",
+        [until, checksum],
     )?;
     Ok(())
 }

@@ -2,11 +2,12 @@
 
 use crate::store::{database::Format, flows};
 
-pub(super) const FORMAT: Format = Format {
+pub(in crate::store) const FORMAT: Format = Format {
     // "Alib".
     application_id: 0x416c_6962,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
+        VERSION_10, VERSION_11,
     ],
     writer_cache_kib: 64 * 1024,
     reader_cache_kib: 8 * 1024,
@@ -252,3 +253,15 @@ const VERSION_8: &str = "DROP INDEX coverage_standing;";
 /// Flow records are in files of their own (`store/flows`), and here only until they are there. What was written into `flow`
 /// before is moved as the store is opened, and the table goes.
 const VERSION_9: &str = flows::CATALOG;
+
+/// What tells damage in flow records from what was written.
+const VERSION_10: &str = flows::CHECKSUMS;
+
+/// The same of what else a `clear` rests on (`store/checksum`). Rows that an older version has written have none, until they are
+/// written the next time.
+const VERSION_11: &str = "
+    ALTER TABLE host ADD COLUMN checksum INTEGER;
+    ALTER TABLE coverage ADD COLUMN checksum INTEGER;
+    ALTER TABLE clock ADD COLUMN checksum INTEGER;
+    ALTER TABLE forgotten ADD COLUMN checksum INTEGER;
+";

@@ -79,6 +79,8 @@ impl Home for Directory {
 
 suite!(Directory);
 
+mod flips;
+
 const VERSION: i32 = FORMAT.version();
 
 const HOST: HostId = HostId::from_bytes([7; 16]);
@@ -169,7 +171,8 @@ fn damage_is_named() {
     fn check<T: std::fmt::Debug>(result: Result<T, StoreError>) {
         assert!(matches!(result, Err(StoreError::Damaged { .. })), "{result:?}");
     }
-    check(store.agents());
+    let agents = store.agents().unwrap();
+    assert!(agents.len() == 1 && agents[0].host.is_none(), "it is listed, and proves nothing: {agents:?}");
     check(store.coverage(host, Facet::Processes));
     check(store.coverage(host, Facet::Connections));
     check(store.process(host, uid, Timestamp::MAX));
@@ -329,4 +332,22 @@ fn what_was_recorded_before_clocks_were_measured_is_of_no_known_time() {
     let window = |from: Timestamp| Window::new(from, from.saturating_add(Duration::from_secs(9))).unwrap();
     assert_eq!(clock.over(window(Timestamp::from_secs(1_763_000_000))).unmeasured.len(), 1);
     assert_eq!(clock.over(window(now.saturating_add(Duration::from_secs(6)))).unmeasured, []);
+}
+
+/// Of what is deleted, the room comes back, in a file that was made by this version.
+#[test]
+fn what_is_forgotten_gives_its_room_back() {
+    let directory = Directory::new();
+    let store = directory.open();
+    directory.edit("CREATE TABLE large (x BLOB)");
+    directory.edit("INSERT INTO large SELECT zeroblob(10000) FROM json_each('[' || substr(replace(hex(zeroblob(500)), '00', ',1'), 2) || ']')");
+    let bytes = || fs::metadata(directory.file()).unwrap().len();
+    let cut = || directory.edit("PRAGMA wal_checkpoint(TRUNCATE)");
+    cut();
+    let before = bytes();
+    assert!(before > 5_000_000);
+    directory.edit("DROP TABLE large");
+    store.forget(Timestamp::from_secs(1)).unwrap();
+    cut();
+    assert!(bytes() < before - 4_900_000, "{} of {before}", bytes());
 }
