@@ -75,7 +75,10 @@ impl World {
             let mut fields: Vec<_> =
                 row.as_object().unwrap().iter().map(|(name, cell)| (name.clone(), text(cell))).collect();
             fields.sort();
-            assert_eq!((&fields, &fields), (csv, parquet));
+            let still = |cells: &[(String, String)]| -> Vec<_> {
+                cells.iter().filter(|(name, _)| name != MOVES).cloned().collect()
+            };
+            assert_eq!((still(&fields), still(&fields)), (still(csv), still(parquet)));
         }
         rows
     }
@@ -118,6 +121,9 @@ fn text(cell: &Value) -> String {
         other => other.to_string(),
     }
 }
+
+/// A column that moves on between two questions: until when a host is known.
+const MOVES: &str = "known_until";
 
 /// Each row of CSV by its columns, in order of their names, without what guards against formulas.
 fn csv_cells(bytes: &[u8]) -> Vec<Vec<(String, String)>> {
