@@ -29,8 +29,12 @@ use crate::{
 mod administration;
 mod answers;
 pub mod enrolment;
+mod executables;
 pub mod guard;
+mod novelty;
+mod process;
 mod scope;
+mod top;
 mod unanswered;
 
 use answers::{KNOWN_UNTIL_WAIT, VERIFY_TIMEOUT};
@@ -146,6 +150,27 @@ fn scope_in_words(scope: Option<&wire::HostScope>) -> String {
     hosts.chain(user).chain(tags).chain(systems).collect()
 }
 
+fn window_in_words(from_ns: Option<u64>, to_ns: Option<u64>) -> String {
+    let (Some(from), Some(to)) = (from_ns, to_ns) else { return String::new() };
+    let [from, to] = [from, to].map(alibi_proto::time::Timestamp::from_nanos);
+    format!(" --from {from} --to {to}")
+}
+
+fn top_in_words(request: &wire::TopRequest) -> String {
+    let (of, window) = match (request.of(), &request.question) {
+        (wire::TopOf::Processes, Some(asked)) => {
+            (format!("processes {}", asked.target), (asked.from_ns, asked.to_ns))
+        }
+        (wire::TopOf::Remotes, _) => {
+            (format!("remotes --process {}", request.process), (request.from_ns, request.to_ns))
+        }
+        _ => ("hosts".to_owned(), (request.from_ns, request.to_ns)),
+    };
+    let (window, scope) =
+        (window_in_words(Some(window.0), Some(window.1)), scope_in_words(request.scope.as_ref()));
+    format!("{of}{window}{scope}")
+}
+
 fn host_of(bytes: &[u8]) -> Option<HostId> {
     Some(HostId::from_bytes(bytes.try_into().ok()?))
 }
@@ -190,13 +215,33 @@ impl Analyst for Service {
         request: Request<wire::ProcessRequest>,
     ) -> Result<Response<wire::ProcessResponse>, Status> {
         let (caller, request) = open(request)?;
-        let word = request.process.clone();
-        let answered = self.blocking(move |service| service.process(&word)).await.map(|response| Answered {
+        let detail = format!("{}{}", request.process, window_in_words(request.from_ns, request.to_ns));
+        let answered = self.blocking(move |service| service.process(&request));
+        let answered = answered.await.map(|response| Answered {
             rows: 1,
             about: Scope::Hosts(host_of(&response.host).into_iter().collect()),
             response,
         });
-        self.told(caller, "process", request.process, answered).await
+        self.told(caller, "process", detail, answered).await
+    }
+
+    async fn executables(
+        &self,
+        request: Request<wire::ExecutablesRequest>,
+    ) -> Result<Response<wire::ExecutablesResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let new = if request.only_new { " --new" } else { "" };
+        let window = window_in_words(Some(request.from_ns), Some(request.to_ns));
+        let detail = format!("{}{new}{}", window.trim_start(), scope_in_words(request.scope.as_ref()));
+        let answered = self.answer_executables(request).await;
+        self.told(caller, "executables", detail, answered).await
+    }
+
+    async fn top(&self, request: Request<wire::TopRequest>) -> Result<Response<wire::TopResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let detail = top_in_words(&request);
+        let answered = self.answer_top(request).await;
+        self.told(caller, "top", detail, answered).await
     }
 
     async fn verify_host(

@@ -18,6 +18,7 @@ mod audit;
 mod backup;
 mod ca;
 mod credentials;
+mod executables;
 mod format;
 mod host;
 mod hosts;
@@ -28,6 +29,7 @@ mod repair;
 mod serve;
 mod size;
 mod token;
+mod top;
 mod way;
 mod who;
 
@@ -64,8 +66,13 @@ enum Command {
     Hosts(HostsArgs),
     /// Who talked to TARGET? Exit status 0 talked, 1 all clear, 3 unknown, 2 error
     Who(WhoArgs),
-    /// One process: what it is, its ancestors and children, its connections
+    /// One process: what it is, its ancestors and children, how common its executable is, its connections over time
     Process(ProcessArgs),
+    /// The executables that hosts saw first in a window: run, or written and not run
+    Executables(executables::ExecutablesArgs),
+    /// Remotes, processes or hosts by bytes or connections
+    #[command(subcommand)]
+    Top(top::TopCommand),
     /// Follow an agent, or no longer; end a host's enrolment
     #[command(subcommand)]
     Host(HostCommand),
@@ -348,6 +355,13 @@ struct WhoArgs {
 struct ProcessArgs {
     /// The process uid, as `who` shows it, or the beginning of it
     uid: String,
+    /// Only its connections in this window; and whether its executable was new in it
+    #[command(flatten)]
+    window: executables::WindowArgs,
+    /// What was not seen before is new if so much before the window is recorded completely [default: all since recording
+    /// began, and a day at least]
+    #[arg(long, value_name = "D", value_parser = parse_duration)]
+    recorded_for: Option<Duration>,
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -415,7 +429,9 @@ pub fn run(arguments: Arguments) -> Result<u8> {
             Command::Logout => login::logout(&to),
             Command::Hosts(hosts) => hosts::hosts(hosts, &Way::find(&to)?).await,
             Command::Who(who) => who::who(who, &to).await,
-            Command::Process(process) => process::process(process, &Way::find(&to)?).await,
+            Command::Process(process) => process::process(process, &to).await,
+            Command::Executables(arguments) => executables::executables(arguments, &to).await,
+            Command::Top(command) => top::top(command, &to).await,
             Command::Host(host) => host::host(host, &Way::find(&to)?).await,
             Command::Whoami { json } => token::who_am_i(json, &Way::find(&to)?).await,
             Command::Token(command) => token::token(command, &Way::find(&to)?).await,

@@ -13,12 +13,15 @@ pub mod answer;
 pub mod csv;
 mod document;
 pub mod ecs;
+pub mod executables;
 pub mod hosts;
 pub mod ocsf;
 pub mod parquet;
+mod prevalence;
 pub mod process;
 mod shared;
 pub mod table;
+pub mod top;
 
 pub use table::Table;
 

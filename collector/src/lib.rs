@@ -18,6 +18,7 @@ pub mod gate;
 pub mod open_files;
 pub mod rooms;
 pub mod store;
+pub mod totals;
 pub mod turns;
 pub mod visits;
 

@@ -15,6 +15,7 @@ use alibi_proto::{
     id::{Cursor, Epoch, HostId, ProcessUid, Seq},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
+    prevalence::Identity,
     process::ProcessLife,
     question::{NamedRemotes, Question},
     time::Timestamp,
@@ -27,9 +28,13 @@ mod checksum;
 mod codec;
 mod database;
 mod flows;
+mod prevalence;
 mod sqlite;
 
 pub(crate) use database::lock;
+pub use prevalence::{
+    FirstSeen, LAST_WITHIN, SIGHTING_PATHS_MAX, SIGHTINGS_KEPT, SIGHTINGS_OF_HOST_MAX, SightingOn,
+};
 pub use sqlite::{Repaired, SqliteStore};
 
 #[cfg(test)]
@@ -251,6 +256,40 @@ pub trait Store: Send + Sync {
         limit: usize,
     ) -> Result<FlowsFound, StoreError>;
 
+    /// Every flow record that is wanted and overlaps its host's window, each once, in no order and however many there are; `take`
+    /// is told each with its host. And what could not be read that may have more.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn visit(
+        &self,
+        visit: &Visit<'_>,
+        take: &mut dyn FnMut(HostId, &FlowRecord),
+    ) -> Result<Vec<Damage>, StoreError>;
+
+    /// What every host saw of an executable, also of one that was forgotten otherwise ([`SIGHTINGS_KEPT`]).
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn sightings(&self, identity: &Identity) -> Result<Vec<SightingOn>, StoreError>;
+
+    /// The executables that a host saw first in a window, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn first_seen(
+        &self,
+        host: HostId,
+        window: Window,
+        limit: usize,
+    ) -> Result<Bounded<FirstSeen>, StoreError>;
+
+    /// What the host last saw until then may have been forgotten to keep within [`SIGHTINGS_OF_HOST_MAX`]; none if nothing was.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn sightings_forgotten(&self, host: HostId) -> Result<Option<Timestamp>, StoreError>;
+
     /// Forgets what ended before `before`, and makes the coverage of that time `none`. What questions about the time
     /// from `before` on need is kept: the records that they look back to, and their owners.
     ///
@@ -333,6 +372,17 @@ pub struct HostQuestion<'a> {
     pub question: &'a Question,
     /// What its name stands for there.
     pub remotes: &'a NamedRemotes,
+}
+
+/// Which flow records are visited; windows are in the hosts' own time.
+#[derive(Clone, Copy, Debug)]
+pub enum Visit<'a> {
+    /// All of these hosts.
+    All(&'a [(HostId, Window)]),
+    /// Those that may match what hosts are asked, about one target, with the same addresses.
+    Asked(&'a [HostQuestion<'a>]),
+    /// Those of a process.
+    Process(HostId, ProcessUid, Window),
 }
 
 /// A flow record, and which event of its host it is.

@@ -289,7 +289,7 @@ impl HostClock {
     }
 
     /// Between which instants by the collector's clock the host's showed `instant`; none if it never did.
-    fn when(&self, instant: Timestamp) -> Option<(Timestamp, Timestamp)> {
+    pub fn when(&self, instant: Timestamp) -> Option<(Timestamp, Timestamp)> {
         let meant = self.stretches.iter().filter_map(|stretch| {
             stretch
                 .when(instant)

@@ -24,6 +24,7 @@ use crate::{
 
 mod clock;
 mod ledger;
+mod prevalence;
 mod process;
 mod sighting;
 pub mod stream;

@@ -99,8 +99,9 @@ struct OwnTimesJson {
     last: Option<Timestamp>,
 }
 
+/// A stretch in which a facet was not recorded completely.
 #[derive(Debug, Serialize)]
-struct GapJson {
+pub struct GapJson {
     facet: &'static str,
     grade: &'static str,
     reason: String,

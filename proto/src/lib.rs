@@ -1,7 +1,7 @@
 //! The words of Alibi, shared by agent, collector and lab.
 //!
 //! The vocabulary (`id`, `time`, `clock`, `window`, `target`, `flow`, `community`, `process`, `executable`, `name`, `link`, `coverage`, `event`, `host`,
-//! `question`) is
+//! `prevalence`, `question`) is
 //! pure: no files, no sockets, no clocks, no operating system; `now` is an argument. [`convert`] is the only place
 //! where wire types become words and back. [`tls`], [`dial`], [`transport`], [`data_directory`] and [`configuration`] are the
 //! rooms with I/O, here because both programs need the same.
@@ -26,6 +26,7 @@ pub mod id;
 pub mod json;
 pub mod link;
 pub mod name;
+pub mod prevalence;
 pub mod process;
 pub mod question;
 pub mod report;

@@ -1,10 +1,6 @@
 //! What is answered: scope, question, evidence, verdict.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use alibi_proto::{
     chain::{Anchor, ChainStatus},
@@ -52,8 +48,8 @@ pub(super) const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
 pub(super) const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Ancestors, children and connections that a process is shown with.
 const ANCESTORS_MAX: usize = 64;
-const CHILDREN_MAX: usize = 256;
-const CONNECTIONS_MAX: usize = 256;
+pub(super) const CHILDREN_MAX: usize = 256;
+pub(super) const CONNECTIONS_MAX: usize = 256;
 
 /// A host that is asked.
 struct Asking<'a> {
@@ -188,7 +184,7 @@ impl Service {
     }
 
     /// What the name in the question stands for in the fleet; nothing if it has none.
-    fn remotes(&self, question: &Question) -> Result<NamedRemotes, StoreError> {
+    pub(super) fn remotes(&self, question: &Question) -> Result<NamedRemotes, StoreError> {
         let Some(name) = question.target.name() else { return Ok(NamedRemotes::default()) };
         let found = self.store.addresses_of(name, question.window.to(), NAME_ADDRESSES_MAX)?;
         Ok(NamedRemotes {
@@ -306,33 +302,6 @@ impl Service {
         Ok(Answer { addresses: remotes.used(&question), question, hosts })
     }
 
-    pub(super) fn process(&self, word: &str) -> Result<wire::ProcessResponse, Status> {
-        let (host, uid) = self.find_process(word)?;
-        let life = self.store.process(host, uid, Timestamp::MAX).map_err(store_status)?;
-        let life =
-            life.ok_or_else(|| Status::not_found(format!("of the process {uid} only its end is on record")))?;
-        let clock = self.store.clock(host).map_err(store_status)?.clock(clock::now());
-        let host_name = self.store.agents().map_err(store_status)?.into_iter().find_map(|agent| {
-            agent
-                .host
-                .filter(|(description, _)| description.host == host)
-                .map(|(description, _)| description.name)
-        });
-        let children = self.store.children(host, uid, CHILDREN_MAX).map_err(store_status)?;
-        let flows = self.store.flows_of_process(host, uid, CONNECTIONS_MAX).map_err(store_status)?;
-        Ok(wire::ProcessResponse {
-            host: host.as_bytes().to_vec(),
-            host_name: host_name.unwrap_or_else(|| host.to_string()),
-            ancestors: self.ancestors(host, &life)?.into_iter().map(Into::into).collect(),
-            process: Some(life.into()),
-            children: children.rows.into_iter().map(Into::into).collect(),
-            connections: newest_of_each(flows.rows).map(Into::into).collect(),
-            left_out: children.left_out + flows.left_out,
-            clock: clock_status(&clock).map(Into::into),
-            damage: flows.damage.into_iter().map(|damage| damage.reason).collect(),
-        })
-    }
-
     /// The one host that goes by this name, and all that it takes to verify it.
     pub(super) fn to_verify(
         &self,
@@ -354,7 +323,7 @@ impl Service {
         Ok((agent.address, description.name, description.host, anchors, chain))
     }
 
-    fn find_process(&self, word: &str) -> Result<(HostId, ProcessUid), Status> {
+    pub(super) fn find_process(&self, word: &str) -> Result<(HostId, ProcessUid), Status> {
         let prefix = word.to_ascii_lowercase();
         let is_hexadecimal = prefix.chars().all(|c| c.is_ascii_hexdigit());
         if !is_hexadecimal || !(4..=32).contains(&prefix.len()) {
@@ -374,7 +343,7 @@ impl Service {
         }
     }
 
-    fn ancestors(&self, host: HostId, life: &ProcessLife) -> Result<Vec<ProcessLife>, Status> {
+    pub(super) fn ancestors(&self, host: HostId, life: &ProcessLife) -> Result<Vec<ProcessLife>, Status> {
         let mut ancestors: Vec<ProcessLife> = Vec::new();
         let mut parent = life.record.parent;
         while let Some(uid) = parent
@@ -447,7 +416,7 @@ fn enrolment(host: EnrolledHost) -> HostEnrolment {
 }
 
 /// How a host's clock stands now.
-fn clock_status(clock: &HostClock) -> Option<ClockStatus> {
+pub(super) fn clock_status(clock: &HostClock) -> Option<ClockStatus> {
     let (difference, measured) = (clock.at(clock::now())?, clock.measured()?);
     Some(ClockStatus { offset_ns: difference.offset(), bound_ns: difference.bound(), measured })
 }
@@ -483,12 +452,6 @@ fn shorten(answer: &mut HostAnswer) {
         }
     }
     answer.gaps = coverage::at_most(std::mem::take(&mut answer.gaps), GAPS_IN_SHORT_MAX);
-}
-
-/// The newest record of each connection; newest first.
-fn newest_of_each(flows: Vec<FlowRecord>) -> impl Iterator<Item = FlowRecord> {
-    let mut seen = HashSet::new();
-    flows.into_iter().filter(move |flow| seen.insert(flow.connection))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::{
     Format, Listing, ROWS_AND_EVENTS, Table, ecs,
     hosts::ClockJson,
     ocsf,
+    prevalence::{BucketJson, NameJson, PrevalenceJson, RecordedJson, TotalJson, bytes},
     shared::{flow_columns, process_columns},
     table::Columns,
 };
@@ -43,6 +44,25 @@ pub struct ShownProcess {
     pub damage: Vec<String>,
     /// How the host's clock stands now, where it was measured.
     pub clock: Option<ClockStatus>,
+    /// How common its executable is, and what its connections come to.
+    pub more: More,
+}
+
+/// What is told of it besides what it is. All times of `prevalence` are the collector's; `buckets` are in the host's own.
+#[derive(Debug, Default, Serialize)]
+pub struct More {
+    /// How common its executable is; null where nothing is known by which it could be told from others.
+    pub(crate) prevalence: Option<PrevalenceJson>,
+    /// How its host was recorded; null without a window.
+    pub(crate) recorded: Option<RecordedJson>,
+    /// What its connections come to, in the window or ever.
+    pub(crate) total: TotalJson,
+    /// Stretches of one length in which there were any.
+    pub(crate) buckets: Vec<BucketJson>,
+    pub(crate) bucket_s: u64,
+    /// By which it knew its remotes.
+    pub(crate) names: Vec<NameJson>,
+    pub(crate) names_left_out: u64,
 }
 
 impl Listing for ShownProcess {
@@ -68,6 +88,7 @@ impl Listing for ShownProcess {
         for child in &self.children {
             report::process(&mut text, indent, child);
         }
+        self.more.text(&mut text);
         if !self.connections.is_empty() {
             text.push_str("connections, newest first\n");
         }
@@ -107,6 +128,65 @@ impl Listing for ShownProcess {
     }
 }
 
+/// Lines of a list that are printed; `--json` has all.
+const LINES_MAX: usize = 16;
+
+impl More {
+    fn text(&self, text: &mut String) {
+        let mut line =
+            |indent: &str, content: &str| text.push_str(&format!("{indent}{}\n", printable(content)));
+        if let Some(prevalence) = &self.prevalence {
+            line("", &format!("its executable was {}", prevalence.text()));
+            let new = [(&prevalence.new_on_host, "on this host"), (&prevalence.new_in_fleet, "in the fleet")];
+            for (new, place) in new {
+                new.iter().for_each(|new| line("  ", &format!("in the window: {}", new.text(place))));
+            }
+        }
+        if let Some(recorded) = &self.recorded {
+            line("  ", &format!("the host is {}", recorded.text()));
+        }
+        if self.total.connections == 0 {
+            return;
+        }
+        let total = &self.total;
+        line(
+            "",
+            &format!(
+                "{} connections, {} sent, {} received; by stretches of {}",
+                total.connections_text(),
+                bytes(total.bytes_sent),
+                bytes(total.bytes_received),
+                report::length(self.bucket_s)
+            ),
+        );
+        for bucket in self.buckets.iter().rev().take(LINES_MAX).rev() {
+            line(
+                "  ",
+                &format!(
+                    "{}  {} opened, {} sent, {} received",
+                    report::instant(bucket.from),
+                    bucket.opened,
+                    bytes(bucket.bytes_sent),
+                    bytes(bucket.bytes_received)
+                ),
+            );
+        }
+        if self.buckets.len() > LINES_MAX {
+            line("  ", &format!("and {} stretches before (--json has all)", self.buckets.len() - LINES_MAX));
+        }
+        if !self.names.is_empty() {
+            line("", "names of its remotes");
+        }
+        for NameJson { name, source, total } in self.names.iter().take(LINES_MAX) {
+            line("  ", &format!("{name} ({source}), {} connections", total.connections_text()));
+        }
+        let more = self.names.len().saturating_sub(LINES_MAX) as u64 + self.names_left_out;
+        if more > 0 {
+            line("  ", &format!("and {more} more names"));
+        }
+    }
+}
+
 struct Row<'a> {
     shown: &'a ShownProcess,
     relation: &'static str,
@@ -142,7 +222,7 @@ fn columns<'a>() -> Columns<'a, Row<'a>> {
 }
 
 #[derive(Serialize)]
-struct ShownJson {
+struct ShownJson<'a> {
     host: HostId,
     host_name: String,
     #[serde(flatten)]
@@ -154,10 +234,12 @@ struct ShownJson {
     damage: Vec<String>,
     /// All times are the host's own.
     clock: Option<ClockJson>,
+    #[serde(flatten)]
+    more: &'a More,
 }
 
-impl From<&ShownProcess> for ShownJson {
-    fn from(shown: &ShownProcess) -> Self {
+impl<'a> From<&'a ShownProcess> for ShownJson<'a> {
+    fn from(shown: &'a ShownProcess) -> Self {
         Self {
             host: shown.host,
             host_name: shown.host_name.clone(),
@@ -168,6 +250,7 @@ impl From<&ShownProcess> for ShownJson {
             left_out: shown.left_out,
             damage: shown.damage.clone(),
             clock: shown.clock.map(Into::into),
+            more: &shown.more,
         }
     }
 }

@@ -8,9 +8,11 @@ pub(super) mod clocks;
 pub(super) mod coverage;
 pub(super) mod flows;
 pub(super) mod names;
+pub(super) mod prevalence;
 pub(super) mod processes;
 pub(super) mod samples;
 pub(super) mod stream;
+pub(super) mod visits;
 
 /// Somewhere a store lives; it can be closed and opened again.
 pub(super) trait Home {
@@ -57,6 +59,14 @@ macro_rules! suite {
             are_joined_with_their_end_in_either_order, keep_the_record_that_saw_most, list_their_children_in_order,
             are_found_by_prefix, are_forgotten_when_they_ended, tell_what_they_became,
             get_the_hash_of_their_file_in_either_order, are_told_with_who_signed_their_executable, keep_their_executables_from_being_forgotten
+        }
+        suite! { $home, prevalence:
+            is_what_all_that_was_told_comes_to, costs_no_doubt_where_a_batch_is_refused,
+            tells_what_it_was_called_and_what_it_is, is_cut_to_the_limit_and_counted,
+            is_remembered_longer_than_what_it_was_made_of, is_bounded_for_each_host
+        }
+        suite! { $home, visits:
+            tell_each_record_that_overlaps_once, tell_what_may_match_a_question, tell_those_of_a_process
         }
         suite! { $home, names:
             stand_for_what_any_host_resolved, are_kept_whole_or_a_loss, tell_flows_by_all_that_is_known,

@@ -16,11 +16,11 @@ use std::{
 };
 
 use alibi_proto::{flow::FlowRecord, wire};
-use rusqlite::{Transaction, params};
+use rusqlite::{Connection, Transaction, params};
 
 use super::{
     StoreError,
-    codec::{damaged, decode},
+    codec::{damaged, decode, unsigned},
     database::{self, Database},
     lock,
 };
@@ -32,7 +32,7 @@ mod search;
 
 pub(super) use block::{Remote, Row};
 pub(super) use day::Day;
-pub(super) use search::{Asked, Found, Span, Spans, Sweep};
+pub(super) use search::{Asked, Found, Span, Spans, Sweep, Which};
 
 use block::{BlockPacker, Columns, Packed};
 use day::{Run, Times};

@@ -25,6 +25,7 @@ use alibi_proto::{
     id::{Cursor, Epoch, HostId, ProcessUid, Seq},
     link::LinkRecord,
     name::{NamePattern, ServerNameRecord},
+    prevalence::Identity,
     process::ProcessLife,
     question::{NamedRemotes, Question},
     time::{Moment, Timestamp},
@@ -33,8 +34,8 @@ use alibi_proto::{
 use rusqlite::{Connection, Transaction};
 
 use super::{
-    Bounded, Damage, Fitted, FlowsFound, FlowsOfAll, FollowedAgent, HostQuestion, Progress, Resolution,
-    ResumePoint, Store, StoreError, StoredFlow, codec,
+    Bounded, Damage, FirstSeen, Fitted, FlowsFound, FlowsOfAll, FollowedAgent, HostQuestion, Progress, Resolution,
+    ResumePoint, SightingOn, Store, StoreError, StoredFlow, Visit, codec,
     database::{Database, lock},
     flows::{self as store_flows, Flows},
 };
@@ -49,6 +50,7 @@ mod ingest;
 mod integrity;
 mod memory;
 mod names;
+mod prevalence;
 mod processes;
 mod repair;
 mod room;
@@ -63,6 +65,7 @@ use clock::Seen;
 use ingest::Committed;
 use integrity::Integrity;
 use memory::{Changed, Memory};
+use prevalence::Noted;
 
 /// The directory of the flow records, beside the file.
 const FLOWS_EXTENSION: &str = "flows";
@@ -80,6 +83,8 @@ pub struct SqliteStore {
     memory: Memory,
     /// What is damaged in the file, as far as that is known.
     integrity: Arc<Integrity>,
+    /// What of executables need not be written again.
+    noted: Arc<Noted>,
     /// What is newer than the file. Changed only after the file was, so that it never promises more than the file has.
     live: Mutex<HashMap<HostId, Live>>,
 }
@@ -121,6 +126,7 @@ impl SqliteStore {
         while let Some(moved) = database.write(flows::move_some)? {
             flows.show(moved);
         }
+        while database.write(prevalence::fill_some)? {}
         let forgotten = database.read(coverage::forgotten)?;
         let store = Self {
             integrity: Arc::default(),
@@ -128,6 +134,7 @@ impl SqliteStore {
             flows,
             numbers: Mutex::default(),
             memory: Memory::default(),
+            noted: Arc::default(),
             live: Mutex::default(),
         };
         forgotten.map_or(Ok(()), |before| store.forget_flows(before))?;
@@ -291,13 +298,16 @@ impl Store for SqliteStore {
 
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError> {
         let held = self.held(host);
-        let Committed { progress, steady, changed, flows } = if batch.events.len() <= TOGETHER_EVENTS_MAX {
-            let batch = batch.clone();
-            self.database
-                .write_together(move |transaction| ingest::commit(transaction, host, held, &batch, heard))?
+        let together = batch.events.len() <= TOGETHER_EVENTS_MAX;
+        let Committed { progress, steady, changed, flows, noted } = if together {
+            let (batch, noted) = (batch.clone(), Arc::clone(&self.noted));
+            self.database.write_together(move |transaction| {
+                ingest::commit(transaction, host, held, &noted, &batch, heard)
+            })?
         } else {
-            self.write(|transaction| ingest::commit(transaction, host, held, batch, heard))?
+            self.write(|transaction| ingest::commit(transaction, host, held, &self.noted, batch, heard))?
         };
+        self.noted.remember(noted);
         // Before the progress that they belong to: whoever reads that first finds them.
         flows.into_iter().for_each(|flows| self.flows.show(flows));
         self.memory.wrote(host, changed);
@@ -427,15 +437,43 @@ impl Store for SqliteStore {
         self.read(|connection| flows::of_process(connection, || self.flows.view(), host, process, limit))
     }
 
+    fn visit(
+        &self,
+        visit: &Visit<'_>,
+        take: &mut dyn FnMut(HostId, &FlowRecord),
+    ) -> Result<Vec<Damage>, StoreError> {
+        let numbers = self.read(agents::numbers)?;
+        Ok(flows::visit(&self.flows.view(), visit, |host| numbers.get(&host).copied(), take))
+    }
+
+    fn sightings(&self, identity: &Identity) -> Result<Vec<SightingOn>, StoreError> {
+        self.read(|connection| prevalence::sightings(connection, identity))
+    }
+
+    fn first_seen(
+        &self,
+        host: HostId,
+        window: Window,
+        limit: usize,
+    ) -> Result<Bounded<FirstSeen>, StoreError> {
+        self.read(|connection| prevalence::first_seen(connection, host, window, limit))
+    }
+
+    fn sightings_forgotten(&self, host: HostId) -> Result<Option<Timestamp>, StoreError> {
+        self.read(|connection| prevalence::forgotten(connection, host))
+    }
+
     fn forget(&self, before: Timestamp) -> Result<(), StoreError> {
         self.write(|transaction| {
             flows::forget(transaction, before)?;
             processes::forget(transaction, before)?;
             executables::forget(transaction, before)?;
             names::forget(transaction, before)?;
+            prevalence::forget(transaction, before)?;
             coverage::forget(transaction, before)
         })?;
         self.memory.wrote_all();
+        self.noted.clear();
         self.forget_flows(before)?;
         room::give_back(&self.database)
     }

@@ -2606,6 +2606,263 @@ pub mod enrolment_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What an executable is, besides its content, as a host tells it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecutableAbout {
+    #[prost(message, optional, tag = "1")]
+    pub package: ::core::option::Option<Package>,
+    #[prost(message, optional, tag = "2")]
+    pub signature: ::core::option::Option<Signature>,
+    #[prost(message, optional, tag = "3")]
+    pub version: ::core::option::Option<VersionInfo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SeenTimes {
+    #[prost(fixed64, tag = "1")]
+    pub first_ns: u64,
+    /// Late by less than an hour.
+    #[prost(fixed64, tag = "2")]
+    pub last_ns: u64,
+}
+/// Whether an executable was new in a window.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Novelty {
+    #[prost(enumeration = "NoveltyKind", tag = "1")]
+    pub kind: i32,
+    /// Why it is not known.
+    #[prost(string, optional, tag = "2")]
+    pub reason: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// On how many hosts an executable was seen, and when.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Prevalence {
+    #[prost(enumeration = "IdentifiedBy", tag = "1")]
+    pub identified_by: i32,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub sha256: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// On how many hosts it was run or written, and run.
+    #[prost(uint64, tag = "3")]
+    pub hosts: u64,
+    #[prost(uint64, tag = "4")]
+    pub hosts_run: u64,
+    /// Of how many hosts anything is known.
+    #[prost(uint64, tag = "5")]
+    pub hosts_known: u64,
+    /// In the whole fleet. Absent: never.
+    #[prost(message, optional, tag = "6")]
+    pub fleet_run: ::core::option::Option<SeenTimes>,
+    #[prost(message, optional, tag = "7")]
+    pub fleet_written: ::core::option::Option<SeenTimes>,
+    /// On the one host.
+    #[prost(message, optional, tag = "8")]
+    pub host_run: ::core::option::Option<SeenTimes>,
+    #[prost(message, optional, tag = "9")]
+    pub host_written: ::core::option::Option<SeenTimes>,
+    /// Absent where no window was asked about.
+    #[prost(message, optional, tag = "10")]
+    pub on_host: ::core::option::Option<Novelty>,
+    #[prost(message, optional, tag = "11")]
+    pub in_fleet: ::core::option::Option<Novelty>,
+    /// Hosts that saw it when their clock was not measured: their own times are told.
+    #[prost(uint64, tag = "12")]
+    pub hosts_unmeasured: u64,
+}
+/// An executable that a host saw first in a window.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SeenExecutable {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub host_name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub prevalence: ::core::option::Option<Prevalence>,
+    /// What it was called there, the first 8.
+    #[prost(string, repeated, tag = "4")]
+    pub paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// It was called by others, too.
+    #[prost(bool, tag = "5")]
+    pub more_paths: bool,
+    #[prost(message, optional, tag = "6")]
+    pub about: ::core::option::Option<ExecutableAbout>,
+    #[prost(enumeration = "RunKind", tag = "7")]
+    pub run: i32,
+}
+/// How the processes of a host were recorded.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HostRecorded {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub host_name: ::prost::alloc::string::String,
+    /// Since when, before the window. Absent: not at all.
+    #[prost(fixed64, optional, tag = "3")]
+    pub since_ns: ::core::option::Option<u64>,
+    /// Why what was not seen before is not proven not to have been there.
+    #[prost(string, optional, tag = "4")]
+    pub problem: ::core::option::Option<::prost::alloc::string::String>,
+    /// Stretches of the window in which something may have been run that is not listed, by the host's own clock; at most 4.
+    #[prost(message, repeated, tag = "5")]
+    pub gaps: ::prost::alloc::vec::Vec<Gap>,
+}
+/// What connections come to. All flow records that overlap the window count wholly, however far they reach out of it (no more
+/// than 15 minutes, and 60 seconds while bytes move); how much of it is of those, is told beside it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Total {
+    /// Different connections. With `connections_cut`, at least so many.
+    #[prost(uint64, tag = "1")]
+    pub connections: u64,
+    #[prost(bool, tag = "2")]
+    pub connections_cut: bool,
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    #[prost(uint64, tag = "4")]
+    pub bytes_sent: u64,
+    #[prost(uint64, tag = "5")]
+    pub bytes_received: u64,
+    /// Of these, in records that begin before the window or end after it.
+    #[prost(uint64, tag = "6")]
+    pub bytes_sent_at_edges: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes_received_at_edges: u64,
+    /// Records of which the source could not measure bytes.
+    #[prost(uint64, tag = "8")]
+    pub unmeasured: u64,
+    #[prost(fixed64, tag = "9")]
+    pub first_ns: u64,
+    #[prost(fixed64, tag = "10")]
+    pub last_ns: u64,
+}
+/// What a process did in a stretch of time, by its host's own clock.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Bucket {
+    #[prost(fixed64, tag = "1")]
+    pub from_ns: u64,
+    #[prost(fixed64, tag = "2")]
+    pub to_ns: u64,
+    /// Connections that were opened, or found open, in it.
+    #[prost(uint64, tag = "3")]
+    pub opened: u64,
+    /// Flow records that ended in it, with all their bytes.
+    #[prost(uint64, tag = "4")]
+    pub records: u64,
+    #[prost(uint64, tag = "5")]
+    pub bytes_sent: u64,
+    #[prost(uint64, tag = "6")]
+    pub bytes_received: u64,
+}
+/// A name by which a process knew its remotes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameUsed {
+    #[prost(message, optional, tag = "1")]
+    pub name: ::core::option::Option<RemoteName>,
+    #[prost(message, optional, tag = "2")]
+    pub total: ::core::option::Option<Total>,
+}
+/// What an executable is told apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum IdentifiedBy {
+    Unspecified = 0,
+    /// The SHA-256 of its content.
+    Sha256 = 1,
+    /// Its file, where there is no hash: device, inode, time of change and size. The same on another host only where that is a copy
+    /// of this one's disk.
+    File = 2,
+    /// Its path, where not even the file was to be looked at: another program may have had the same.
+    Path = 3,
+}
+impl IdentifiedBy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "IDENTIFIED_BY_UNSPECIFIED",
+            Self::Sha256 => "IDENTIFIED_BY_SHA256",
+            Self::File => "IDENTIFIED_BY_FILE",
+            Self::Path => "IDENTIFIED_BY_PATH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "IDENTIFIED_BY_UNSPECIFIED" => Some(Self::Unspecified),
+            "IDENTIFIED_BY_SHA256" => Some(Self::Sha256),
+            "IDENTIFIED_BY_FILE" => Some(Self::File),
+            "IDENTIFIED_BY_PATH" => Some(Self::Path),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NoveltyKind {
+    Unspecified = 0,
+    /// Seen first in the window, and proven not to have run before, as far as there are records.
+    New = 1,
+    SeenBefore = 2,
+    /// Not seen before the window, but processes were not recorded completely then, or not for long enough.
+    Unknown = 3,
+}
+impl NoveltyKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NOVELTY_KIND_UNSPECIFIED",
+            Self::New => "NOVELTY_KIND_NEW",
+            Self::SeenBefore => "NOVELTY_KIND_SEEN_BEFORE",
+            Self::Unknown => "NOVELTY_KIND_UNKNOWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NOVELTY_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "NOVELTY_KIND_NEW" => Some(Self::New),
+            "NOVELTY_KIND_SEEN_BEFORE" => Some(Self::SeenBefore),
+            "NOVELTY_KIND_UNKNOWN" => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RunKind {
+    Unspecified = 0,
+    Run = 1,
+    /// Written, and proven not to have been run until the end of the window.
+    NotRun = 2,
+    /// Written, and no run of it is on record, but processes were not recorded completely since.
+    Unknown = 3,
+}
+impl RunKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RUN_KIND_UNSPECIFIED",
+            Self::Run => "RUN_KIND_RUN",
+            Self::NotRun => "RUN_KIND_NOT_RUN",
+            Self::Unknown => "RUN_KIND_UNKNOWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RUN_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "RUN_KIND_RUN" => Some(Self::Run),
+            "RUN_KIND_NOT_RUN" => Some(Self::NotRun),
+            "RUN_KIND_UNKNOWN" => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
 /// Which hosts are asked about. Empty: all.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostScope {
@@ -2782,6 +3039,15 @@ pub struct ProcessRequest {
     /// The uid in hexadecimal, or a prefix of it that names only one.
     #[prost(string, tag = "1")]
     pub process: ::prost::alloc::string::String,
+    /// The window that connections are told over, and that the executable may be new in. Absent: the whole life of the process, and
+    /// nothing is said of new.
+    #[prost(fixed64, optional, tag = "2")]
+    pub from_ns: ::core::option::Option<u64>,
+    #[prost(fixed64, optional, tag = "3")]
+    pub to_ns: ::core::option::Option<u64>,
+    /// As in `ExecutablesRequest`.
+    #[prost(uint64, optional, tag = "4")]
+    pub recorded_for_ns: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ProcessResponse {
@@ -2808,6 +3074,140 @@ pub struct ProcessResponse {
     /// What of the collector's records cannot be read, and may have more of its connections.
     #[prost(string, repeated, tag = "9")]
     pub damage: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of its executable; absent where nothing is known by which it could be told from others.
+    #[prost(message, optional, tag = "10")]
+    pub prevalence: ::core::option::Option<Prevalence>,
+    /// Its connections over time, in stretches without a hole; only those of the window that have any.
+    #[prost(message, repeated, tag = "11")]
+    pub buckets: ::prost::alloc::vec::Vec<Bucket>,
+    /// How long each of them is.
+    #[prost(uint64, tag = "12")]
+    pub bucket_ns: u64,
+    /// What its connections in the window come to.
+    #[prost(message, optional, tag = "13")]
+    pub total: ::core::option::Option<Total>,
+    /// Names by which it knew its remotes, the most connections first, at most 100; and how many more.
+    #[prost(message, repeated, tag = "14")]
+    pub names: ::prost::alloc::vec::Vec<NameUsed>,
+    #[prost(uint64, tag = "15")]
+    pub names_left_out: u64,
+    /// Since when its host is recorded, and why what was not seen before the window is not proven not to have been there.
+    #[prost(message, optional, tag = "16")]
+    pub recorded: ::core::option::Option<HostRecorded>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecutablesRequest {
+    #[prost(message, optional, tag = "1")]
+    pub scope: ::core::option::Option<HostScope>,
+    #[prost(fixed64, tag = "2")]
+    pub from_ns: u64,
+    #[prost(fixed64, tag = "3")]
+    pub to_ns: u64,
+    /// Only what is proven to be new on its host.
+    #[prost(bool, tag = "4")]
+    pub only_new: bool,
+    /// What was not seen before is new if so much before the window is recorded completely. Absent: if all is since recording began,
+    /// and that is a day at least.
+    #[prost(uint64, optional, tag = "5")]
+    pub recorded_for_ns: ::core::option::Option<u64>,
+    /// At most so many; 0: 100. At most 1,000.
+    #[prost(uint32, tag = "6")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExecutablesResponse {
+    /// The newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub executables: ::prost::alloc::vec::Vec<SeenExecutable>,
+    /// How many more there are. With `only_new`, how many more were first seen in the window, new or not.
+    #[prost(uint64, tag = "2")]
+    pub left_out: u64,
+    /// How the processes of the hosts in scope are recorded.
+    #[prost(message, repeated, tag = "3")]
+    pub hosts: ::prost::alloc::vec::Vec<HostRecorded>,
+    /// Hosts in the fleet of which what was not seen before is not proven not to have been there, and why of the first.
+    #[prost(uint64, tag = "4")]
+    pub fleet_unproven: u64,
+    #[prost(string, optional, tag = "5")]
+    pub fleet_problem: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TopRequest {
+    #[prost(enumeration = "TopOf", tag = "1")]
+    pub of: i32,
+    #[prost(enumeration = "TopBy", tag = "2")]
+    pub by: i32,
+    #[prost(message, optional, tag = "3")]
+    pub scope: ::core::option::Option<HostScope>,
+    /// The window; of processes, `question` has it.
+    #[prost(fixed64, tag = "4")]
+    pub from_ns: u64,
+    #[prost(fixed64, tag = "5")]
+    pub to_ns: u64,
+    /// Of remotes: the uid in hexadecimal, or a prefix of it that names only one.
+    #[prost(string, tag = "6")]
+    pub process: ::prost::alloc::string::String,
+    /// Of processes: who talked to whom?
+    #[prost(message, optional, tag = "7")]
+    pub question: ::core::option::Option<Question>,
+    /// At most so many; 0: 20. At most 1,000.
+    #[prost(uint32, tag = "8")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TopResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub rows: ::prost::alloc::vec::Vec<TopRow>,
+    /// How many more there are.
+    #[prost(uint64, tag = "2")]
+    pub rows_left_out: u64,
+    /// All of them together.
+    #[prost(message, optional, tag = "3")]
+    pub total: ::core::option::Option<Total>,
+    /// There were more different ones than are told apart; the rest is in `total` alone, with so many records.
+    #[prost(uint64, tag = "4")]
+    pub records_untold: u64,
+    /// What of the collector's records cannot be read, and may have more.
+    #[prost(string, repeated, tag = "5")]
+    pub damage: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts of which connections may be missing: they were not recorded completely in the window, or never answered. At most 64, and
+    /// how many more.
+    #[prost(message, repeated, tag = "6")]
+    pub incomplete: ::prost::alloc::vec::Vec<HostRecorded>,
+    #[prost(uint64, tag = "7")]
+    pub incomplete_left_out: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TopRow {
+    /// Of a remote: its address, and up to 8 names and ports of it.
+    #[prost(string, optional, tag = "1")]
+    pub remote: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    /// Of an executable. Absent where the owner of the connections is not known.
+    #[prost(string, optional, tag = "4")]
+    pub path: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "5")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(bytes = "vec", optional, tag = "6")]
+    pub sha256: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// On how many hosts, and how many processes.
+    #[prost(uint64, tag = "7")]
+    pub hosts: u64,
+    #[prost(uint64, tag = "8")]
+    pub processes: u64,
+    /// Of a host, or where there is one only.
+    #[prost(bytes = "vec", optional, tag = "9")]
+    pub host: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(string, optional, tag = "10")]
+    pub host_name: ::core::option::Option<::prost::alloc::string::String>,
+    /// One of the processes, the last that was active.
+    #[prost(bytes = "vec", optional, tag = "11")]
+    pub process_uid: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "12")]
+    pub total: ::core::option::Option<Total>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddAgentRequest {
@@ -3047,6 +3447,69 @@ pub struct RetireAuthorityRequest {
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
+pub enum TopOf {
+    Unspecified = 0,
+    /// The remote addresses of a process.
+    Remotes = 1,
+    /// The executables that talked to a target.
+    Processes = 2,
+    Hosts = 3,
+}
+impl TopOf {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TOP_OF_UNSPECIFIED",
+            Self::Remotes => "TOP_OF_REMOTES",
+            Self::Processes => "TOP_OF_PROCESSES",
+            Self::Hosts => "TOP_OF_HOSTS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TOP_OF_UNSPECIFIED" => Some(Self::Unspecified),
+            "TOP_OF_REMOTES" => Some(Self::Remotes),
+            "TOP_OF_PROCESSES" => Some(Self::Processes),
+            "TOP_OF_HOSTS" => Some(Self::Hosts),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TopBy {
+    Unspecified = 0,
+    Bytes = 1,
+    Connections = 2,
+}
+impl TopBy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TOP_BY_UNSPECIFIED",
+            Self::Bytes => "TOP_BY_BYTES",
+            Self::Connections => "TOP_BY_CONNECTIONS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TOP_BY_UNSPECIFIED" => Some(Self::Unspecified),
+            "TOP_BY_BYTES" => Some(Self::Bytes),
+            "TOP_BY_CONNECTIONS" => Some(Self::Connections),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
 pub enum CredentialKind {
     Unspecified = 0,
     /// Enrols hosts.
@@ -3218,6 +3681,50 @@ pub mod analyst_client {
             let path = http::uri::PathAndQuery::from_static("/alibi.v1.Analyst/Process");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "Process"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The executables that hosts saw first in a window: run, or written.
+        pub async fn executables(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExecutablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExecutablesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/alibi.v1.Analyst/Executables",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("alibi.v1.Analyst", "Executables"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Remotes, processes or hosts by what their connections in a window come to.
+        pub async fn top(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TopRequest>,
+        ) -> std::result::Result<tonic::Response<super::TopResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Analyst/Top");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "Top"));
             self.inner.unary(req, path, codec).await
         }
         /// Reads a host's record again, and holds it against the heads of the chain that were stored.
@@ -3606,6 +4113,19 @@ pub mod analyst_server {
             &self,
             request: tonic::Request<super::ProcessRequest>,
         ) -> std::result::Result<tonic::Response<super::ProcessResponse>, tonic::Status>;
+        /// The executables that hosts saw first in a window: run, or written.
+        async fn executables(
+            &self,
+            request: tonic::Request<super::ExecutablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExecutablesResponse>,
+            tonic::Status,
+        >;
+        /// Remotes, processes or hosts by what their connections in a window come to.
+        async fn top(
+            &self,
+            request: tonic::Request<super::TopRequest>,
+        ) -> std::result::Result<tonic::Response<super::TopResponse>, tonic::Status>;
         /// Reads a host's record again, and holds it against the heads of the chain that were stored.
         async fn verify_host(
             &self,
@@ -3905,6 +4425,94 @@ pub mod analyst_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ProcessSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/Executables" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExecutablesSvc<T: Analyst>(pub Arc<T>);
+                    impl<
+                        T: Analyst,
+                    > tonic::server::UnaryService<super::ExecutablesRequest>
+                    for ExecutablesSvc<T> {
+                        type Response = super::ExecutablesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExecutablesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::executables(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExecutablesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/Top" => {
+                    #[allow(non_camel_case_types)]
+                    struct TopSvc<T: Analyst>(pub Arc<T>);
+                    impl<T: Analyst> tonic::server::UnaryService<super::TopRequest>
+                    for TopSvc<T> {
+                        type Response = super::TopResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TopRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::top(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TopSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -15,11 +15,14 @@ const ROLES: [&str; 4] = ["viewer", "analyst", "responder", "admin"];
 /// Each method, the least role that may call it, and a request that changes little, whoever makes it.
 fn methods() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let nobody = || "nobody".to_owned();
+    let process = wire::ProcessRequest { process: "0123".into(), ..wire::ProcessRequest::default() };
     vec![
         ("Hosts", "viewer", Vec::new()),
         ("WhoAmI", "viewer", Vec::new()),
         ("Who", "analyst", Vec::new()),
-        ("Process", "analyst", wire::ProcessRequest { process: "0123".into() }.encode_to_vec()),
+        ("Process", "analyst", process.encode_to_vec()),
+        ("Executables", "analyst", Vec::new()),
+        ("Top", "analyst", Vec::new()),
         ("VerifyHost", "analyst", wire::VerifyHostRequest { host: nobody() }.encode_to_vec()),
         ("AddAgent", "admin", wire::AddAgentRequest { address: nobody() }.encode_to_vec()),
         ("RemoveAgent", "admin", wire::RemoveAgentRequest { address: nobody() }.encode_to_vec()),

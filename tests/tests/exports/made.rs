@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use alibi_collector::export::{Listing, Table, hosts::ListedHosts, process::ShownProcess, table::Cell};
+use alibi_collector::export::{Listing, Table, hosts::ListedHosts, process::{More, ShownProcess}, table::Cell};
 use alibi_lab::standards::{against_ecs, against_ocsf};
 use alibi_proto::{
     chain::{ChainBreak, ChainStatus},
@@ -228,6 +228,7 @@ fn shown() -> ShownProcess {
         left_out: 2,
         damage: vec!["a file is missing".into()],
         clock: Some(ClockStatus { offset_ns: 1_000, bound_ns: 1, measured: at(0) }),
+        more: More::default(),
     }
 }
 

@@ -69,6 +69,16 @@ pub(super) fn batch(epoch: u64, first_seq: u64, kinds: Vec<EventKind>) -> Batch 
     Batch { epoch: Epoch(epoch), hole: None, events, link: None, watermark: None, clock: None }
 }
 
+/// The same, of the ring of [`EPOCH`].
+pub(in crate::store) fn batch_from(first_seq: u64, kinds: Vec<EventKind>) -> Batch {
+    batch(EPOCH, first_seq, kinds)
+}
+
+/// The same, from its first event on.
+pub(in crate::store) fn batch_of(kinds: Vec<EventKind>) -> Batch {
+    batch_from(1, kinds)
+}
+
 pub(super) fn watermark(epoch: u64, secs: u64) -> Batch {
     Batch { watermark: Some(at(secs)), ..batch(epoch, 1, vec![]) }
 }

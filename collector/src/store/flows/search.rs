@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -97,6 +98,14 @@ pub(in crate::store) struct Sweep {
 }
 
 impl Sweep {
+    /// For every record.
+    pub(in crate::store) fn all() -> Self {
+        let whole = |least: IpAddr, most: IpAddr| (Remote::of(least), Remote::of(most));
+        let v4 = whole(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into());
+        let v6 = whole(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from_bits(u128::MAX).into());
+        Self { remotes: vec![v4, v6], ..Self::default() }
+    }
+
     /// Whether a row may be meant that has this remote and no name: surely, perhaps, or not.
     fn remote(&self, remote: Remote) -> Option<Sure> {
         let at = self.remotes.partition_point(|(_, highest)| *highest < remote);
@@ -235,7 +244,62 @@ impl Lost {
     }
 }
 
+/// Whose records are wanted.
+pub(in crate::store) enum Which<'a> {
+    /// Those of a process.
+    Owner([u8; 16]),
+    /// Those that a sweep finds; and whether one is meant of which that is not sure.
+    Swept(&'a Sweep, &'a dyn Fn(u32, &FlowRecord) -> bool),
+}
+
 impl View {
+    /// The records of these hosts that overlap their windows, each with the number of its host, in no order; and what could not
+    /// be read that may have some. One block of them is in memory at a time.
+    pub(in crate::store) fn visit(
+        &self,
+        which: &Which<'_>,
+        spans: &Spans,
+        take: &mut dyn FnMut(u32, &FlowRecord),
+    ) -> Vec<Lost> {
+        let may_have = |block: &Block| match which {
+            Which::Owner(_) => true,
+            Which::Swept(sweep, _) => sweep.names.is_some() || sweep.may_have(block.lowest, block.highest),
+        };
+        self.each(spans, may_have, |source, columns| {
+            let mut rows: Vec<(usize, Sure)> = Vec::new();
+            match which {
+                Which::Owner(owner) => {
+                    let Ok(owner) = columns.owners.binary_search(owner) else { return Ok(()) };
+                    let is_wanted = |at: &usize| {
+                        let (first, last) = (columns.first[*at], columns.last[*at]);
+                        usize::from(columns.owner[*at]) == owner + 1
+                            && last >= self.shown_from
+                            && spans.wants(columns.host[*at], first, last).is_some()
+                    };
+                    rows.extend((0..columns.rows()).filter(is_wanted).map(|at| (at, Sure::Yes)));
+                }
+                Which::Swept(sweep, _) => {
+                    sweep.rows(columns, spans, self.shown_from, |at, _, sure| rows.push((at, sure)));
+                }
+            }
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let places: Vec<usize> = rows.iter().map(|(at, _)| *at).collect();
+            for ((at, sure), flow) in rows.into_iter().zip(source.records(&places)?) {
+                let host = columns.host[at];
+                let is_meant = match which {
+                    Which::Swept(_, is_meant) if sure == Sure::Perhaps => is_meant(host, &flow),
+                    _ => true,
+                };
+                if is_meant {
+                    take(host, &flow);
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// The records that are asked for, by host; and what could not be read that may have some.
     pub(in crate::store) fn search(&self, asked: &Asked<'_>) -> (HashMap<u32, Found>, Vec<Lost>) {
         let Asked { sweep, spans, limit, is_meant } = asked;

@@ -171,13 +171,7 @@ fn three_runs(home: &Home) -> [PathBuf; 2] {
 
 /// How many records there are, and the times of those that cannot be read.
 fn found(view: &View) -> (usize, Vec<u64>) {
-    let everything = Sweep {
-        remotes: vec![
-            (Remote::of([0; 4].into()), Remote::of([255; 4].into())),
-            (Remote::of([0; 16].into()), Remote::of([255; 16].into())),
-        ],
-        ..Sweep::default()
-    };
+    let everything = Sweep::all();
     let asked = Asked {
         sweep: &everything,
         spans: &Spans::of([(1, Span::EVER)]),
@@ -185,9 +179,18 @@ fn found(view: &View) -> (usize, Vec<u64>) {
         is_meant: &|_, _| true,
     };
     let (mut found, lost) = view.search(&asked);
-    let mut times: Vec<u64> = lost.iter().map(|lost| lost.times.first).collect();
-    times.sort_unstable();
-    (found.remove(&1).unwrap_or_default().rows.len(), times)
+    let times = |lost: Vec<Lost>| {
+        let mut times: Vec<u64> = lost.iter().map(|lost| lost.times.first).collect();
+        times.sort_unstable();
+        times
+    };
+    let found = (found.remove(&1).unwrap_or_default().rows.len(), times(lost));
+    // Whoever visits them all is told the same.
+    let mut visited = 0;
+    let which = Which::Swept(&everything, &|_, _| true);
+    let lost = view.visit(&which, &Spans::of([(1, Span::EVER)]), &mut |_, _| visited += 1);
+    assert_eq!((visited, times(lost)), found);
+    found
 }
 
 #[test]

@@ -9,6 +9,7 @@ use alibi_proto::{
     name::{NAME_BYTES_MAX, normal},
     question::{Question, unnamed_since},
     time::Timestamp,
+    window::Window,
     wire,
 };
 use ipnet::IpNet;
@@ -22,8 +23,8 @@ use super::{
     processes,
 };
 use crate::store::{
-    Bounded, Damage, FlowsFound, FlowsOfAll, HostQuestion, StoreError,
-    flows::{self as store_flows, Asked, Found, Lost, Remote, Row, Span, Spans, Staged, Sweep, View},
+    Bounded, Damage, FlowsFound, FlowsOfAll, HostQuestion, StoreError, Visit,
+    flows::{self as store_flows, Asked, Found, Lost, Remote, Row, Span, Spans, Staged, Sweep, View, Which},
 };
 
 /// Where an event stands: the rows of its host and ring, and its seq.
@@ -216,6 +217,47 @@ pub(super) fn of_process(
     };
     let (Found { rows, left_out }, lost) = view().of_process(host, process.as_bytes(), limit);
     Ok(FlowsFound { rows, left_out, damage: damage(lost) })
+}
+
+/// The records that are visited, each with its host; `number_of` tells the number of a host.
+pub(super) fn visit(
+    view: &View,
+    visit: &Visit<'_>,
+    number_of: impl Fn(HostId) -> Option<u32>,
+    take: &mut dyn FnMut(HostId, &FlowRecord),
+) -> Vec<Damage> {
+    let windows: Vec<(HostId, Window)> = match visit {
+        Visit::All(windows) => windows.to_vec(),
+        Visit::Asked(asked) => asked.iter().map(|asked| (asked.host, asked.question.window)).collect(),
+        Visit::Process(host, _, window) => vec![(*host, *window)],
+    };
+    let numbers: HashMap<u32, HostId> =
+        windows.iter().filter_map(|(host, _)| Some((number_of(*host)?, *host))).collect();
+    let spans = windows.iter().filter_map(|(host, window)| {
+        let (from, to) = (window.from().as_nanos(), window.to().as_nanos());
+        Some((number_of(*host)?, Span { looks_back_to: from, from, to }))
+    });
+    let spans = Spans::of(spans);
+    let mut take = |number: u32, flow: &FlowRecord| {
+        if let Some(host) = numbers.get(&number) {
+            take(*host, flow);
+        }
+    };
+    let lost = match visit {
+        Visit::Process(_, process, _) => view.visit(&Which::Owner(*process.as_bytes()), &spans, &mut take),
+        Visit::All(_) => view.visit(&Which::Swept(&Sweep::all(), &|_, _| true), &spans, &mut take),
+        Visit::Asked([]) => Vec::new(),
+        Visit::Asked(asked) => {
+            let by_host: HashMap<HostId, &HostQuestion<'_>> =
+                asked.iter().map(|asked| (asked.host, asked)).collect();
+            let is_meant = |number: u32, flow: &FlowRecord| {
+                let asked = numbers.get(&number).and_then(|host| by_host.get(host));
+                asked.is_some_and(|asked| asked.remotes.may_match(asked.question, flow))
+            };
+            view.visit(&Which::Swept(&sweep(asked), &is_meant), &spans, &mut take)
+        }
+    };
+    damage(lost)
 }
 
 /// What was written by older versions, a part of it, oldest first: taken out, and put where flow records are. None is left

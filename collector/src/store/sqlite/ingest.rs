@@ -19,7 +19,9 @@ use super::{
     executables,
     flows::{self, Place},
     memory::Changed,
-    names, processes,
+    names,
+    prevalence::{Noted, Notes, Written},
+    processes,
 };
 use crate::store::{
     Progress, StoreError,
@@ -35,13 +37,16 @@ pub(super) struct Committed {
     pub(super) changed: Changed,
     /// Its flow records, to be shown.
     pub(super) flows: Option<Staged>,
+    /// What was noted of executables.
+    pub(super) noted: Written,
 }
 
-/// `held` is known besides what is written.
+/// `held` is known besides what is written, and `noted` need not be written again.
 pub(super) fn commit(
     transaction: &Transaction<'_>,
     host: HostId,
     held: Held,
+    noted: &Noted,
     batch: &Batch,
     heard: Timestamp,
 ) -> Result<Committed, StoreError> {
@@ -54,7 +59,8 @@ pub(super) fn commit(
     if is_another && batch.events.is_empty() && batch.hole.is_none() {
         let progress = Progress { heard: Some(heard), ..stored.progress };
         agents::persist(transaction, host, &progress)?;
-        return Ok(Committed { progress, steady: None, changed: Changed::default(), flows: None });
+        let (changed, noted) = (Changed::default(), Written::default());
+        return Ok(Committed { progress, steady: None, changed, flows: None, noted });
     }
     let mut coverage = Coverage::new(transaction, stored.row);
     let ring = enter_ring(transaction, &stored, batch, &mut coverage)?;
@@ -70,6 +76,7 @@ pub(super) fn commit(
         coverage,
         flows: Vec::new(),
         starts: flows::Starts::default(),
+        notes: Notes::new(noted),
     };
     let before = stream.wanted;
     if let Some(hole) = &batch.hole {
@@ -82,6 +89,7 @@ pub(super) fn commit(
     chain::check(transaction, host, ring.row, batch, stream.wanted, after_hole)?;
     batch.events.iter().try_for_each(|event| stream.take(event))?;
     let coverage = stream.coverage.write()?;
+    let noted = stream.notes.write(transaction)?;
 
     let progress = Progress {
         next: Cursor { epoch: batch.epoch, seq: Seq(stream.wanted) },
@@ -100,7 +108,7 @@ pub(super) fn commit(
     transaction.prepare_cached("UPDATE ring SET next_seq = ? WHERE id = ?")?.execute([wanted, ring.row])?;
     agents::persist(transaction, host, &progress)?;
     let flows = Some(store_flows::stage(transaction, &stream.flows)?);
-    Ok(Committed { progress, steady, changed: Changed { clock, coverage }, flows })
+    Ok(Committed { progress, steady, changed: Changed { clock, coverage }, flows, noted })
 }
 
 /// A ring of a host, and the seq that is wanted next of it.
@@ -162,6 +170,7 @@ struct Stream<'a> {
     coverage: Coverage<'a>,
     flows: Vec<FlowRow>,
     starts: flows::Starts,
+    notes: Notes<'a>,
 }
 
 impl Stream<'_> {
@@ -195,13 +204,15 @@ impl Stream<'_> {
             }
             EventKind::ProcessStarted(process) => {
                 processes::store_start(self.connection, self.host, process)?;
+                self.notes.run(self.host, &process.image, process.started);
                 self.starts.remove(&process.uid);
             }
             EventKind::ProcessExited(exit) => processes::store_exit(self.connection, self.host, exit)?,
             EventKind::Listen(listen) => flows::store_listen(self.connection, place, listen)?,
             EventKind::CoverageChanged(change) => self.coverage.apply(change)?,
             EventKind::ProcessExecuted(execution) => {
-                executables::store_execution(self.connection, place, execution)?
+                executables::store_execution(self.connection, place, execution)?;
+                self.notes.run(self.host, &execution.image, execution.executed);
             }
             EventKind::NameResolved(resolution) => {
                 names::store_resolution(self.connection, self.host, resolution, &mut self.coverage)?
@@ -209,7 +220,10 @@ impl Stream<'_> {
             EventKind::ServerName(hello) => {
                 names::store_server_name(self.connection, place, hello, &mut self.coverage)?
             }
-            EventKind::ExecutableSeen(seen) => executables::store(self.connection, self.host, seen)?,
+            EventKind::ExecutableSeen(seen) => {
+                executables::store(self.connection, self.host, seen)?;
+                self.notes.seen(self.host, seen);
+            }
             EventKind::LinkChanged(link) => executables::store_link(self.connection, place, link)?,
             EventKind::Unrecognised => {
                 let (hole, mut doubts) = unrecognised(event, self.known_until);
