@@ -34,6 +34,7 @@ pub mod guard;
 mod novelty;
 mod process;
 mod scope;
+mod search;
 mod top;
 mod unanswered;
 
@@ -242,6 +243,26 @@ impl Analyst for Service {
         let detail = top_in_words(&request);
         let answered = self.answer_top(request).await;
         self.told(caller, "top", detail, answered).await
+    }
+
+    async fn search(
+        &self,
+        request: Request<wire::SearchRequest>,
+    ) -> Result<Response<wire::SearchResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let asked = search::AskedListing::from(request);
+        let (detail, answered) = (asked.in_words(), self.answer_search(asked).await);
+        self.told(caller, "search", detail, answered).await
+    }
+
+    async fn flows(
+        &self,
+        request: Request<wire::FlowsRequest>,
+    ) -> Result<Response<wire::FlowsResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let asked = search::AskedListing::from(request);
+        let (detail, answered) = (asked.in_words(), self.answer_flows(asked).await);
+        self.told(caller, "flows", detail, answered).await
     }
 
     async fn verify_host(

@@ -19,6 +19,7 @@ mod backup;
 mod ca;
 mod credentials;
 mod executables;
+mod flows;
 mod format;
 mod host;
 mod hosts;
@@ -26,6 +27,7 @@ mod login;
 mod patience;
 mod process;
 mod repair;
+mod search;
 mod serve;
 mod size;
 mod token;
@@ -66,6 +68,10 @@ enum Command {
     Hosts(HostsArgs),
     /// Who talked to TARGET? Exit status 0 talked, 1 all clear, 3 unknown, 2 error
     Who(WhoArgs),
+    /// Processes that a query fits, the one that was started last first. It proves nothing about what it does not list
+    Search(SearchArgs),
+    /// Flow records that a query fits, the newest first
+    Flows(FlowsArgs),
     /// One process: what it is, its ancestors and children, how common its executable is, its connections over time
     Process(ProcessArgs),
     /// The executables that hosts saw first in a window: run, or written and not run
@@ -350,6 +356,61 @@ struct WhoArgs {
     format: FormatArgs,
 }
 
+/// What is listed, of what time, and how much of it.
+#[derive(Debug, clap::Args)]
+struct ListingArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+    /// Only what was there in this window
+    #[command(flatten)]
+    window: executables::WindowArgs,
+    /// At most so many rows, up to 10,000
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Go on where the page before ended, with the same query, --host, --user and --sort; the window is that page's
+    #[arg(long, value_name = "CURSOR")]
+    cursor: Option<String>,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// `alibi search`.
+#[derive(Debug, clap::Args)]
+struct SearchArgs {
+    /// In the language of Carbon Black, Elastic and Kibana, such as `process_name:winscp* ipport:22
+    /// activity:[NOW-10MINUTES TO NOW]`; terms side by side are joined by AND, and `*` is everything
+    #[arg(required_unless_present = "fields")]
+    query: Option<String>,
+    /// List the fields that a query may name
+    #[arg(long, conflicts_with_all = ["query", "last", "from", "to", "hosts", "user", "tags", "systems", "cursor"])]
+    fields: bool,
+    #[command(flatten)]
+    listing: ListingArgs,
+}
+
+/// `alibi flows`.
+#[derive(Debug, clap::Args)]
+struct FlowsArgs {
+    /// As of `alibi search` [default: everything]
+    query: Option<String>,
+    /// What comes first: the newest, the oldest, or what moved the most bytes
+    #[arg(long, value_enum, default_value_t = FlowSort::Time)]
+    sort: FlowSort,
+    #[command(flatten)]
+    listing: ListingArgs,
+}
+
+/// An order of flow records.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FlowSort {
+    /// The newest first, by the end of the record
+    Time,
+    /// The oldest first
+    Oldest,
+    /// The most bytes first, both ways
+    Bytes,
+}
+
 /// `alibi process`.
 #[derive(Debug, clap::Args)]
 struct ProcessArgs {
@@ -429,6 +490,8 @@ pub fn run(arguments: Arguments) -> Result<u8> {
             Command::Logout => login::logout(&to),
             Command::Hosts(hosts) => hosts::hosts(hosts, &Way::find(&to)?).await,
             Command::Who(who) => who::who(who, &to).await,
+            Command::Search(search) => search::search(search, &to).await,
+            Command::Flows(flows) => flows::flows(flows, &to).await,
             Command::Process(process) => process::process(process, &to).await,
             Command::Executables(arguments) => executables::executables(arguments, &to).await,
             Command::Top(command) => top::top(command, &to).await,

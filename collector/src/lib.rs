@@ -17,6 +17,7 @@ pub mod fleet;
 pub mod gate;
 pub mod open_files;
 pub mod rooms;
+pub mod search;
 pub mod store;
 pub mod totals;
 pub mod turns;

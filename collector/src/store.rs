@@ -28,8 +28,11 @@ mod checksum;
 mod codec;
 mod database;
 mod flows;
+pub mod listing;
 mod prevalence;
 mod sqlite;
+
+use listing::{FlowListing, ListedFlow, ListedProcess, Page, ProcessListing};
 
 pub(crate) use database::lock;
 pub use prevalence::{
@@ -289,6 +292,17 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the store cannot be read.
     fn sightings_forgotten(&self, host: HostId) -> Result<Option<Timestamp>, StoreError>;
+    /// A page of a listing of flow records.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn list_flows(&self, listing: &mut FlowListing<'_>) -> Result<Page<ListedFlow>, StoreError>;
+
+    /// A page of a listing of processes whose start is on record. What of one process cannot be read is told as damage.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn list_processes(&self, listing: &mut ProcessListing<'_>) -> Result<Page<ListedProcess>, StoreError>;
 
     /// Forgets what ended before `before`, and makes the coverage of that time `none`. What questions about the time
     /// from `before` on need is kept: the records that they look back to, and their owners.

@@ -7,7 +7,8 @@ use std::{fs, path::Path};
 fn generated_code_is_fresh() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let schema = root.join("schema");
-    let files = ["event", "ledger", "answer", "recorder", "enrolment", "prevalence", "analyst", "clock"]
+    let files =
+        ["event", "ledger", "answer", "recorder", "enrolment", "prevalence", "analyst", "clock", "search"]
         .map(|name| schema.join(format!("alibi/v1/{name}.proto")));
     let descriptors = protox::compile(files, [&schema]).expect("the schema compiles");
     let out = tempfile::tempdir().expect("a temporary directory");

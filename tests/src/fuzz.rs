@@ -7,7 +7,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Each has a file in `tests/fuzz/targets`.
-const TARGETS: [&str; 5] = ["frame", "segment", "checkpoint", "event", "tail"];
+const TARGETS: [&str; 6] = ["frame", "segment", "checkpoint", "event", "tail", "search"];
 /// One input takes less.
 const INPUT_SECS_MAX: u32 = 20;
 const MEMORY_MB_MAX: u32 = 2048;
@@ -15,7 +15,7 @@ const MEMORY_MB_MAX: u32 = 2048;
 /// `cargo lab fuzz`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// One of frame, segment, checkpoint, event and tail; all, if none is named
+    /// One of frame, segment, checkpoint, event, tail and search; all, if none is named
     #[arg(long)]
     target: Option<String>,
     /// How long for each

@@ -117,6 +117,7 @@ const RULES: &[Rule] = &[
             "collector/src/access/rate",
             "collector/src/access/role",
             "collector/src/export",
+            "collector/src/search",
             "collector/src/totals",
             "proto/src/community.rs",
             "proto/src/question.rs",

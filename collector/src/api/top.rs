@@ -88,7 +88,7 @@ impl Service {
             let word = request.process.clone();
             let (host, uid) = self.blocking(move |service| service.find_process(&word)).await?;
             request.process = uid.to_string();
-            request.scope = Some(wire::HostScope { hosts: vec![host.to_string()], user: None });
+            request.scope = Some(wire::HostScope { hosts: vec![host.to_string()], ..Default::default() });
         }
         self.await_window(request.scope.clone(), window).await?;
         self.blocking(move |service| service.top(request, window)).await

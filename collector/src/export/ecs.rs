@@ -20,7 +20,9 @@ use alibi_proto::{
 };
 use serde_json::{Value, json};
 
-use super::{document::Document, hosts::enrolled_name, process::ShownProcess, shared::gaps};
+use super::{
+    document::Document, flows::Row, hosts::enrolled_name, page::Whose, process::ShownProcess, shared::gaps,
+};
 
 /// The version of the schema.
 pub const VERSION: &str = "9.4.0";
@@ -84,16 +86,34 @@ pub fn process(shown: &ShownProcess) -> Vec<Value> {
         ended(&mut document, &shown.process);
         document
     });
-    let documents = lives.flat_map(life).chain(flows);
-    let on_host = |mut document: Document| {
-        document
-            .set("host.id", shown.host.to_string())
-            .set("host.name", shown.host_name.as_str())
-            .set("alibi.clock.offset_us", shown.clock.map(|clock| clock.offset_ns / 1_000))
-            .set("alibi.clock.bound_us", shown.clock.map(|clock| clock.bound_ns.div_ceil(1_000)));
-        document.into_value()
-    };
-    documents.map(on_host).collect()
+    let whose = shown.whose();
+    lives.flat_map(life).chain(flows).map(|document| on_host(document, &whose)).collect()
+}
+
+fn on_host(mut document: Document, whose: &Whose) -> Value {
+    document
+        .set("host.id", whose.host.to_string())
+        .set("host.name", whose.name.as_str())
+        .set("alibi.clock.offset_us", whose.clock.map(|(offset_ns, _)| offset_ns / 1_000))
+        .set("alibi.clock.bound_us", whose.clock.map(|(_, bound_ns)| bound_ns.div_ceil(1_000)));
+    document.into_value()
+}
+
+/// What became of a process that a search found.
+pub(super) fn found_process(whose: &Whose, found: &ProcessLife) -> Vec<Value> {
+    life(found).into_iter().map(|document| on_host(document, whose)).collect()
+}
+
+/// A flow record that a search found, with what it tells of its owner.
+pub(super) fn found_flow(row: &Row) -> Value {
+    let mut document = flow(&row.flow);
+    document
+        .set("process.entity_id", row.flow.process.map(|uid| uid.to_string()))
+        .set("process.pid", row.pid)
+        .set("process.name", row.name.as_deref())
+        .set("process.executable", row.path.as_deref())
+        .set("user.name", row.user.as_deref());
+    on_host(document, &row.whose)
 }
 
 /// Its start, each program that it became, and its end.

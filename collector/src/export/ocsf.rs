@@ -22,7 +22,9 @@ use alibi_proto::{
 };
 use serde_json::{Value, json};
 
-use super::{document::Document, hosts::enrolled_name, process::ShownProcess, shared::gaps};
+use super::{
+    document::Document, flows::Row, hosts::enrolled_name, page::Whose, process::ShownProcess, shared::gaps,
+};
 
 /// The version of the schema.
 pub const VERSION: &str = "1.8.0";
@@ -117,15 +119,35 @@ pub fn process(shown: &ShownProcess) -> Vec<Value> {
         document.set_all("actor.process", process_object(&shown.process, shown.process.image()));
         document
     });
-    let documents = lives.flat_map(life).chain(flows);
-    let on_host = |mut document: Document| {
-        document
-            .set("device", device(Some(shown.host.to_string()), Some(&shown.host_name)).into_value())
-            .set("unmapped.clock.offset_us", shown.clock.map(|clock| clock.offset_ns / 1_000))
-            .set("unmapped.clock.bound_us", shown.clock.map(|clock| clock.bound_ns.div_ceil(1_000)));
-        document.into_value()
-    };
-    documents.map(on_host).collect()
+    let whose = shown.whose();
+    lives.flat_map(life).chain(flows).map(|document| on_host(document, &whose)).collect()
+}
+
+fn on_host(mut document: Document, whose: &Whose) -> Value {
+    document
+        .set("device", device(Some(whose.host.to_string()), Some(&whose.name)).into_value())
+        .set("unmapped.clock.offset_us", whose.clock.map(|(offset_ns, _)| offset_ns / 1_000))
+        .set("unmapped.clock.bound_us", whose.clock.map(|(_, bound_ns)| bound_ns.div_ceil(1_000)));
+    document.into_value()
+}
+
+/// What became of a process that a search found.
+pub(super) fn found_process(whose: &Whose, found: &ProcessLife) -> Vec<Value> {
+    life(found).into_iter().map(|document| on_host(document, whose)).collect()
+}
+
+/// A flow record that a search found, with what it tells of its owner.
+pub(super) fn found_flow(row: &Row) -> Value {
+    let mut document = flow(&row.flow);
+    let mut owner = Document::default();
+    owner
+        .set("uid", row.flow.process.map(|uid| uid.to_string()))
+        .set("pid", row.pid)
+        .set("name", row.name.as_deref())
+        .set("file.path", row.path.as_deref())
+        .set("user.name", row.user.as_deref());
+    document.set_all("actor.process", owner);
+    on_host(document, &row.whose)
 }
 
 /// Its start, each program that it became, and its end.

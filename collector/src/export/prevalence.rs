@@ -135,7 +135,7 @@ impl NoveltyJson {
 }
 
 /// What connections come to: all records that overlap the window, wholly.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct TotalJson {
     /// Different connections; at least so many if `connections_cut`.
     pub(super) connections: u64,

@@ -18,6 +18,7 @@ use super::{
     Format, Listing, ROWS_AND_EVENTS, Table, ecs,
     hosts::ClockJson,
     ocsf,
+    page::Whose,
     prevalence::{BucketJson, NameJson, PrevalenceJson, RecordedJson, TotalJson, bytes},
     shared::{flow_columns, process_columns},
     table::Columns,
@@ -63,6 +64,13 @@ pub struct More {
     /// By which it knew its remotes.
     pub(crate) names: Vec<NameJson>,
     pub(crate) names_left_out: u64,
+}
+
+impl ShownProcess {
+    pub(super) fn whose(&self) -> Whose {
+        let clock = self.clock.map(|clock| (clock.offset_ns, clock.bound_ns));
+        Whose { host: self.host, name: self.host_name.clone(), clock }
+    }
 }
 
 impl Listing for ShownProcess {

@@ -7,6 +7,7 @@ pub(super) mod chain;
 pub(super) mod clocks;
 pub(super) mod coverage;
 pub(super) mod flows;
+pub(super) mod listings;
 pub(super) mod names;
 pub(super) mod prevalence;
 pub(super) mod processes;
@@ -54,6 +55,11 @@ macro_rules! suite {
         suite! { $home, flows:
             are_found_as_a_plain_search_finds_them, are_cut_to_the_limit_and_counted,
             of_a_process_come_newest_first, are_forgotten_with_their_coverage, are_read_while_others_are_written
+        }
+        suite! { $home, listings:
+            of_flows_are_what_a_plain_search_lists_page_by_page, of_flows_go_on_where_they_were_while_more_comes,
+            of_processes_are_the_newest_first_page_by_page, of_processes_find_an_old_one_by_its_connections,
+            of_processes_say_what_was_not_read
         }
         suite! { $home, processes:
             are_joined_with_their_end_in_either_order, keep_the_record_that_saw_most, list_their_children_in_order,

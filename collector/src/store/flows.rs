@@ -32,7 +32,7 @@ mod search;
 
 pub(super) use block::{Remote, Row};
 pub(super) use day::Day;
-pub(super) use search::{Asked, Found, Span, Spans, Sweep, Which};
+pub(super) use search::{Asked, Found, Listed, Owner, Span, Spans, Sweep, Which};
 
 use block::{BlockPacker, Columns, Packed};
 use day::{Run, Times};

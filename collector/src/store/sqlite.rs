@@ -38,6 +38,7 @@ use super::{
     ResumePoint, SightingOn, Store, StoreError, StoredFlow, Visit, codec,
     database::{Database, lock},
     flows::{self as store_flows, Flows},
+    listing::{FlowListing, HostStretch, ListedFlow, ListedProcess, Page, ProcessListing},
 };
 
 mod agents;
@@ -48,6 +49,7 @@ mod executables;
 mod flows;
 mod ingest;
 mod integrity;
+mod listing;
 mod memory;
 mod names;
 mod prevalence;
@@ -207,11 +209,20 @@ impl SqliteStore {
 
     /// The numbers of hosts, in their order; none of one that never described itself.
     fn numbers_of(&self, asked: &[HostQuestion<'_>]) -> Result<Vec<Option<u32>>, StoreError> {
+        self.numbers(asked.iter().map(|asked| asked.host))
+    }
+
+    fn numbers(&self, hosts: impl Iterator<Item = HostId> + Clone) -> Result<Vec<Option<u32>>, StoreError> {
         let mut numbers = lock(&self.numbers);
-        if asked.iter().any(|asked| !numbers.contains_key(&asked.host)) {
+        if hosts.clone().any(|host| !numbers.contains_key(&host)) {
             *numbers = self.read(agents::numbers)?;
         }
-        Ok(asked.iter().map(|asked| numbers.get(&asked.host).copied()).collect())
+        Ok(hosts.map(|host| numbers.get(&host).copied()).collect())
+    }
+
+    fn hosts_by_number(&self, hosts: &[HostStretch]) -> Result<HashMap<u32, HostStretch>, StoreError> {
+        let numbers = self.numbers(hosts.iter().map(|host| host.host))?;
+        Ok(numbers.into_iter().zip(hosts).filter_map(|(number, host)| Some((number?, *host))).collect())
     }
 
     fn held(&self, host: HostId) -> Held {
@@ -461,6 +472,19 @@ impl Store for SqliteStore {
 
     fn sightings_forgotten(&self, host: HostId) -> Result<Option<Timestamp>, StoreError> {
         self.read(|connection| prevalence::forgotten(connection, host))
+    }
+
+    fn list_flows(&self, listing: &mut FlowListing<'_>) -> Result<Page<ListedFlow>, StoreError> {
+        let hosts = self.hosts_by_number(listing.selection.hosts)?;
+        listing::flows(&self.flows.view(), &hosts, listing)
+    }
+
+    fn list_processes(&self, listing: &mut ProcessListing<'_>) -> Result<Page<ListedProcess>, StoreError> {
+        let hosts = self.hosts_by_number(listing.hosts)?;
+        let with_record = listing.with_record.map(|with| self.hosts_by_number(with.hosts)).transpose()?;
+        self.read(|connection| {
+            listing::processes(connection, || self.flows.view(), &hosts, with_record.as_ref(), listing)
+        })
     }
 
     fn forget(&self, before: Timestamp) -> Result<(), StoreError> {

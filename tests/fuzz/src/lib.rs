@@ -23,8 +23,10 @@ use alibi_proto::{
 };
 
 mod messages;
+mod queries;
 
 pub use messages::{payload, response, seed};
+pub use queries::searched;
 
 const HOST: HostId = HostId::from_bytes([0xa1; 16]);
 const EPOCH: Epoch = Epoch(0xa11b1);

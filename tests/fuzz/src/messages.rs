@@ -98,11 +98,12 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("frame", frame_seeds.collect()),
         ("event", events),
         ("tail", vec![tail, [vec![0], sent].concat()]),
+        ("search", crate::queries::seeds()),
     ]
 }
 
 /// One of each kind.
-fn events() -> Vec<wire::Event> {
+pub(crate) fn events() -> Vec<wire::Event> {
     let uid = vec![1; 16];
     let endpoint = |last| Some(wire::Endpoint { address: vec![192, 0, 2, last], port: 443 });
     let file = wire::FileIdentity { device: 1, inode: 2, modified_ns: 3, size: 4 };

@@ -23,6 +23,12 @@ fn methods() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("Process", "analyst", process.encode_to_vec()),
         ("Executables", "analyst", Vec::new()),
         ("Top", "analyst", Vec::new()),
+        (
+            "Search",
+            "analyst",
+            wire::SearchRequest { query: "*".into(), ..Default::default() }.encode_to_vec(),
+        ),
+        ("Flows", "analyst", wire::FlowsRequest { query: "*".into(), ..Default::default() }.encode_to_vec()),
         ("VerifyHost", "analyst", wire::VerifyHostRequest { host: nobody() }.encode_to_vec()),
         ("AddAgent", "admin", wire::AddAgentRequest { address: nobody() }.encode_to_vec()),
         ("RemoveAgent", "admin", wire::RemoveAgentRequest { address: nobody() }.encode_to_vec()),

@@ -20,6 +20,10 @@ use crate::store::{
     codec::{damaged, decode},
 };
 
+mod list;
+
+pub(in crate::store) use list::{Listed, Owner};
+
 /// Which of a host's rows are near enough to its window, in nanoseconds of its own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Span {

@@ -1,6 +1,9 @@
+use std::time::Instant;
+
 use rusqlite::Connection;
 
 use super::{block::tests::row, *};
+use crate::store::listing::FlowOrder;
 
 const FORMAT: database::Format = database::Format {
     application_id: 7,
@@ -190,6 +193,20 @@ fn found(view: &View) -> (usize, Vec<u64>) {
     let which = Which::Swept(&everything, &|_, _| true);
     let lost = view.visit(&which, &Spans::of([(1, Span::EVER)]), &mut |_, _| visited += 1);
     assert_eq!((visited, times(lost)), found);
+    for order in [FlowOrder::Newest, FlowOrder::Oldest, FlowOrder::MostBytes] {
+        let page = view.list(&mut Listed {
+            sweep: &everything,
+            spans: asked.spans,
+            order,
+            after: None,
+            limit: 1_000,
+            records_max: u64::MAX,
+            until: Instant::now() + Duration::from_secs(60),
+            wants: &mut |_, _| Ok(true),
+        });
+        let page = page.unwrap();
+        assert_eq!((page.rows.len(), times(page.lost)), found, "{order:?}");
+    }
     found
 }
 

@@ -142,7 +142,7 @@ pub(super) fn of_all(
 }
 
 /// The connections in what is lost may have lived for as long after it as a record stands for one that it leaves open.
-fn damage(lost: Vec<Lost>) -> Vec<Damage> {
+pub(super) fn damage(lost: Vec<Lost>) -> Vec<Damage> {
     let of_one = |Lost { times, why, .. }: Lost| Damage {
         from: Timestamp::from_nanos(times.first),
         to: Timestamp::from_nanos(times.until).saturating_add(RECORD_SPAN_MAX),

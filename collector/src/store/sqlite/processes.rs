@@ -97,14 +97,22 @@ pub(super) fn one(
     until: Timestamp,
 ) -> Result<Option<ProcessLife>, StoreError> {
     let Some(host) = host_row(connection, host)? else { return Ok(None) };
+    let Some(mut life) = plain(connection, host, uid)? else { return Ok(None) };
+    executables::complete(connection, host, until, &mut life)?;
+    Ok(Some(life))
+}
+
+/// A process as it was first recorded, and its end.
+pub(super) fn plain(
+    connection: &Connection,
+    host: i64,
+    uid: ProcessUid,
+) -> Result<Option<ProcessLife>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT record, exited, exit_code FROM process WHERE host = ? AND uid = ? AND record IS NOT NULL",
     )?;
     let mut rows = statement.query(params![host, uid.as_bytes()])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let mut life = life(row)?;
-    executables::complete(connection, host, until, &mut life)?;
-    Ok(Some(life))
+    rows.next()?.map(life).transpose()
 }
 
 pub(super) fn by_prefix(

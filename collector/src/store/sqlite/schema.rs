@@ -8,7 +8,7 @@ pub(in crate::store) const FORMAT: Format = Format {
     application_id: 0x416c_6962,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
-        VERSION_10, VERSION_11, VERSION_12,
+        VERSION_10, VERSION_11, VERSION_12, VERSION_13,
     ],
     writer_cache_kib: 64 * 1024,
     reader_cache_kib: 8 * 1024,
@@ -270,3 +270,7 @@ const VERSION_11: &str = "
 /// Executables over the whole fleet. What was stored of processes before is gone through as the store is opened
 /// (`prevalence/fill`).
 const VERSION_12: &str = prevalence::TABLES;
+
+/// Processes in the order in which a search lists them.
+const VERSION_13: &str =
+    "CREATE INDEX process_by_start ON process (started DESC, host, uid) WHERE record IS NOT NULL;";
