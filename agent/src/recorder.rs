@@ -107,7 +107,8 @@ impl Acknowledged {
         self.0.fetch_max(seq.0, Ordering::Relaxed);
     }
 
-    fn seq(&self) -> Seq {
+    /// The highest so far; 0 if there is none.
+    pub fn seq(&self) -> Seq {
         Seq(self.0.load(Ordering::Relaxed))
     }
 }

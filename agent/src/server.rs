@@ -10,6 +10,7 @@ use alibi_proto::{
     host::{HostDescription, SourceDescription},
     id::{Cursor, Epoch, HostId, Seq},
     question::Question,
+    time::Moment,
     transport::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_TARGET},
     wire::{
         self,
@@ -73,6 +74,23 @@ pub struct Service {
     asked: WhoAsked,
     tails: Arc<Semaphore>,
     queries: Arc<Semaphore>,
+    clock: Clock,
+}
+
+/// Both clocks of this host, as they are read when they are asked for.
+#[derive(Clone)]
+struct Clock(Arc<dyn Fn() -> Moment + Send + Sync>);
+
+impl Clock {
+    fn now(&self) -> Moment {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
 }
 
 impl Service {
@@ -86,7 +104,14 @@ impl Service {
     ) -> Self {
         let (tails, queries) = (Arc::new(Semaphore::new(TAILS_MAX)), Arc::new(Semaphore::new(QUERIES_MAX)));
         let asked = WhoAsked::in_memory();
-        Self { host, facts, source, recorded, membership, asked, tails, queries }
+        let clock = Clock(Arc::new(sys::now));
+        Self { host, facts, source, recorded, membership, asked, tails, queries, clock }
+    }
+
+    /// The same, of a host that is not this machine: its clocks are others.
+    #[must_use]
+    pub fn with_clock(self, now: impl Fn() -> Moment + Send + Sync + 'static) -> Self {
+        Self { clock: Clock(Arc::new(now)), ..self }
     }
 
     /// The same, which keeps in `asked` who asked about this host.
@@ -146,14 +171,14 @@ impl Recorder for Service {
         &self,
         request: Request<wire::ClockRequest>,
     ) -> Result<Response<wire::ClockResponse>, Status> {
-        let received = sys::now();
+        let received = self.clock.now();
         let boots = match request.into_inner().boots {
             true => self.recorded.boots.iter().cloned().map(Into::into).collect(),
             false => Vec::new(),
         };
         let (boot_id, epoch) = (self.facts.boot_id.clone(), self.recorded.view.epoch().0);
         // Last, so that the time it took is not taken for time on the way.
-        let sent = sys::now();
+        let sent = self.clock.now();
         Ok(Response::new(wire::ClockResponse {
             boot_id,
             received_ns: received.wall.as_nanos(),
@@ -183,9 +208,14 @@ impl Recorder for Service {
         };
         let epoch = self.recorded.view.epoch();
         let (view, recorded) = (self.recorded.view.clone(), self.recorded.progress.borrow().next_seq);
+        let wanted = Cursor::from(start.next.unwrap_or_default());
         let (from, resumption) = tokio::task::spawn_blocking(move || resume(&view, start, recorded))
             .await
             .map_err(|_| Status::internal("a read was interrupted"))??;
+        // Whoever goes on from there has stored what is before it, whether its acknowledgement was heard or not.
+        if wanted.epoch == epoch && wanted.seq == from {
+            self.recorded.acknowledged.up_to(Seq(from.0 - 1));
+        }
         let reader = Reader::new(self.recorded.view.clone(), from);
 
         let (batches, receiver) = mpsc::channel(BATCHES_QUEUED_MAX);
@@ -196,6 +226,7 @@ impl Recorder for Service {
             resumption,
             progress: self.recorded.progress.clone(),
             batches,
+            clock: self.clock.clone(),
             _permit: permit,
         };
         let (acknowledged, progress) = (self.recorded.acknowledged.clone(), self.recorded.progress.clone());
@@ -275,7 +306,7 @@ impl Recorder for Service {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (view, host, name) = (self.recorded.view.clone(), self.host, self.facts.name.clone());
         // Taken before the ring is read: what it vouches for is in the ring already.
-        let known_until = known_until(self.recorded.progress.clone(), &question).await;
+        let known_until = known_until(self.recorded.progress.clone(), &question, &self.clock).await;
         let (answer, addresses) =
             tokio::task::spawn_blocking(move || query::answer(&view, &question, host, name, known_until))
                 .await
@@ -302,11 +333,12 @@ const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
 async fn known_until(
     mut progress: watch::Receiver<Progress>,
     question: &Question,
+    clock: &Clock,
 ) -> Option<alibi_proto::time::Timestamp> {
     let reached = progress.wait_for(|progress| progress.watermark >= Some(question.window.to()));
     // A window that ends in the future is answered as far as it goes; a stopped recorder, with what it left.
     let _ = tokio::time::timeout(KNOWN_UNTIL_WAIT, reached).await;
-    progress.borrow().known_until(sys::now())
+    progress.borrow().known_until(clock.now())
 }
 
 /// Where in this ring a follower goes on, and what it is told of its past. One that comes from another ring, or from none,
@@ -382,6 +414,7 @@ struct Tail {
     resumption: Option<wire::Resumption>,
     progress: watch::Receiver<Progress>,
     batches: mpsc::Sender<Result<wire::TailResponse, Status>>,
+    clock: Clock,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -399,7 +432,7 @@ impl Tail {
                 self.send(response).await?;
             }
             if let Some(watermark) = progress.watermark {
-                let clock = sys::now();
+                let clock = self.clock.now();
                 self.send(wire::TailResponse {
                     epoch: self.epoch.0,
                     watermark_ns: Some(watermark.as_nanos()),

@@ -216,7 +216,7 @@ impl Stage<'_> {
 }
 
 /// Lets this process have so many files open.
-fn raise_files(files: u64) -> Result<()> {
+pub(crate) fn raise_files(files: u64) -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= files) {

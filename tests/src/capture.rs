@@ -105,7 +105,8 @@ pub fn capture(options: &Options) -> Result<()> {
 pub struct Stop(Receiver<()>);
 
 impl Stop {
-    pub(crate) fn listen() -> Self {
+    /// From now on, to Ctrl-C and to being asked to stop.
+    pub fn listen() -> Self {
         let (told, stop) = mpsc::channel();
         thread::spawn(move || {
             if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {

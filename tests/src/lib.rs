@@ -5,6 +5,7 @@ pub mod capture;
 pub mod connect_proxy;
 pub mod disk;
 pub mod faults;
+pub mod fleet;
 pub mod fuzz;
 pub mod history;
 pub mod killed;

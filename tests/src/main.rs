@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use alibi_lab::{agents, capture, fuzz, killed, ring, traffic, up, workload};
+use alibi_lab::{agents, capture, fleet, fuzz, killed, ring, traffic, up, workload};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
@@ -33,6 +33,8 @@ enum Command {
     Capture(capture::Options),
     /// How many agents a collector carries, and what each costs: on one machine, in steps
     Agents(agents::Options),
+    /// A fleet whose answers are held against what truly happened, and how many events a collector takes, in steps
+    Fleet(fleet::Options),
     /// What a full ring costs to write, to open and to ask
     Ring(ring::measure::Options),
     /// Inputs at random against everything that parses bytes from outside or from disk; needs a C++ compiler
@@ -40,6 +42,14 @@ enum Command {
     /// Agents that `agents` simulates, some of them
     #[command(hide = true)]
     Crowd {
+        /// Where they keep their data
+        directory: PathBuf,
+        /// To enrol with
+        token: String,
+    },
+    /// Agents of `fleet`, some of them
+    #[command(hide = true)]
+    FleetCrowd {
         /// Where they keep their data
         directory: PathBuf,
         /// To enrol with
@@ -118,6 +128,8 @@ fn main() -> ExitCode {
         Command::Up { data, listen } => up::up(&data, &listen),
         Command::Capture(options) => capture::capture(&options),
         Command::Agents(options) => agents::agents(&options),
+        Command::Fleet(options) => fleet::fleet(&options),
+        Command::FleetCrowd { directory, token } => fleet::drive::crowd::serve(&directory, &token),
         Command::Ring(options) => ring::measure::measure(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Crowd { directory, token } => agents::crowd::serve(&directory, &token),

@@ -55,7 +55,7 @@ impl FormatArgs {
 }
 
 fn file_name(listing: &str) -> String {
-    listing.replace(' ', "-")
+    listing.replace(" --", "-").replace(' ', "-")
 }
 
 /// Prints the listing; what it left out, where the format has no place for that, on standard error.

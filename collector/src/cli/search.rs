@@ -1,8 +1,7 @@
 //! `alibi search`, and what it has in common with `alibi flows`.
 
-use alibi_proto::{command_line::say, json::pretty, window::Window, wire};
+use alibi_proto::{window::Window, wire};
 use anyhow::{Context as _, Result};
-use serde::Serialize;
 
 use super::{
     ListingArgs, SearchArgs, ToCollectorArgs, format,
@@ -10,19 +9,17 @@ use super::{
 };
 use crate::{
     clock,
-    export::{Format, page::plain_table, search::FoundProcesses},
-    search::{
-        fields::{About, FIELDS},
-        query::{self, Searched},
-    },
+    export::{fields::ListedFields, search::FoundProcesses},
+    search::query::{self, Searched},
 };
 
 pub(super) async fn search(arguments: SearchArgs, to: &ToCollectorArgs) -> Result<u8> {
     let SearchArgs { query, fields, listing } = arguments;
-    let format = listing.format.of::<FoundProcesses>()?;
     if fields {
-        return list_fields(format);
+        format::print(listing.format.of::<ListedFields>()?, &ListedFields)?;
+        return Ok(0);
     }
+    let format = listing.format.of::<FoundProcesses>()?;
     let asked = Asked::new(query.unwrap_or_default(), Searched::Processes, &listing)?;
     let way = &Way::find(to)?;
     let request = wire::SearchRequest {
@@ -51,45 +48,5 @@ impl Asked {
         let now = clock::now();
         query::parse(&query, searched, now)?;
         Ok(Self { query, window: arguments.window.window_if_any(now)? })
-    }
-}
-
-fn list_fields(format: Format) -> Result<u8> {
-    if format == Format::Json {
-        let fields = FIELDS.iter().map(FieldJson::from).collect();
-        say(pretty(&FieldsJson { fields })?)?;
-        return Ok(0);
-    }
-    let mut table = plain_table(&["FIELD", "ALSO", "TYPE", "MEANS", "EXAMPLE"]);
-    for About { name, aliases, kind, meaning, example, .. } in FIELDS {
-        table.add_row([name, aliases.join(", ").as_str(), kind.word(), meaning, example]);
-    }
-    say(table)?;
-    Ok(0)
-}
-
-#[derive(Serialize)]
-struct FieldsJson {
-    fields: Vec<FieldJson>,
-}
-
-#[derive(Serialize)]
-struct FieldJson {
-    name: &'static str,
-    aliases: &'static [&'static str],
-    r#type: &'static str,
-    meaning: &'static str,
-    example: &'static str,
-}
-
-impl From<&About> for FieldJson {
-    fn from(about: &About) -> Self {
-        Self {
-            name: about.name,
-            aliases: about.aliases,
-            r#type: about.kind.word(),
-            meaning: about.meaning,
-            example: about.example,
-        }
     }
 }

@@ -963,6 +963,23 @@ pub struct ConnectionActivity {
     #[prost(bool, tag = "3")]
     pub in_margin: bool,
 }
+/// Which hosts are asked about. Empty: all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostScope {
+    /// Names or uuids; one that is not known is an error.
+    #[prost(string, repeated, tag = "1")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts on which this user has processes, by name or id.
+    #[prost(string, optional, tag = "2")]
+    pub user: ::core::option::Option<::prost::alloc::string::String>,
+    /// Hosts with any of these tags; one that no host has is an error.
+    #[prost(string, repeated, tag = "3")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts with any of these operating systems (`linux`, `windows`, `macos`), and those that never answered; one that no host
+    /// has is an error.
+    #[prost(string, repeated, tag = "4")]
+    pub systems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Verdict {
@@ -2863,22 +2880,190 @@ impl RunKind {
         }
     }
 }
-/// Which hosts are asked about. Empty: all.
+/// Processes, the one that was started last first.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HostScope {
-    /// Names or uuids; one that is not known is an error.
-    #[prost(string, repeated, tag = "1")]
-    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Hosts on which this user has processes, by name or id.
-    #[prost(string, optional, tag = "2")]
+pub struct SearchRequest {
+    /// In the search language; empty: everything. At most 16 KiB.
+    #[prost(string, tag = "1")]
+    pub query: ::prost::alloc::string::String,
+    /// Of which hosts.
+    #[prost(message, optional, tag = "2")]
+    pub scope: ::core::option::Option<HostScope>,
+    /// Only processes that ran in [from, to), whenever they were started. Both, or neither. Of no meaning with a cursor, which has
+    /// the window of the first page.
+    #[prost(fixed64, optional, tag = "3")]
+    pub from_ns: ::core::option::Option<u64>,
+    #[prost(fixed64, optional, tag = "4")]
+    pub to_ns: ::core::option::Option<u64>,
+    /// At most so many, up to 10,000; 0: 100.
+    #[prost(uint32, tag = "5")]
+    pub limit: u32,
+    /// Where the page before ended. The query, and the hosts are those of that page.
+    #[prost(string, optional, tag = "6")]
+    pub cursor: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub processes: ::prost::alloc::vec::Vec<FoundProcess>,
+    #[prost(message, optional, tag = "2")]
+    pub listing: ::core::option::Option<Listing>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FoundProcess {
+    #[prost(message, optional, tag = "1")]
+    pub host: ::core::option::Option<HostReference>,
+    /// All times are the host's own.
+    #[prost(message, optional, tag = "2")]
+    pub process: ::core::option::Option<ProcessLife>,
+    /// Where it was looked up for the query: the name of its parent, or of that one's executable.
+    #[prost(string, optional, tag = "3")]
+    pub parent_name: ::core::option::Option<::prost::alloc::string::String>,
+    /// Where they were looked up for the query: how many of its connections are on record.
+    #[prost(uint64, optional, tag = "4")]
+    pub connections: ::core::option::Option<u64>,
+    /// Records of its connections that were not read to keep within a bound: there may be more connections than that.
+    #[prost(uint64, tag = "5")]
+    pub records_left_out: u64,
+    /// The last that is on record of it: with its connections, where they were looked up.
+    #[prost(fixed64, tag = "6")]
+    pub last_activity_ns: u64,
+}
+/// Flow records.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowsRequest {
+    /// As in a search.
+    #[prost(string, tag = "1")]
+    pub query: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub scope: ::core::option::Option<HostScope>,
+    /// Only records that overlap [from, to). A connection that is open and idle has its next record after 15 minutes at most.
+    #[prost(fixed64, optional, tag = "3")]
+    pub from_ns: ::core::option::Option<u64>,
+    #[prost(fixed64, optional, tag = "4")]
+    pub to_ns: ::core::option::Option<u64>,
+    #[prost(uint32, tag = "5")]
+    pub limit: u32,
+    #[prost(string, optional, tag = "6")]
+    pub cursor: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(enumeration = "FlowOrder", tag = "7")]
+    pub order: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FlowsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub flows: ::prost::alloc::vec::Vec<FlowRow>,
+    #[prost(message, optional, tag = "2")]
+    pub listing: ::core::option::Option<Listing>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowRow {
+    #[prost(message, optional, tag = "1")]
+    pub host: ::core::option::Option<HostReference>,
+    /// All times are the host's own.
+    #[prost(message, optional, tag = "2")]
+    pub flow: ::core::option::Option<Flow>,
+    /// Of its owner, where that is on record.
+    #[prost(string, optional, tag = "3")]
+    pub process_name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub process_path: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "5")]
+    pub pid: ::core::option::Option<u32>,
+    #[prost(string, optional, tag = "6")]
     pub user: ::core::option::Option<::prost::alloc::string::String>,
-    /// Hosts with any of these tags; one that no host has is an error.
-    #[prost(string, repeated, tag = "3")]
-    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Hosts with any of these operating systems (`linux`, `windows`, `macos`), and those that never answered; one that no host
-    /// has is an error.
+}
+/// Whose a row is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostReference {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// The host's clock less the collector's, in nanoseconds, and how far the truth can be from that; absent where it was not
+    /// measured.
+    #[prost(sfixed64, optional, tag = "3")]
+    pub clock_offset_ns: ::core::option::Option<i64>,
+    #[prost(fixed64, optional, tag = "4")]
+    pub clock_bound_ns: ::core::option::Option<u64>,
+}
+/// What is to be said of a listing.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Listing {
+    /// The query as it was understood, by the fields' own names.
+    #[prost(string, tag = "1")]
+    pub understood: ::prost::alloc::string::String,
+    /// What `NOW` means in it.
+    #[prost(fixed64, tag = "2")]
+    pub now_ns: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub warnings: ::prost::alloc::vec::Vec<SearchWarning>,
+    /// Why something that fits may be missing from this page: at most 64 reasons, and how many more. Empty: all that the
+    /// collector has been told and keeps was looked at.
     #[prost(string, repeated, tag = "4")]
-    pub systems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    pub may_miss: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "5")]
+    pub may_miss_left_out: u64,
+    /// Where the next page begins. Absent where there is none.
+    #[prost(string, optional, tag = "6")]
+    pub cursor: ::core::option::Option<::prost::alloc::string::String>,
+    /// Not everything was looked at that may belong on this page.
+    #[prost(bool, tag = "7")]
+    pub cut: bool,
+    /// How many processes or records were read for it.
+    #[prost(uint64, tag = "8")]
+    pub looked_at: u64,
+}
+/// The query misses what it seems to ask for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchWarning {
+    /// Names its kind.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    /// The query to ask instead.
+    #[prost(string, optional, tag = "3")]
+    pub instead: ::core::option::Option<::prost::alloc::string::String>,
+    /// Commands that ask it.
+    #[prost(string, repeated, tag = "4")]
+    pub commands: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum FlowOrder {
+    /// The newest first.
+    Unspecified = 0,
+    /// The end of the record, by the host's own clock, the newest first.
+    Newest = 1,
+    /// The oldest first.
+    Oldest = 2,
+    /// The bytes of the record, both ways, the most first.
+    Bytes = 3,
+}
+impl FlowOrder {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FLOW_ORDER_UNSPECIFIED",
+            Self::Newest => "FLOW_ORDER_NEWEST",
+            Self::Oldest => "FLOW_ORDER_OLDEST",
+            Self::Bytes => "FLOW_ORDER_BYTES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FLOW_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
+            "FLOW_ORDER_NEWEST" => Some(Self::Newest),
+            "FLOW_ORDER_OLDEST" => Some(Self::Oldest),
+            "FLOW_ORDER_BYTES" => Some(Self::Bytes),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostsRequest {
@@ -3683,6 +3868,44 @@ pub mod analyst_client {
             req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "Process"));
             self.inner.unary(req, path, codec).await
         }
+        /// Processes that a query in the search language fits.
+        pub async fn search(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchRequest>,
+        ) -> std::result::Result<tonic::Response<super::SearchResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Analyst/Search");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "Search"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Flow records that such a query fits.
+        pub async fn flows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FlowsRequest>,
+        ) -> std::result::Result<tonic::Response<super::FlowsResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/alibi.v1.Analyst/Flows");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("alibi.v1.Analyst", "Flows"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The executables that hosts saw first in a window: run, or written.
         pub async fn executables(
             &mut self,
@@ -4113,6 +4336,16 @@ pub mod analyst_server {
             &self,
             request: tonic::Request<super::ProcessRequest>,
         ) -> std::result::Result<tonic::Response<super::ProcessResponse>, tonic::Status>;
+        /// Processes that a query in the search language fits.
+        async fn search(
+            &self,
+            request: tonic::Request<super::SearchRequest>,
+        ) -> std::result::Result<tonic::Response<super::SearchResponse>, tonic::Status>;
+        /// Flow records that such a query fits.
+        async fn flows(
+            &self,
+            request: tonic::Request<super::FlowsRequest>,
+        ) -> std::result::Result<tonic::Response<super::FlowsResponse>, tonic::Status>;
         /// The executables that hosts saw first in a window: run, or written.
         async fn executables(
             &self,
@@ -4425,6 +4658,92 @@ pub mod analyst_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ProcessSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/Search" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchSvc<T: Analyst>(pub Arc<T>);
+                    impl<T: Analyst> tonic::server::UnaryService<super::SearchRequest>
+                    for SearchSvc<T> {
+                        type Response = super::SearchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::search(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/alibi.v1.Analyst/Flows" => {
+                    #[allow(non_camel_case_types)]
+                    struct FlowsSvc<T: Analyst>(pub Arc<T>);
+                    impl<T: Analyst> tonic::server::UnaryService<super::FlowsRequest>
+                    for FlowsSvc<T> {
+                        type Response = super::FlowsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FlowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Analyst>::flows(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FlowsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

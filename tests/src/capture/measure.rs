@@ -47,19 +47,44 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(times.next()? + times.next()?)
 }
 
+/// Seconds of processor time that the process has had in the kernel.
+///
+/// # Errors
+/// When it has ended.
+pub fn system_s(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // After the name, which may have anything in it, the state is the first, and this the thirteenth.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().nth(12).and_then(|ticks| ticks.parse::<f64>().ok());
+    Ok(ticks.context("a stat without times")? / 100.0)
+}
+
 /// Processor time of a process' threads that are running, in nanoseconds by name; those of one name are one.
 ///
 /// # Errors
 /// When it has ended.
 pub fn threads_ns(pid: u32) -> Result<BTreeMap<String, u64>> {
     let mut threads = BTreeMap::new();
+    for (name, spent) in each_thread_ns(pid)?.into_values() {
+        *threads.entry(name).or_default() += spent;
+    }
+    Ok(threads)
+}
+
+/// The same of each thread, by its id, with its name.
+///
+/// # Errors
+/// When the process has ended.
+pub fn each_thread_ns(pid: u32) -> Result<BTreeMap<u32, (String, u64)>> {
+    let mut threads = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("it has ended")? {
-        let task = task?.path();
+        let task = task?;
+        let Ok(id) = task.file_name().to_string_lossy().parse() else { continue };
         // A thread may end meanwhile.
-        let Ok(text) = fs::read_to_string(task.join("schedstat")) else { continue };
-        let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
+        let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        let Ok(name) = fs::read_to_string(task.path().join("comm")) else { continue };
         let spent = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-        *threads.entry(name.trim_end().to_owned()).or_default() += spent;
+        threads.insert(id, (name.trim_end().to_owned(), spent));
     }
     Ok(threads)
 }
