@@ -9,7 +9,7 @@ fn generated_code_is_fresh() {
     let schema = root.join("schema");
     let files =
         ["event", "ledger", "answer", "recorder", "enrolment", "prevalence", "analyst", "clock", "search"]
-        .map(|name| schema.join(format!("alibi/v1/{name}.proto")));
+            .map(|name| schema.join(format!("alibi/v1/{name}.proto")));
     let descriptors = protox::compile(files, [&schema]).expect("the schema compiles");
     let out = tempfile::tempdir().expect("a temporary directory");
     tonic_prost_build::configure().out_dir(out.path()).compile_fds(descriptors).expect("code is generated");

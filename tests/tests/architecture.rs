@@ -203,6 +203,7 @@ const RULES: &[Rule] = &[
             "collector/src/fleet",
             "collector/src/api",
             "collector/src/cli",
+            "collector/src/export",
             "collector/src/store",
         ],
         words: &["wire::", "alibi_proto::wire"],

@@ -78,8 +78,7 @@ pub(super) async fn executables(arguments: ExecutablesArgs, to: &ToCollectorArgs
         limit: arguments.limit,
     };
     let response = way.client()?.executables(request).await.map_err(in_words(way))?.into_inner();
-    let shown =
-        ListedExecutables::new(window, response).context("the collector's answer cannot be read")?;
+    let shown = ListedExecutables::new(window, response).context("the collector's answer cannot be read")?;
     format::print(format, &shown)?;
     Ok(0)
 }

@@ -102,8 +102,7 @@ pub(super) async fn top(command: TopCommand, to: &ToCollectorArgs) -> Result<u8>
     let of = request.of();
     let way = &Way::find(to)?;
     let response = way.client()?.top(request).await.map_err(in_words(way))?.into_inner();
-    let shown =
-        Top::new(of, listing.by.word(), response).context("the collector's answer cannot be read")?;
+    let shown = Top::new(of, listing.by.word(), response).context("the collector's answer cannot be read")?;
     format::print(format, &shown)?;
     Ok(0)
 }

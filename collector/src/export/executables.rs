@@ -149,10 +149,14 @@ impl Listing for ListedExecutables {
         }
         for host in &self.hosts {
             if let Some(problem) = &host.problem {
-                notices.push(format!("{}: what was not seen before is not proven to be new: {problem}", host.name));
+                notices.push(format!(
+                    "{}: what was not seen before is not proven to be new: {problem}",
+                    host.name
+                ));
             }
             if !host.gaps.is_empty() {
-                notices.push(format!("{}: not recorded completely in the window: more may have run", host.name));
+                notices
+                    .push(format!("{}: not recorded completely in the window: more may have run", host.name));
             }
         }
         notices.extend(self.fleet_problem.iter().map(|problem| format!("in the fleet: {problem}")));

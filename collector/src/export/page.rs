@@ -123,7 +123,7 @@ pub(super) fn with_notes(table: &Table, rows: usize, page: &Page) -> String {
 
 /// What a page says of itself, whatever it lists.
 #[derive(Debug, Serialize)]
-pub struct Page {
+pub(super) struct Page {
     query: String,
     /// The query as it was understood, by the fields' own names.
     understood: String,

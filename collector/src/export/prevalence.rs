@@ -171,10 +171,7 @@ impl From<wire::Total> for TotalJson {
 }
 
 /// Of what connections come to, for the row that `of` leads to.
-pub(super) fn total_columns<'a, T: 'a>(
-    columns: Columns<'a, T>,
-    of: fn(&T) -> &TotalJson,
-) -> Columns<'a, T> {
+pub(super) fn total_columns<'a, T: 'a>(columns: Columns<'a, T>, of: fn(&T) -> &TotalJson) -> Columns<'a, T> {
     columns
         .count("connections", move |row| Some(of(row).connections))
         .boolean("connections_cut", move |row| Some(of(row).connections_cut))

@@ -10,7 +10,9 @@ use alibi_proto::{
     json::{FlowJson, ProcessJson, pretty},
     process::ProcessLife,
     report::{self, printable},
+    wire,
 };
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -53,20 +55,52 @@ pub struct ShownProcess {
 #[derive(Debug, Default, Serialize)]
 pub struct More {
     /// How common its executable is; null where nothing is known by which it could be told from others.
-    pub(crate) prevalence: Option<PrevalenceJson>,
+    prevalence: Option<PrevalenceJson>,
     /// How its host was recorded; null without a window.
-    pub(crate) recorded: Option<RecordedJson>,
+    recorded: Option<RecordedJson>,
     /// What its connections come to, in the window or ever.
-    pub(crate) total: TotalJson,
+    total: TotalJson,
     /// Stretches of one length in which there were any.
-    pub(crate) buckets: Vec<BucketJson>,
-    pub(crate) bucket_s: u64,
+    buckets: Vec<BucketJson>,
+    bucket_s: u64,
     /// By which it knew its remotes.
-    pub(crate) names: Vec<NameJson>,
-    pub(crate) names_left_out: u64,
+    names: Vec<NameJson>,
+    names_left_out: u64,
 }
 
 impl ShownProcess {
+    /// What the collector answered.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn new(response: wire::ProcessResponse) -> Result<Self> {
+        let lives = |lives: Vec<wire::ProcessLife>| lives.into_iter().map(ProcessLife::try_from).collect();
+        let ancestors: Result<_, _> = lives(response.ancestors);
+        let children: Result<_, _> = lives(response.children);
+        let connections = response.connections.into_iter().map(FlowRecord::try_from);
+        let more = More {
+            prevalence: response.prevalence.map(Into::into),
+            recorded: response.recorded.map(TryInto::try_into).transpose()?,
+            total: response.total.unwrap_or_default().into(),
+            buckets: response.buckets.into_iter().map(Into::into).collect(),
+            bucket_s: response.bucket_ns / 1_000_000_000,
+            names: response.names.into_iter().map(TryInto::try_into).collect::<Result<_>>()?,
+            names_left_out: response.names_left_out,
+        };
+        Ok(Self {
+            host: HostId::from_wire(&response.host)?,
+            host_name: response.host_name,
+            process: response.process.context("the process is missing")?.try_into()?,
+            ancestors: ancestors?,
+            children: children?,
+            connections: connections.collect::<Result<_, _>>()?,
+            left_out: response.left_out,
+            damage: response.damage,
+            clock: response.clock.map(Into::into),
+            more,
+        })
+    }
+
     pub(super) fn whose(&self) -> Whose {
         let clock = self.clock.map(|clock| (clock.offset_ns, clock.bound_ns));
         Whose { host: self.host, name: self.host_name.clone(), clock }

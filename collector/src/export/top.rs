@@ -152,9 +152,12 @@ impl Listing for Top {
         for damage in &self.damage {
             text.push_str(&format!("connections may be missing: {}\n", printable(damage)));
         }
-        for incomplete in self.incomplete() {
-            text.push_str(&format!("{}
-", printable(&incomplete)));
+        if let Some(incomplete) = self.incomplete() {
+            text.push_str(&format!(
+                "{}
+",
+                printable(&incomplete)
+            ));
         }
         text
     }

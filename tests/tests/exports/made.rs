@@ -2,7 +2,12 @@
 
 use std::net::SocketAddr;
 
-use alibi_collector::export::{Listing, Table, hosts::ListedHosts, process::{More, ShownProcess}, table::Cell};
+use alibi_collector::export::{
+    Listing, Table,
+    hosts::ListedHosts,
+    process::{More, ShownProcess},
+    table::Cell,
+};
 use alibi_lab::standards::{against_ecs, against_ocsf};
 use alibi_proto::{
     chain::{ChainBreak, ChainStatus},

@@ -105,7 +105,10 @@ impl Asked {
             addresses,
         };
         let hosts = self.hosts.iter().map(|number| name_of(*number)).collect();
-        wire::WhoRequest { question: Some(question), scope: Some(wire::HostScope { hosts, user: None }) }
+        wire::WhoRequest {
+            question: Some(question),
+            scope: Some(wire::HostScope { hosts, ..Default::default() }),
+        }
     }
 
     /// Whether the port is one that was asked about.

@@ -106,7 +106,7 @@ fn what_an_older_version_kept_of_processes_is_gone_through_once() {
     drop(store);
 
     let older = "DROP TABLE program; DROP TABLE program_path; DROP TABLE program_about; DROP TABLE sighting;
-        DROP TABLE sighting_path; DROP TABLE sighting_forgotten; PRAGMA user_version = 9;";
+        DROP TABLE sighting_path; DROP TABLE sighting_forgotten; DROP INDEX process_by_start; PRAGMA user_version = 11;";
     Connection::open(&file).unwrap().execute_batch(older).unwrap();
     let store = SqliteStore::open(&file).unwrap();
     assert_eq!(all(&store), want);
