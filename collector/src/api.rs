@@ -446,8 +446,12 @@ impl Service {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (scope, window) = (request.scope.clone(), question.window);
         let agents = self.blocking(move |service| service.in_scope(scope, Some(window))).await?;
-        let addresses: Vec<_> = agents.into_iter().map(|agent| agent.address).collect();
-        self.fleet.await_known(&addresses, question.window.to().min(now), KNOWN_UNTIL_WAIT).await;
+        let until = question.window.to().min(now);
+        let is_known = |agent: &FollowedAgent| {
+            agent.host.as_ref().is_some_and(|(_, progress)| progress.known_until >= Some(until))
+        };
+        let awaited = agents.into_iter().filter(|agent| !is_known(agent)).map(|agent| agent.address);
+        self.fleet.await_known(&awaited.collect::<Vec<_>>(), until, KNOWN_UNTIL_WAIT).await;
         let scope = request.scope.clone();
         let answer = self.blocking(move |service| service.who(question, request.scope)).await?;
         debug_assert!(answer.hosts.iter().all(|host| host.verdict != Verdict::Clear || host.gaps.is_empty()));

@@ -189,18 +189,17 @@ pub trait Store: Send + Sync {
     /// When the store cannot be read.
     fn resolutions(&self, name: &NamePattern, limit: usize) -> Result<Bounded<Resolution>, StoreError>;
 
-    /// The ClientHellos of a host that asked for the name before `before`, newest first, at most `limit`; if there are
-    /// more, `left_out` is 1.
+    /// The ClientHellos of hosts that asked for the name, each before an instant by its own clock, newest first, at most `limit` of
+    /// each; if there are more, `left_out` is 1. A host without any is missing.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// When the store cannot be read; where it is damaged, that of the host.
     fn server_names(
         &self,
-        host: HostId,
+        asked: &[(HostId, Timestamp)],
         name: &NamePattern,
-        before: Timestamp,
         limit: usize,
-    ) -> Result<Bounded<ServerNameRecord>, StoreError>;
+    ) -> Result<HellosOfAll, StoreError>;
 
     /// The changes of a host's network interfaces in a window, newest first, at most `limit`.
     ///
@@ -444,13 +443,16 @@ impl<T> Default for Bounded<T> {
     }
 }
 
+/// The ClientHellos of hosts.
+pub type HellosOfAll = HashMap<HostId, Result<Bounded<ServerNameRecord>, StoreError>>;
+
 /// An agent, and what is known of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FollowedAgent {
     /// Where it is dialled.
     pub address: String,
     /// What it last said of itself, and how far its stream is known; none until it has answered once.
-    pub host: Option<(HostDescription, Progress)>,
+    pub host: Option<(Arc<HostDescription>, Progress)>,
 }
 
 /// Where a ring of a host is gone on with.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use alibi_proto::{
     chain::{Anchor, ChainStatus},
     clock::{HostClock, shifted},
-    coverage::{self, CoverageChange, Facet, Grade, Timeline},
+    coverage::{self, CoverageChange, Facet, Grade, Scope, Timeline},
     flow::FlowRecord,
     host::{ClockStatus, HostDescription, HostEnrolment, HostStatus},
     id::{HostId, ProcessUid},
@@ -171,7 +171,7 @@ impl Service {
         Ok(HostStatus {
             chain,
             address: agent.address,
-            description,
+            description: description.map(Arc::unwrap_or_clone),
             connected: live.connected,
             heard: progress.heard,
             known_until: progress.known_until.map(|until| clock.known_until(until)),
@@ -202,16 +202,33 @@ impl Service {
         description: &'a HostDescription,
         known_until: Option<Timestamp>,
     ) -> Result<Asking<'a>, StoreError> {
-        let host = description.host;
-        let clock = self.store.clock(host)?.clock(clock::now());
+        let clock = self.store.clock(description.host)?.clock(clock::now());
         let asked = question.asked_of(&clock).question;
-        let mut remotes = fleet.clone();
-        if let Some(name) = question.target.name() {
-            let hellos = self.store.server_names(host, name, asked.window.to(), NAME_ADDRESSES_MAX)?;
-            remotes.left_out |= hellos.left_out > 0;
-            remotes.hellos = hellos.rows;
+        Ok(Asking { description, known_until, clock, asked, remotes: fleet.clone() })
+    }
+
+    /// Tells each of the hosts its own ClientHellos that asked for the name.
+    fn ask_for_hellos(
+        &self,
+        question: &Question,
+        asking: &mut [Option<Result<Asking<'_>, StoreError>>],
+    ) -> Result<(), StoreError> {
+        let Some(name) = question.target.name() else { return Ok(()) };
+        let before = |asking: &Asking<'_>| (asking.description.host, asking.asked.window.to());
+        let asked: Vec<(HostId, Timestamp)> = asking.iter().flatten().flatten().map(before).collect();
+        let mut found = self.store.server_names(&asked, name, NAME_ADDRESSES_MAX)?;
+        for host in asking.iter_mut().flatten() {
+            let Ok(asking) = host else { continue };
+            match found.remove(&asking.description.host) {
+                Some(Ok(hellos)) => {
+                    asking.remotes.left_out |= hellos.left_out > 0;
+                    asking.remotes.hellos = hellos.rows;
+                }
+                Some(Err(error)) => *host = Err(error),
+                None => {}
+            }
         }
-        Ok(Asking { description, known_until, clock, asked, remotes })
+        Ok(())
     }
 
     fn answer_for(
@@ -251,7 +268,11 @@ impl Service {
         failed.map_or(Ok(answer), Err)
     }
 
-    pub(super) fn who(&self, question: Question, scope: Option<wire::HostScope>) -> Result<Answer, Status> {
+    /// The answer for every host in the scope. It may take long, and waits for nobody to report.
+    ///
+    /// # Errors
+    /// When a host that is named is not followed, or the store cannot be read.
+    pub fn who(&self, question: Question, scope: Option<wire::HostScope>) -> Result<Answer, Status> {
         // How far each host is known is read with the hosts, and so before the names, the clocks and the records; coverage
         // comes last.
         let agents = self.in_scope(scope, Some(question.window))?;
@@ -260,7 +281,8 @@ impl Service {
             let (description, progress) = agent.host.as_ref()?;
             Some(self.ask(&question, &remotes, description, progress.known_until))
         });
-        let asking: Vec<Option<Result<Asking<'_>, StoreError>>> = asking.collect();
+        let mut asking: Vec<Option<Result<Asking<'_>, StoreError>>> = asking.collect();
+        self.ask_for_hellos(&question, &mut asking).map_err(store_status)?;
         let asked: Vec<HostQuestion<'_>> = asking.iter().flatten().flatten().map(Asking::question).collect();
         let FlowsOfAll { by_host: flows, damage } =
             self.store.flows_of_all(&asked, records_of_each(asked.len())).map_err(store_status)?;
@@ -292,7 +314,7 @@ impl Service {
                 answer => answer.map_err(store_status)?,
             };
             keep_within(&mut answer, &mut connections_left);
-            bytes += wire::HostAnswer::from(answer.clone()).encoded_len();
+            bytes += bytes_of(&answer);
             if bytes > ANSWER_BYTES_FULL {
                 shorten(&mut answer);
             }
@@ -320,7 +342,7 @@ impl Service {
         let resume_point = self.store.resume_point(description.host, progress.next.epoch);
         let anchors = resume_point.map_err(store_status)?.anchors;
         let chain = self.store.chain(description.host).map_err(store_status)?;
-        Ok((agent.address, description.name, description.host, anchors, chain))
+        Ok((agent.address, description.name.clone(), description.host, anchors, chain))
     }
 
     pub(super) fn find_process(&self, word: &str) -> Result<(HostId, ProcessUid), Status> {
@@ -438,6 +460,20 @@ fn keep_within(answer: &mut HostAnswer, connections_left: &mut usize) {
         answer.records_left_out += (process.connections.len() - kept) as u64;
         process.connections.truncate(kept);
     }
+}
+
+/// How many bytes an answer takes in a message; of one in which there is nothing to leave out, no fewer than it may take.
+fn bytes_of(answer: &HostAnswer) -> usize {
+    const OF_FEW: usize = 256;
+    if !answer.processes.is_empty() {
+        return wire::HostAnswer::from(answer.clone()).encoded_len();
+    }
+    let gaps = answer.gaps.iter().map(|gap| OF_FEW + gap.grade.reason().len());
+    let scopes = answer
+        .scopes
+        .iter()
+        .map(|Scope { source, covers, cannot_see }| OF_FEW + source.len() + covers.len() + cannot_see.len());
+    OF_FEW + answer.name.len() + gaps.chain(scopes).sum::<usize>()
 }
 
 /// Leaves out what an analyst can ask for in a narrower question. The verdict stands, and every gap is still covered.

@@ -66,7 +66,8 @@ impl Service {
 
     /// A host that has answered.
     pub(super) fn known_host(&self, agent: &FollowedAgent) -> Result<Option<KnownHost>, StoreError> {
-        let Some((HostDescription { host, name, .. }, progress)) = &agent.host else { return Ok(None) };
+        let Some((description, progress)) = &agent.host else { return Ok(None) };
+        let HostDescription { host, name, .. } = &**description;
         let clock = Arc::new(self.store.clock(*host)?.clock(clock::now()));
         Ok(Some(KnownHost { id: *host, name: name.clone(), known_until: progress.known_until, clock }))
     }

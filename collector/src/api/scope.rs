@@ -89,7 +89,7 @@ mod tests {
         };
         FollowedAgent {
             address: address.to_owned(),
-            host: os.map(|os| (description(os), Progress::default())),
+            host: os.map(|os| (description(os).into(), Progress::default())),
         }
     }
 

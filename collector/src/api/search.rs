@@ -110,7 +110,8 @@ impl AskedListing {
         let user = self.scope.user.iter().flat_map(|user| ["user", user]);
         let scope = &self.scope;
         let words = [("host", &scope.hosts), ("tag", &scope.tags), ("system", &scope.systems)];
-        let scope = words.into_iter().flat_map(|(word, names)| names.iter().flat_map(move |name| [word, name]));
+        let scope =
+            words.into_iter().flat_map(|(word, names)| names.iter().flat_map(move |name| [word, name]));
         [order, &self.query].into_iter().chain(user).chain(scope).collect()
     }
 
@@ -297,7 +298,7 @@ impl Service {
                 None => clocks.at(question.now),
             };
             let meant = Meant {
-                name: description.name,
+                name: description.name.clone(),
                 clock: measured.unwrap_or_default(),
                 is_measured: measured.is_some(),
             };

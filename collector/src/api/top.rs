@@ -219,7 +219,8 @@ impl Service {
     ) -> Result<(HostId, Question, NamedRemotes), StoreError> {
         let mut remotes = fleet.clone();
         if let Some(name) = question.target.name() {
-            remotes.hellos = self.store.server_names(host, name, window.to(), NAME_ADDRESSES_MAX)?.rows;
+            let mut found = self.store.server_names(&[(host, window.to())], name, NAME_ADDRESSES_MAX)?;
+            remotes.hellos = found.remove(&host).transpose()?.unwrap_or_default().rows;
         }
         Ok((host, Question { target: question.target.clone(), window }, remotes))
     }

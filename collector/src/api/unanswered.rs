@@ -23,7 +23,7 @@ pub(super) fn unanswerable(question: &Question, agent: FollowedAgent, error: &St
     let description = agent.host.map(|(description, _)| description);
     let evidence = Evidence {
         host: description.as_ref().map(|description| description.host),
-        name: description.map_or(agent.address, |description| description.name),
+        name: description.map_or(agent.address, |description| description.name.clone()),
         clock: &HostClock::own(),
         connections: &connections,
         known_until: Some(Timestamp::MAX),

@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, Transaction, TransactionBehavior, ffi};
+use rusqlite::{
+    Connection, ErrorCode, InterruptHandle, OpenFlags, Transaction, TransactionBehavior, config::DbConfig,
+    ffi,
+};
 
 use super::StoreError;
 
@@ -27,6 +30,8 @@ use super::StoreError;
 const READERS_KEPT_MAX: usize = 8;
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const STATEMENTS_KEPT_MAX: usize = 64;
+/// Pages that the write-ahead log has before they are written where they belong, each once: most are written again and again.
+const JOURNAL_PAGES: u32 = 4_096;
 /// The write-ahead log is cut back to this after a reader let it grow.
 const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 
@@ -184,17 +189,21 @@ impl Database {
         let mut writer = self.writer();
         if !own.is_committed() {
             let together = std::mem::take(&mut *lock(&self.waiting));
-            let write_all = |transaction: &Transaction<'_>| {
-                together.iter().try_for_each(|one| one.run(transaction))?;
+            let write_all = |transaction: &Transaction<'_>, guard| {
+                together.iter().try_for_each(|one| one.run(transaction, guard))?;
                 // Whoever failed with others before is no longer among those that wait.
                 let is_among =
                     together.iter().any(|one| std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(&own)));
-                if is_among { Ok(()) } else { own.run(transaction) }
+                if is_among { Ok(()) } else { own.run(transaction, guard) }
             };
-            match self.write_with(&mut writer, write_all) {
+            // To keep what each has written apart costs as much as to write it, and hardly ever is any of them refused.
+            let written = self
+                .write_with(&mut writer, |transaction| write_all(transaction, Guard::Nobody))
+                .or_else(|_| self.write_with(&mut writer, |transaction| write_all(transaction, Guard::Each)));
+            match written {
                 Ok(()) => together.iter().for_each(|one| one.commit()),
                 // Each of the others finds out for itself.
-                Err(_) => self.write_with(&mut writer, |transaction| own.run(transaction))?,
+                Err(_) => self.write_with(&mut writer, |transaction| own.run(transaction, Guard::Each))?,
             }
         }
         lock(&own.wrote).take().expect("what was committed was run before")
@@ -229,9 +238,18 @@ fn tables(connection: &Connection) -> Result<Vec<String>, StoreError> {
     Ok(names.collect::<Result<_, _>>()?)
 }
 
+/// Of those who share a transaction, whose writes can be taken back alone.
+#[derive(Clone, Copy, PartialEq)]
+enum Guard {
+    /// Whoever is refused makes all fail.
+    Nobody,
+    /// What each has written until it was refused; the others' stays.
+    Each,
+}
+
 /// A write that shares its transaction.
 trait Write: Send + Sync {
-    fn run(&self, transaction: &Transaction<'_>) -> Result<(), StoreError>;
+    fn run(&self, transaction: &Transaction<'_>, guard: Guard) -> Result<(), StoreError>;
     fn commit(&self);
 }
 
@@ -251,13 +269,16 @@ impl<T: Send, W> Write for Shared<T, W>
 where
     W: Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + Sync,
 {
-    fn run(&self, transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    fn run(&self, transaction: &Transaction<'_>, guard: Guard) -> Result<(), StoreError> {
+        if guard == Guard::Nobody {
+            *lock(&self.wrote) = Some(Ok((self.write)(transaction)?));
+            return Ok(());
+        }
         transaction.prepare_cached("SAVEPOINT one")?.execute([])?;
         let wrote = match (self.write)(transaction) {
             Err(StoreError::Sqlite(error)) => return Err(error.into()),
             wrote => wrote,
         };
-        // What it has written until it was refused is taken back, and what the others have stays.
         if wrote.is_err() {
             transaction.prepare_cached("ROLLBACK TO one")?.execute([])?;
         }
@@ -310,6 +331,7 @@ fn open_writer(path: &Path, format: &Format) -> Result<Connection, StoreError> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
+    plan_once(&connection)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // What was written last may be in the log still, and the header behind it.
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -331,6 +353,7 @@ fn open_writer(path: &Path, format: &Format) -> Result<Connection, StoreError> {
         )));
     }
     connection.pragma_update_and_check(None, "journal_size_limit", JOURNAL_BYTES_MAX, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", JOURNAL_PAGES, |_| Ok(()))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT_MAX);
     Ok(connection)
 }
@@ -384,10 +407,18 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
 fn open_reader(path: &Path, format: &Format) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
+    plan_once(&connection)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "cache_size", -format.reader_cache_kib)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT_MAX);
     Ok(connection)
+}
+
+/// A statement is planned when it is prepared. Otherwise SQLite plans it anew for other parameters, which takes longer than most
+/// of ours, and there are no statistics that it could learn anything from.
+fn plan_once(connection: &Connection) -> Result<(), StoreError> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
 }
 
 fn migrate(connection: &mut Connection, format: &Format) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@
 //! Whoever reads takes one [`View`]: what has come and all runs, each record once. Nobody who writes waits for readers.
 
 use std::{
+    cell::RefCell,
     collections::HashSet,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, PoisonError},
@@ -27,6 +28,7 @@ use super::{
 
 mod block;
 mod day;
+mod lookup;
 pub(super) mod opening;
 mod search;
 
@@ -36,6 +38,7 @@ pub(super) use search::{Asked, Found, Listed, Owner, Span, Spans, Sweep, Which};
 
 use block::{BlockPacker, Columns, Packed};
 use day::{Run, Times};
+use lookup::Lookups;
 use opening::{Opened, day_of, enter, file_name, sums_of_arrived};
 
 /// So many rows become a run. Few under test, so that there are some.
@@ -68,6 +71,7 @@ pub(super) struct View {
     shown_from: u64,
     /// Runs that are missing: their files were, or could not be read.
     lost: Vec<Lost>,
+    lookups: Arc<Lookups>,
 }
 
 /// A part of the records that cannot be read.
@@ -143,6 +147,11 @@ pub(super) const CHECKSUMS: &str = "
     ALTER TABLE flow_run ADD COLUMN seal INTEGER;
 ";
 
+thread_local! {
+    /// To make one costs as much as to pack what an agent tells in a second.
+    static PACKER: RefCell<BlockPacker> = RefCell::default();
+}
+
 /// Writes rows into the catalog, as a part of what is committed.
 pub(super) fn stage(transaction: &Transaction<'_>, rows: &[Row]) -> Result<Staged, StoreError> {
     let mut statement = transaction.prepare_cached(
@@ -150,7 +159,8 @@ pub(super) fn stage(transaction: &Transaction<'_>, rows: &[Row]) -> Result<Stage
     )?;
     let rows: Vec<&Row> = rows.iter().collect();
     let mut chunks = Vec::new();
-    for (Packed { columns, records }, rows) in BlockPacker::default().pack(&rows) {
+    let packed: Vec<_> = PACKER.with_borrow_mut(|packer| packer.pack(&rows).collect());
+    for (Packed { columns, records }, rows) in packed {
         let times = Times::of(rows.iter().copied()).expect("there is a row");
         let Times { first, last, until } = times;
         let [checksum, seal] = sums_of_arrived(&columns, &records, rows.len() as i64, times);
@@ -308,6 +318,11 @@ impl Flows {
     pub(super) fn check(&self, mut go_on: impl FnMut(u64) -> bool, mut found: impl FnMut(String)) {
         let runs = self.view().runs.clone();
         for run in runs {
+            if let Err(error) = run.day.check_run(&run)
+                && self.view().runs.iter().any(|there| there.id == run.id)
+            {
+                found(format!("{}: {error}", run.day.name()));
+            }
             for block in 0..run.blocks.len() {
                 let checked = run.day.check(&run, block);
                 let bytes = checked.as_ref().copied().unwrap_or_default();

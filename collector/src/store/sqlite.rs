@@ -24,7 +24,7 @@ use alibi_proto::{
     host::HostDescription,
     id::{Cursor, Epoch, HostId, ProcessUid, Seq},
     link::LinkRecord,
-    name::{NamePattern, ServerNameRecord},
+    name::NamePattern,
     prevalence::Identity,
     process::ProcessLife,
     question::{NamedRemotes, Question},
@@ -34,8 +34,8 @@ use alibi_proto::{
 use rusqlite::{Connection, Transaction};
 
 use super::{
-    Bounded, Damage, FirstSeen, Fitted, FlowsFound, FlowsOfAll, FollowedAgent, HostQuestion, Progress, Resolution,
-    ResumePoint, SightingOn, Store, StoreError, StoredFlow, Visit, codec,
+    Bounded, Damage, FirstSeen, Fitted, FlowsFound, FlowsOfAll, FollowedAgent, HellosOfAll, HostQuestion,
+    Progress, Resolution, ResumePoint, SightingOn, Store, StoreError, StoredFlow, Visit, codec,
     database::{Database, lock},
     flows::{self as store_flows, Flows},
     listing::{FlowListing, HostStretch, ListedFlow, ListedProcess, Page, ProcessListing},
@@ -243,7 +243,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn agents(&self) -> Result<Vec<FollowedAgent>, StoreError> {
-        let mut agents = self.read(agents::list)?;
+        let mut agents = self.memory.agents(|| self.read(agents::list))?;
         let live = lock(&self.live);
         for (description, progress) in agents.iter_mut().filter_map(|agent| agent.host.as_mut()) {
             if let Some(live) = live.get(&description.host) {
@@ -254,11 +254,15 @@ impl Store for SqliteStore {
     }
 
     fn add_agent(&self, address: &str) -> Result<bool, StoreError> {
-        self.write(|transaction| agents::add(transaction, address))
+        let added = self.write(|transaction| agents::add(transaction, address))?;
+        self.memory.wrote_agents();
+        Ok(added)
     }
 
     fn remove_agent(&self, address: &str) -> Result<bool, StoreError> {
-        self.write(|transaction| agents::remove(transaction, address))
+        let removed = self.write(|transaction| agents::remove(transaction, address))?;
+        self.memory.wrote_agents();
+        Ok(removed)
     }
 
     fn describe(
@@ -270,11 +274,16 @@ impl Store for SqliteStore {
     ) -> Result<Progress, StoreError> {
         let host = description.host;
         let held = self.held(host);
-        let (address, description, reading) = (address.to_owned(), description.clone(), reading.cloned());
-        let (stored, Seen { steady, changed }) = self.database.write_together(move |transaction| {
-            let stored = agents::describe(transaction, &address, &description, held.known_until, heard)?;
-            Ok((stored, clock::measured(transaction, host, held.moment, reading.as_ref())?))
+        let description = Arc::new(description.clone());
+        let (stored, Seen { steady, changed }) = self.database.write_together({
+            let (address, description) = (address.to_owned(), Arc::clone(&description));
+            let reading = reading.cloned();
+            move |transaction| {
+                let stored = agents::describe(transaction, &address, &description, held.known_until, heard)?;
+                Ok((stored, clock::measured(transaction, host, held.moment, reading.as_ref())?))
+            }
         })?;
+        self.memory.described(address, description);
         self.memory.wrote(host, Changed { clock: changed, coverage: Vec::new() });
         let mut live = lock(&self.live);
         let first = Live { progress: stored, persisted: None, steady, moment: None };
@@ -397,12 +406,17 @@ impl Store for SqliteStore {
 
     fn server_names(
         &self,
-        host: HostId,
+        asked: &[(HostId, Timestamp)],
         name: &NamePattern,
-        before: Timestamp,
         limit: usize,
-    ) -> Result<Bounded<ServerNameRecord>, StoreError> {
-        self.read(|connection| names::server_names(connection, host, name, before, limit))
+    ) -> Result<HellosOfAll, StoreError> {
+        let numbers = self.numbers(asked.iter().map(|(host, _)| *host))?;
+        let with_number =
+            || numbers.iter().zip(asked).filter_map(|(number, asked)| Some(((*number)?, *asked)));
+        let hosts: HashMap<u32, HostId> = with_number().map(|(number, (host, _))| (number, host)).collect();
+        let before = with_number().map(|(number, (_, before))| (number, before)).collect();
+        let found = self.read(|connection| names::server_names(connection, &before, name, limit))?;
+        Ok(found.into_iter().map(|(number, hellos)| (hosts[&number], hellos)).collect())
     }
 
     fn links(&self, host: HostId, window: Window, limit: usize) -> Result<Bounded<LinkRecord>, StoreError> {

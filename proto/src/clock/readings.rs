@@ -1,5 +1,7 @@
 //! What is known of one boot's clock, from its readings.
 
+use std::sync::Arc;
+
 use super::{ALONE_MAX, ASLEEP_ERROR, DRIFT_PPM_MAX, Difference, boot_time};
 use crate::time::Timestamp;
 
@@ -35,12 +37,12 @@ impl Reading {
 
 /// The readings of one boot, in order of time, none touching another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Readings(Vec<Reading>);
+pub struct Readings(Arc<Vec<Reading>>);
 
 impl From<Vec<Reading>> for Readings {
     fn from(mut readings: Vec<Reading>) -> Self {
         readings.sort_by_key(|reading| reading.from_boot_ns);
-        Self(readings)
+        Self(Arc::new(readings))
     }
 }
 
@@ -52,8 +54,9 @@ impl Readings {
 
     /// Takes in another, which comes after those before.
     pub fn add(&mut self, new: Reading) {
-        let Some(last) = self.0.last_mut() else {
-            self.0.push(new);
+        let readings = Arc::make_mut(&mut self.0);
+        let Some(last) = readings.last_mut() else {
+            readings.push(new);
             return;
         };
         if new.from() <= last.to() {
@@ -75,7 +78,7 @@ impl Readings {
             *last =
                 Reading { to_boot_ns: new.to_boot_ns, difference: folded, measured: new.measured, ..*last };
         } else {
-            self.0.push(new);
+            readings.push(new);
         }
         while self.0.len() > READINGS_MAX {
             self.merge();
@@ -93,8 +96,9 @@ impl Readings {
             .map(|index| (index, merged(index)))
             .min_by_key(|(_, merged)| merged.difference.width());
         if let Some((index, merged)) = narrowest {
-            self.0[index] = merged;
-            self.0.remove(index + 1);
+            let readings = Arc::make_mut(&mut self.0);
+            readings[index] = merged;
+            readings.remove(index + 1);
         }
     }
 
@@ -102,7 +106,10 @@ impl Readings {
     pub fn over(&self, from: i64, to: i64) -> Option<Difference> {
         let inside = |instant: i64| from < instant && instant < to;
         // Between these it only grows, or only shrinks.
-        let turns = self.0.iter().enumerate().flat_map(|(index, reading)| {
+        let first = self.0.partition_point(|reading| reading.to() < from).saturating_sub(1);
+        let near = (first..self.0.len()).map(|index| (index, &self.0[index]));
+        let near = near.take_while(|(_, reading)| reading.from().saturating_sub(1) < to);
+        let turns = near.flat_map(|(index, reading)| {
             let beyond = self.0.get(index + 1).map_or(reading.to(), |next| next.from());
             let before = reading.from().saturating_sub(1);
             let after = reading.to().saturating_add(1);

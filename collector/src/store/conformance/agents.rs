@@ -75,7 +75,7 @@ pub(in crate::store) fn are_described_anew_each_time<H: Home>() {
     renamed.agent_version = "0.2.0".into();
     let second = store.describe("one:1", &renamed, None, at(9)).unwrap();
     assert_eq!(second.heard, Some(at(9)));
-    assert_eq!(store.agents().unwrap()[0].host, Some((renamed.clone(), second)));
+    assert_eq!(store.agents().unwrap()[0].host, Some((renamed.clone().into(), second)));
     drop(store);
-    assert_eq!(home.open().agents().unwrap()[0].host, Some((renamed, second)));
+    assert_eq!(home.open().agents().unwrap()[0].host, Some((renamed.into(), second)));
 }

@@ -146,10 +146,7 @@ impl Default for BlockPacker {
 
 impl BlockPacker {
     /// These rows, in their order, in as many blocks as they take.
-    pub(super) fn pack<'a>(
-        &'a mut self,
-        rows: &'a [&'a Row],
-    ) -> impl Iterator<Item = (Packed, &'a [&'a Row])> {
+    pub(super) fn pack<'a>(&mut self, rows: &'a [&'a Row]) -> impl Iterator<Item = (Packed, &'a [&'a Row])> {
         let mut left = rows;
         std::iter::from_fn(move || {
             let (block, rest) = left.split_at(of_one_block(left));
@@ -231,8 +228,8 @@ fn put_u16(out: &mut Vec<u8>, value: usize) {
     out.extend(value.to_le_bytes());
 }
 
-fn put_column(out: &mut Vec<u8>, rows: &[&Row], of: impl Fn(&Row) -> u64) {
-    let most = rows.iter().map(|row| of(row)).max().unwrap_or_default();
+pub(super) fn put_column<T>(out: &mut Vec<u8>, rows: &[T], of: impl Fn(&T) -> u64) {
+    let most = rows.iter().map(&of).max().unwrap_or_default();
     let bytes = (u64::BITS - most.leading_zeros()).div_ceil(8);
     out.push(bytes as u8);
     for nth in 0..bytes {
@@ -244,7 +241,7 @@ impl Columns {
     /// Of these rows.
     pub(super) fn of(rows: &[&Row]) -> Self {
         let packed = columns_of(rows);
-        Self::read(&mut Reader(&packed)).expect("they were just written")
+        Self::read(&mut Reader::of(&packed)).expect("they were just written")
     }
 
     /// Within which times the rows are; none where there is none.
@@ -291,7 +288,7 @@ impl Columns {
         if unpacked.len() != bytes {
             return Err(BlockError::Compression);
         }
-        Self::read(&mut Reader(&unpacked))
+        Self::read(&mut Reader::of(&unpacked))
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, BlockError> {
@@ -364,21 +361,38 @@ pub(super) fn records(packed: &[u8], rows: usize) -> Result<Records, BlockError>
     Ok(Frame { first_seq: Seq::FIRST, count, payload: packed.to_vec() }.unpack()?)
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a> {
+    left: &'a [u8],
+    bytes: usize,
+}
 
 impl<'a> Reader<'a> {
+    pub(super) const fn of(bytes: &'a [u8]) -> Self {
+        Self { left: bytes, bytes: bytes.len() }
+    }
+
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], BlockError> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(BlockError::Cut)?;
-        self.0 = rest;
+        let (taken, rest) = self.left.split_at_checked(count).ok_or(BlockError::Cut)?;
+        self.left = rest;
         Ok(taken)
     }
 
-    fn array<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], BlockError> {
+    /// The same, as the place where they are.
+    pub(super) fn at(&mut self, count: usize) -> Result<std::ops::Range<usize>, BlockError> {
+        let from = self.bytes - self.left.len();
+        self.bytes(count).map(|taken| from..from + taken.len())
+    }
+
+    pub(super) fn array<const BYTES: usize>(&mut self) -> Result<[u8; BYTES], BlockError> {
         self.bytes(BYTES)?.try_into().map_err(|_| BlockError::Cut)
     }
 
-    fn u16(&mut self) -> Result<usize, BlockError> {
+    pub(super) fn u16(&mut self) -> Result<usize, BlockError> {
         Ok(u16::from_le_bytes(self.array()?).into())
+    }
+
+    pub(super) fn u32(&mut self) -> Result<usize, BlockError> {
+        Ok(u32::from_le_bytes(self.array()?) as usize)
     }
 
     fn list<T>(
@@ -388,12 +402,16 @@ impl<'a> Reader<'a> {
         (0..self.u16()?).map(|_| read(self)).collect()
     }
 
-    fn column(&mut self, rows: usize) -> Result<Vec<u64>, BlockError> {
-        let mut values = vec![0; rows];
+    pub(super) fn column(&mut self, rows: usize) -> Result<Vec<u64>, BlockError> {
         let [bytes] = self.array()?;
         if bytes > 8 {
             return Err(BlockError::Bounds);
         }
+        // Where each row has a byte, there are no more rows than bytes; where none has, all are 0.
+        if bytes > 0 && rows > self.left.len() {
+            return Err(BlockError::Cut);
+        }
+        let mut values = vec![0; rows];
         for nth in 0..bytes {
             let plane = self.bytes(rows)?;
             values.iter_mut().zip(plane).for_each(|(value, byte)| *value |= u64::from(*byte) << (8 * nth));
@@ -401,7 +419,7 @@ impl<'a> Reader<'a> {
         Ok(values)
     }
 
-    fn narrow<T: TryFrom<u64>>(&mut self, rows: usize) -> Result<Vec<T>, BlockError> {
+    pub(super) fn narrow<T: TryFrom<u64>>(&mut self, rows: usize) -> Result<Vec<T>, BlockError> {
         let narrow = |value: u64| T::try_from(value).map_err(|_| BlockError::Bounds);
         self.column(rows)?.into_iter().map(narrow).collect()
     }
@@ -503,7 +521,7 @@ pub(super) mod tests {
             let at = random.usize(..damaged.len());
             damaged[at] ^= 1 << random.u8(..8);
             damaged.truncate(if random.bool() { random.usize(..damaged.len()) } else { damaged.len() });
-            if let Ok(columns) = Columns::read(&mut Reader(&damaged)) {
+            if let Ok(columns) = Columns::read(&mut Reader::of(&damaged)) {
                 assert_eq!(columns.stretches().last().map_or(0, |(_, stretch)| stretch.end), columns.rows());
                 assert!(columns.owner.iter().all(|at| usize::from(*at) <= columns.owners.len()));
             }

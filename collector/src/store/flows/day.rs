@@ -14,7 +14,10 @@ use rusqlite::{
     types::{Value, ValueRef},
 };
 
-use super::block::{BlockPacker, Columns, Remote, Row, records};
+use super::{
+    block::{BlockPacker, Columns, Remote, Row, records},
+    lookup::{self, Lookup},
+};
 use crate::store::{
     StoreError,
     checksum::{Checksum, UNFIT},
@@ -25,7 +28,7 @@ use crate::store::{
 const FORMAT: Format = Format {
     // "AliF".
     application_id: 0x416c_6946,
-    migrations: &[VERSION_1, VERSION_2],
+    migrations: &[VERSION_1, VERSION_2, VERSION_3],
     writer_cache_kib: 4 * 1024,
     reader_cache_kib: 4 * 1024,
 };
@@ -55,6 +58,9 @@ const VERSION_1: &str = "
 /// `run.checksums`: see [`Checksums`]. Runs of older versions have none.
 const VERSION_2: &str = "ALTER TABLE run ADD COLUMN checksums BLOB;";
 
+/// `run.lookup`: see [`lookup`]. Runs of older versions have none.
+const VERSION_3: &str = "ALTER TABLE run ADD COLUMN lookup BLOB;";
+
 /// The file of a day.
 pub(in crate::store) struct Day {
     pub(super) path: PathBuf,
@@ -72,8 +78,8 @@ pub(in crate::store) struct Taken {
 }
 
 /// The columns of a run, all of them.
-const RUN: &str = "id, chunks, rows, first_block, directory, hosts, checksums";
-const RUN_COLUMNS: usize = 7;
+const RUN: &str = "id, chunks, rows, first_block, directory, hosts, checksums, lookup";
+const RUN_COLUMNS: usize = 8;
 
 /// Whether a file was written by a newer version, as far as its header tells.
 pub(super) fn is_newer(path: &Path) -> bool {
@@ -94,27 +100,31 @@ pub(in crate::store) struct Run {
 }
 
 /// What tells damage in a run from what was written: of each block those of its columns and of its records, then that of the
-/// list of hosts, and then the seal: that of all else of the run and of these. Each is a CRC32C in 4 bytes, little-endian.
+/// list of hosts, that of the lookup if there is one, and then the seal: that of all else of the run and of these. Each is a CRC32C in 4 bytes, little-endian.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Checksums {
     blocks: Vec<[u32; 2]>,
     hosts: u32,
+    lookup: Option<u32>,
     seal: u32,
 }
 
 impl Checksums {
     fn write(&self) -> Vec<u8> {
-        let each = self.blocks.iter().flatten().chain([&self.hosts, &self.seal]);
+        let each = self.blocks.iter().flatten().chain([&self.hosts]).chain(&self.lookup).chain([&self.seal]);
         each.flat_map(|sum| sum.to_le_bytes()).collect()
     }
 
     fn read(bytes: &[u8], blocks: usize) -> Option<Self> {
         let (numbers, rest) = bytes.as_chunks();
         let numbers: Vec<u32> = numbers.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        let (of_blocks, [hosts, seal]) = numbers.split_last_chunk()?;
-        let (of_blocks, odd) = of_blocks.as_chunks();
-        let is_whole = rest.is_empty() && odd.is_empty() && of_blocks.len() == blocks;
-        is_whole.then(|| Self { blocks: of_blocks.to_vec(), hosts: *hosts, seal: *seal })
+        let (of_blocks, others) = numbers.split_at_checked(2 * blocks)?;
+        let (hosts, lookup, seal) = match *others {
+            [hosts, seal] => (hosts, None, seal),
+            [hosts, lookup, seal] => (hosts, Some(lookup), seal),
+            _ => return None,
+        };
+        rest.is_empty().then(|| Self { blocks: of_blocks.as_chunks().0.to_vec(), hosts, lookup, seal })
     }
 
     /// What the seal must be.
@@ -122,7 +132,8 @@ impl Checksums {
         let all =
             Checksum::default().number(id).number(rows).number(first_block).bytes(chunks).bytes(directory);
         let all = self.blocks.iter().flatten().fold(all, |all, sum| all.number((*sum).into()));
-        all.number(self.hosts.into()).stored() as u32
+        let all = all.number(self.hosts.into());
+        self.lookup.iter().fold(all, |all, sum| all.number((*sum).into())).stored() as u32
     }
 }
 
@@ -193,8 +204,9 @@ impl Day {
                 let records = reading.records(run, block, |records| Ok(records.to_vec()))?;
                 blocks.push((run.place(block, 0).0, columns, records));
             }
-            // Its list of hosts, too.
+            // Its list of hosts and its lookup, too.
             reading.blocks_of(run, 0)?;
+            reading.lookup(run)?;
             let mut select = reading.0.prepare_cached(&format!("SELECT {RUN} FROM run WHERE id = ?"))?;
             let mut found = select.query([run.id])?;
             let row = found.next()?.ok_or_else(|| damaged("run", "it is missing"))?;
@@ -212,7 +224,7 @@ impl Day {
             blocks.into_iter().try_for_each(|(id, columns, records)| {
                 insert.execute(params![id, columns, records]).map(drop)
             })?;
-            let insert = format!("INSERT INTO run ({RUN}) VALUES (?, ?, ?, ?, ?, ?, ?)");
+            let insert = format!("INSERT INTO run ({RUN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
             transaction.execute(&insert, params_from_iter(run))?;
             Ok(())
         })
@@ -284,6 +296,14 @@ impl Day {
         })
     }
 
+    /// Reads what else a run has, which must be as it was written.
+    pub(super) fn check_run(&self, run: &Run) -> Result<(), StoreError> {
+        self.read(|reading| {
+            reading.blocks_of(run, 0)?;
+            reading.lookup(run).map(drop)
+        })
+    }
+
     /// Of what came, that which is in a run.
     pub(super) fn chunks(&self, run: &Run) -> Result<Vec<i64>, StoreError> {
         self.read(|reading| {
@@ -350,7 +370,9 @@ fn add(transaction: &Transaction<'_>, id: i64, rows: &[&Row], chunks: &[i64]) ->
         transaction.prepare_cached("INSERT INTO block (id, columns, records) VALUES (?, ?, ?)")?;
     let (mut blocks, mut hosts, mut checksums) = (Vec::new(), Vec::new(), Checksums::default());
     let mut packer = BlockPacker::default();
+    let mut of_blocks = Vec::new();
     for (packed, rows) in packer.pack(rows) {
+        of_blocks.push(rows);
         let number = blocks.len() as u32;
         checksums.blocks.push([&packed.columns, &packed.records].map(|bytes| Checksum::of(bytes)));
         statement.execute(params![first_block + i64::from(number), packed.columns, packed.records])?;
@@ -370,11 +392,13 @@ fn add(transaction: &Transaction<'_>, id: i64, rows: &[&Row], chunks: &[i64]) ->
     let (directory, hosts) = (write_directory(&blocks), write_hosts(&hosts));
     let chunks: Vec<u8> = chunks.iter().flat_map(|id| id.to_le_bytes()).collect();
     let count = signed("number of rows", rows.len() as u64)?;
+    let lookup = lookup::pack(&of_blocks);
     checksums.hosts = Checksum::of(&hosts);
+    checksums.lookup = Some(Checksum::of(&lookup));
     checksums.seal = checksums.seal(id, count, first_block, &chunks, &directory);
     transaction.execute(
-        "INSERT INTO run (id, chunks, rows, first_block, directory, hosts, checksums) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        params![id, chunks, count, first_block, directory, hosts, checksums.write()],
+        &format!("INSERT INTO run ({RUN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
+        params![id, chunks, count, first_block, directory, hosts, checksums.write(), lookup],
     )?;
     Ok(Added { blocks, first_block, checksums })
 }
@@ -409,6 +433,14 @@ impl Reading<'_> {
     pub(super) fn blocks_of(&self, run: &Run, host: u32) -> Result<Vec<usize>, StoreError> {
         let checksum = run.checksums.as_ref().map(|sums| sums.hosts);
         self.blob("SELECT hosts FROM run WHERE id = ?", run.id, checksum, |hosts| read_hosts(hosts, host))
+    }
+
+    /// What questions by name ask of all of a run; none of one of an older version.
+    pub(super) fn lookup(&self, run: &Run) -> Result<Option<Lookup>, StoreError> {
+        let Some(checksum) = run.checksums.as_ref().and_then(|sums| sums.lookup) else { return Ok(None) };
+        self.blob("SELECT lookup FROM run WHERE id = ?", run.id, Some(checksum), |packed| {
+            Lookup::unpack(packed).map(Some).map_err(|error| damaged("lookup of flow records", error))
+        })
     }
 
     fn blob<T>(

@@ -13,6 +13,7 @@ use super::{
     Chunk, Lost, View,
     block::{Columns, Remote, records},
     day::{Block, Reading, Run, Times},
+    lookup::{Lookup, Lookups, Unnamed},
     unpack as unpack_columns,
 };
 use crate::store::{
@@ -127,9 +128,25 @@ impl Sweep {
         in_range || self.unsure.get(at).is_some_and(|remote| *remote <= highest)
     }
 
-    fn port_and_protocol(&self, columns: &Columns, at: usize) -> bool {
-        self.port.is_none_or(|port| port == columns.port[at])
-            && self.is_udp.is_none_or(|is_udp| is_udp == columns.is_udp[at])
+    /// Whether this port and protocol are meant.
+    fn admits(&self, port: u16, is_udp: bool) -> bool {
+        self.port.is_none_or(|meant| meant == port) && self.is_udp.is_none_or(|meant| meant == is_udp)
+    }
+
+    /// The blocks of a run in which rows may be meant, by their remote or by their name, in order.
+    fn blocks(&self, lookups: &Lookups, reading: &Reading<'_>, run: &Run) -> Vec<usize> {
+        let lookup = || lookups.get(run.id, || reading.lookup(run));
+        let named = match self.names.as_ref().map(|names| (names, lookup())) {
+            None => Vec::new(),
+            Some((names, Ok(Some(lookup)))) => lookup.blocks_named(names),
+            // Where nobody knows, all blocks are looked at.
+            Some((_, Ok(None) | Err(_))) => return all_blocks(run),
+        };
+        let is_wanted = |at: &usize| {
+            let Block { lowest, highest, .. } = run.blocks[*at];
+            named.binary_search(at).is_ok() || self.may_have(lowest, highest)
+        };
+        all_blocks(run).into_iter().filter(is_wanted).collect()
     }
 
     /// Goes through the rows that may be meant.
@@ -154,7 +171,7 @@ impl Sweep {
                     columns.name[at].checked_sub(1).is_some_and(|name| named.contains(&usize::from(name)));
                 let Some(sure) = (if is_named { Some(Sure::Yes) } else { by_remote }) else { continue };
                 let (first, last) = (columns.first[at], columns.last[at]);
-                if last < shown_from || !self.port_and_protocol(columns, at) {
+                if last < shown_from || !self.admits(columns.port[at], columns.is_udp[at]) {
                     continue;
                 }
                 if let Some(span) = spans.wants(columns.host[at], first, last) {
@@ -163,6 +180,10 @@ impl Sweep {
             }
         }
     }
+}
+
+fn all_blocks(run: &Run) -> Vec<usize> {
+    (0..run.blocks.len()).collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,11 +286,11 @@ impl View {
         spans: &Spans,
         take: &mut dyn FnMut(u32, &FlowRecord),
     ) -> Vec<Lost> {
-        let may_have = |block: &Block| match which {
-            Which::Owner(_) => true,
-            Which::Swept(sweep, _) => sweep.names.is_some() || sweep.may_have(block.lowest, block.highest),
+        let pick = |reading: &Reading<'_>, run: &Run| match which {
+            Which::Owner(_) => all_blocks(run),
+            Which::Swept(sweep, _) => sweep.blocks(&self.lookups, reading, run),
         };
-        self.each(spans, may_have, |source, columns| {
+        self.each(spans, pick, |source, columns| {
             let mut rows: Vec<(usize, Sure)> = Vec::new();
             match which {
                 Which::Owner(owner) => {
@@ -311,7 +332,7 @@ impl View {
         let mut kept: HashMap<u32, (Kept, u64)> = HashMap::new();
         let mut lost = self.each(
             spans,
-            |block| sweep.names.is_some() || sweep.may_have(block.lowest, block.highest),
+            |reading, run| sweep.blocks(&self.lookups, reading, run),
             |source, columns| {
                 let number = sources.len();
                 let mut candidates = Vec::new();
@@ -368,14 +389,23 @@ impl View {
         spans: &Spans,
     ) -> (HashMap<u32, u64>, Vec<Lost>) {
         let mut oldest: HashMap<u32, u64> = HashMap::new();
+        let mut of_runs: HashMap<u32, u64> = HashMap::new();
         let lost = self.each(
             spans,
-            |_| true,
+            |reading, run| match self.lookups.get(run.id, || reading.lookup(run)) {
+                Ok(Some(lookup)) => {
+                    self.oldest_of(&lookup, sweep, spans, &mut of_runs);
+                    Vec::new()
+                }
+                // Its blocks tell the same.
+                Ok(None) | Err(_) => all_blocks(run),
+            },
             |_, columns| {
                 for at in 0..columns.rows() {
                     let Some(since) = columns.unnamed_since[at].checked_sub(1) else { continue };
                     let (host, first, last) = (columns.host[at], columns.first[at], columns.last[at]);
-                    let is_wanted = last >= self.shown_from && sweep.port_and_protocol(columns, at);
+                    let is_wanted =
+                        last >= self.shown_from && sweep.admits(columns.port[at], columns.is_udp[at]);
                     if is_wanted && spans.wants(host, first, last).is_some() {
                         oldest.entry(host).and_modify(|oldest| *oldest = since.min(*oldest)).or_insert(since);
                     }
@@ -383,7 +413,24 @@ impl View {
                 Ok(())
             },
         );
+        for (host, since) in of_runs {
+            oldest.entry(host).and_modify(|oldest| *oldest = since.min(*oldest)).or_insert(since);
+        }
         (oldest, lost)
+    }
+
+    fn oldest_of(&self, lookup: &Lookup, sweep: &Sweep, spans: &Spans, oldest: &mut HashMap<u32, u64>) {
+        for (host, rows) in lookup.unnamed() {
+            let Some(span) = spans.by_host.get(&host) else { continue };
+            let is_wanted = |row: &Unnamed| {
+                row.last >= self.shown_from
+                    && span.has(row.first, row.last)
+                    && sweep.admits(row.port, row.is_udp)
+            };
+            if let Some(since) = rows.filter(is_wanted).map(|row| row.since).min() {
+                oldest.entry(host).and_modify(|oldest| *oldest = since.min(*oldest)).or_insert(since);
+            }
+        }
     }
 
     /// The records of a process, newest first; and what could not be read that may have some.
@@ -398,7 +445,7 @@ impl View {
         let (mut kept, mut found) = (Kept::new(), 0_u64);
         let mut lost = self.each(
             &spans,
-            |_| true,
+            |_, run| all_blocks(run),
             |source, columns| {
                 let Ok(owner) = columns.owners.binary_search(process) else { return Ok(()) };
                 let number = sources.len();
@@ -422,12 +469,12 @@ impl View {
         (Found { left_out: found.saturating_sub(rows.len() as u64), rows }, lost)
     }
 
-    /// Goes through what may have rows of these times, in the blocks that `may_have` some. What cannot be read is told, and all
-    /// else goes on.
+    /// Goes through what may have rows of these times: of each run in the blocks that `pick` names, in order. What cannot be read
+    /// is told, and all else goes on.
     pub(super) fn each<'a>(
         &'a self,
         spans: &Spans,
-        may_have: impl Fn(&Block) -> bool,
+        mut pick: impl FnMut(&Reading<'_>, &Run) -> Vec<usize>,
         mut take: impl FnMut(Source<'a>, &Columns) -> Result<(), StoreError>,
     ) -> Vec<Lost> {
         let Some(hull) = spans.hull else { return Vec::new() };
@@ -444,11 +491,8 @@ impl View {
             let Some(first) = wanted.first() else { continue };
             let read = first.day.read(|reading| {
                 for run in &wanted {
-                    let is_wanted = |block: &usize| {
-                        let block = &run.blocks[*block];
-                        hull.may_have(&block.times) && may_have(block)
-                    };
-                    let mut blocks: Vec<usize> = (0..run.blocks.len()).filter(is_wanted).collect();
+                    let mut blocks = pick(reading, run);
+                    blocks.retain(|block| hull.may_have(&run.blocks[*block].times));
                     if let Some(host) = spans.only().filter(|_| blocks.len() > LOOKED_UP_FROM)
                         // Where that is damaged, all blocks are looked at.
                         && let Ok(has_host) = reading.blocks_of(run, host)

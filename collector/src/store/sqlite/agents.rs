@@ -1,6 +1,6 @@
 //! The agents that are followed, their hosts, and how far each host's stream is known.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use alibi_proto::{
     host::HostDescription,
@@ -34,10 +34,10 @@ pub(super) fn list(connection: &Connection) -> Result<Vec<FollowedAgent>, StoreE
         let description = description.and_then(|bytes| decode_description(&bytes).map_err(told).ok());
         let host = match (description, progress(row)) {
             (None, _) => None,
-            (Some(description), Ok(progress)) => Some((description, progress)),
+            (Some(description), Ok(progress)) => Some((Arc::new(description), progress)),
             (Some(description), Err(error @ StoreError::Damaged { .. })) => {
                 told(error);
-                Some((description, Progress::default()))
+                Some((Arc::new(description), Progress::default()))
             }
             (Some(_), Err(error)) => return Err(error),
         };

@@ -1,5 +1,5 @@
-//! What a question about a whole fleet asks of every host, in memory: its clock and its coverage. Read when it is first asked
-//! for, and kept as what is written is.
+//! What a question about a whole fleet asks of every host, in memory: who it is, its clock and its coverage. Read when it is first
+//! asked for, and kept as what is written is.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,15 +9,27 @@ use std::{
 use alibi_proto::{
     clock::ClockHistory,
     coverage::{Facet, Timeline},
+    host::HostDescription,
     id::HostId,
 };
 
-use crate::store::{StoreError, lock};
+use crate::store::{FollowedAgent, StoreError, lock};
 
 /// What is known of the hosts that were asked about.
 #[derive(Default)]
 pub(super) struct Memory {
     hosts: Mutex<HashMap<HostId, Known>>,
+    agents: Mutex<Listed>,
+}
+
+/// All agents.
+#[derive(Default)]
+struct Listed {
+    /// How often there were others: what was read before the last time is not kept.
+    written: u64,
+    agents: Option<Vec<FollowedAgent>>,
+    /// Where each is among them.
+    places: HashMap<String, usize>,
 }
 
 #[derive(Default)]
@@ -38,6 +50,48 @@ pub(super) struct Changed {
 }
 
 impl Memory {
+    /// The agents, with how far their hosts were known when that was read; `read` reads them.
+    pub(super) fn agents(
+        &self,
+        read: impl FnOnce() -> Result<Vec<FollowedAgent>, StoreError>,
+    ) -> Result<Vec<FollowedAgent>, StoreError> {
+        let written = {
+            let listed = lock(&self.agents);
+            if let Some(agents) = &listed.agents {
+                return Ok(agents.clone());
+            }
+            listed.written
+        };
+        let agents = read()?;
+        let mut listed = lock(&self.agents);
+        if listed.written == written {
+            let places = agents.iter().enumerate().map(|(at, agent)| (agent.address.clone(), at));
+            listed.places = places.collect();
+            listed.agents = Some(agents.clone());
+        }
+        Ok(agents)
+    }
+
+    /// There are other agents now.
+    pub(super) fn wrote_agents(&self) {
+        let mut listed = lock(&self.agents);
+        listed.written += 1;
+        listed.agents = None;
+    }
+
+    /// What an agent says of itself now.
+    pub(super) fn described(&self, address: &str, description: Arc<HostDescription>) {
+        let mut listed = lock(&self.agents);
+        listed.written += 1;
+        let place = listed.places.get(address).copied();
+        let agents = listed.agents.as_mut();
+        let known = agents.zip(place).and_then(|(agents, place)| agents.get_mut(place)?.host.as_mut());
+        match known {
+            Some((known, _)) if known.host == description.host => *known = description,
+            _ => listed.agents = None,
+        }
+    }
+
     /// The clock of a host; `read` reads it.
     pub(super) fn clock(
         &self,

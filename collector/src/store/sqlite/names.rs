@@ -8,21 +8,19 @@ use std::{
 
 use alibi_proto::{
     coverage::{CoverageChange, Facet, Grade},
-    id::HostId,
     name::{NAME_BYTES_MAX, NamePattern, NameResolution, ServerNameRecord, normal},
     question::NAME_MEMORY,
     time::Timestamp,
     wire,
 };
 use prost::Message;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    agents::host_row,
     clock,
     codec::{address, address_key, damaged, decode, time},
     coverage::Coverage,
-    flows::{Place, nothing},
+    flows::Place,
 };
 use crate::store::{Bounded, Resolution, StoreError};
 
@@ -185,30 +183,76 @@ pub(super) fn resolutions(
     Ok(Bounded { rows: found, left_out: 0 })
 }
 
+/// Hosts that are looked up one by one where no more are asked.
+const ONE_BY_ONE_MAX: usize = 8;
+
+/// The ClientHellos of hosts, by their numbers, each with before when; those that have any.
 pub(super) fn server_names(
     connection: &Connection,
-    host: HostId,
+    asked: &HashMap<u32, Timestamp>,
     pattern: &NamePattern,
+    limit: usize,
+) -> Result<HashMap<u32, Result<Bounded<ServerNameRecord>, StoreError>>, StoreError> {
+    // What is asked for is sought: there are many of each name.
+    let mut next_name = connection
+        .prepare_cached("SELECT name FROM server_name WHERE name >= ? AND name < ? ORDER BY name LIMIT 1")?;
+    let mut next_host = connection
+        .prepare_cached("SELECT host FROM server_name WHERE name = ? AND host > ? ORDER BY host LIMIT 1")?;
+    let mut found: HashMap<u32, Vec<Hello>> = HashMap::new();
+    let (mut from, beyond) = key_range(pattern);
+    while let Some(name) = next_name.query_row([&from, &beyond], |row| row.get::<_, Vec<u8>>(0)).optional()? {
+        let mut of_host = |host: u32| {
+            let Some(before) = asked.get(&host) else { return Ok(()) };
+            let hellos = hellos(connection, host, &name, *before, limit)?;
+            found.entry(host).or_default().extend(hellos);
+            Ok::<_, StoreError>(())
+        };
+        if asked.len() <= ONE_BY_ONE_MAX {
+            asked.keys().try_for_each(|host| of_host(*host))?;
+        } else {
+            let mut host = -1_i64;
+            while let Some(next) =
+                next_host.query_row(params![name, host], |row| row.get::<_, u32>(0)).optional()?
+            {
+                of_host(next)?;
+                host = next.into();
+            }
+        }
+        // The lowest key after it.
+        from = name;
+        from.push(0);
+    }
+    let newest = |mut hellos: Vec<Hello>| {
+        hellos.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+        let left_out = u64::from(hellos.len() > limit);
+        hellos.truncate(limit);
+        let decoded = hellos.iter().map(|(_, record)| decode::<wire::ServerName, _>("ClientHello", record));
+        Ok(Bounded { rows: decoded.collect::<Result<_, _>>()?, left_out })
+    };
+    let found = found.into_iter().filter(|(_, hellos)| !hellos.is_empty());
+    Ok(found.map(|(host, hellos)| (host, newest(hellos))).collect())
+}
+
+/// When it was, and the numbers of its ring and of the event; and its record.
+type Hello = ((i64, i64, i64), Vec<u8>);
+
+/// The newest of one host and one name, one more than `limit`.
+fn hellos(
+    connection: &Connection,
+    host: u32,
+    name: &[u8],
     before: Timestamp,
     limit: usize,
-) -> Result<Bounded<ServerNameRecord>, StoreError> {
-    let Some(host) = host_row(connection, host)? else { return Ok(nothing()) };
-    let (lowest, beyond) = key_range(pattern);
+) -> Result<Vec<Hello>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT record FROM server_name WHERE host = ? AND name >= ? AND name < ? AND time < ?
+        "SELECT time, ring, seq, record FROM server_name WHERE name = ? AND host = ? AND time < ?
          ORDER BY time DESC, ring DESC, seq DESC LIMIT ?",
     )?;
     let bound = super::codec::limit(limit.saturating_add(1));
-    let mut rows = statement.query(params![host, lowest, beyond, before.as_nanos_i64(), bound])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        if found.len() == limit {
-            return Ok(Bounded { rows: found, left_out: 1 });
-        }
-        let record = row.get_ref(0)?.as_blob().map_err(|error| damaged("ClientHello", error))?;
-        found.push(decode::<wire::ServerName, _>("ClientHello", record)?);
-    }
-    Ok(Bounded { rows: found, left_out: 0 })
+    let rows = statement.query_map(params![name, host, before.as_nanos_i64(), bound], |row| {
+        Ok(((row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Resolutions are kept as long as a program may go by them; ClientHellos as long as the coverage of names is.

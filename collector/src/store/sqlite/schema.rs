@@ -8,7 +8,7 @@ pub(in crate::store) const FORMAT: Format = Format {
     application_id: 0x416c_6962,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
-        VERSION_10, VERSION_11, VERSION_12, VERSION_13,
+        VERSION_10, VERSION_11, VERSION_12, VERSION_13, VERSION_14,
     ],
     writer_cache_kib: 64 * 1024,
     reader_cache_kib: 8 * 1024,
@@ -274,3 +274,21 @@ const VERSION_12: &str = prevalence::TABLES;
 /// Processes in the order in which a search lists them.
 const VERSION_13: &str =
     "CREATE INDEX process_by_start ON process (started DESC, host, uid) WHERE record IS NOT NULL;";
+
+/// ClientHellos by their name: a question is about all hosts.
+const VERSION_14: &str = "
+    CREATE TABLE server_name_anew (
+        name BLOB NOT NULL,
+        host INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        ring INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (name, host, time, ring, seq)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO server_name_anew (name, host, time, ring, seq, record)
+        SELECT name, host, time, ring, seq, record FROM server_name;
+    DROP TABLE server_name;
+    ALTER TABLE server_name_anew RENAME TO server_name;
+    CREATE INDEX server_name_by_time ON server_name (time);
+";

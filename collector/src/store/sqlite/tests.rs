@@ -163,7 +163,7 @@ fn damage_is_named() {
          INSERT INTO coverage (host, facet, kind, record) VALUES (1, 1, 0, x'ff'), (1, 2, 9, x'');
          INSERT INTO process (host, uid, record) VALUES (1, zeroblob(16), x'0a01');
          INSERT INTO resolution VALUES (x'612e62', x'0401', 1, 1, 1, 1);
-         INSERT INTO server_name VALUES (1, x'612e62', 1, 1, 1, x'ff');
+         INSERT INTO server_name VALUES (x'612e62', 1, 1, 1, 1, x'ff');
          INSERT INTO link VALUES (1, 1, 1, 1, x'ff');",
     );
     let (host, uid) = (HostId::from_bytes([0; 16]), ProcessUid::from_bytes([0; 16]));
@@ -179,7 +179,7 @@ fn damage_is_named() {
     let name = NamePattern::parse("b.a").unwrap();
     check(store.addresses_of(&name, Timestamp::MAX, 1));
     check(store.resolutions(&name, 1));
-    check(store.server_names(host, &name, Timestamp::MAX, 1));
+    check(store.server_names(&[(host, Timestamp::MAX)], &name, 1).unwrap().remove(&host).unwrap());
     check(store.links(host, Window::new(Timestamp::ZERO, Timestamp::MAX).unwrap(), 1));
 }
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Columns, Kept, Lost, Place as Where, Run, Source, Span, Spans, StoreError, Sweep, Times, View, unpack,
-    unpack_columns,
+    Columns, Kept, Lost, Place as Where, Run, Source, Span, Spans, StoreError, Sweep, Times, View,
+    all_blocks, unpack, unpack_columns,
 };
 use crate::{
     search::cursor::Place,
@@ -228,7 +228,7 @@ impl View {
         let mut is_cut = false;
         let lost = self.each(
             spans,
-            |block| sweep.may_have(block.lowest, block.highest),
+            |reading, run| sweep.blocks(&self.lookups, reading, run),
             |_, columns| {
                 sweep.rows(columns, spans, self.shown_from, |at, _, _| {
                     let Some(owner) = columns.owner[at].checked_sub(1) else { return };
@@ -267,7 +267,7 @@ impl View {
         let mut count = 0_usize;
         let mut lost = self.each(
             &spans,
-            |_| true,
+            |_, run| all_blocks(run),
             |source, columns| {
                 let is_meant: Vec<bool> =
                     columns.owners.iter().map(|owner| uids.binary_search(owner).is_ok()).collect();

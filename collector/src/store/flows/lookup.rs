@@ -1,0 +1,312 @@
+//! What a question by name asks of a whole run, apart from its blocks: where which names are, and when the addresses of
+//! connections were learned. Without it every block near the window would have to be read.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    sync::{Arc, Mutex},
+};
+
+use alibi_proto::flow::Protocol;
+
+use super::block::{BlockError, Reader, Row, put_column};
+use crate::store::lock;
+
+/// Layout, length of what is packed.
+const HEADER_BYTES: usize = 1 + 4;
+const LAYOUT: u8 = 1;
+/// Bytes of one, unpacked. Names are bounded, and so are the rows of a run.
+const BYTES_MAX: usize = 256 << 20;
+const LEVEL: i32 = 1;
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> =
+        RefCell::new(zstd::bulk::Decompressor::new().expect("there is memory for a context"));
+}
+
+/// Packs it, of the rows of each block of a run.
+///
+/// ```text
+/// 0   1  layout, 1
+/// 1   4  bytes of what follows, unpacked
+/// 5      as one Zstandard frame (RFC 8878):
+///        names (4), sorted, of each: its length (2) and its key, how many blocks have it (4) and which (4 each);
+///        the instants that rows have as `unnamed_since` (4), sorted, each (8);
+///        hosts (4), of each: its number (4) and how many rows with an `unnamed_since` it has (4);
+///        the least `first` of these (8); then of each row, in the order of the hosts: `first` less the least, `last` less `first`,
+///        port, protocol (0 TCP, 1 UDP) and the place of its instant, in columns as those of a block
+/// ```
+pub(super) fn pack(blocks: &[&[&Row]]) -> Vec<u8> {
+    let mut names: BTreeMap<&[u8], Vec<u32>> = BTreeMap::new();
+    for (number, rows) in (0_u32..).zip(blocks) {
+        for name in rows.iter().filter_map(|row| row.name.as_deref()) {
+            let of_name = names.entry(name).or_default();
+            if of_name.last() != Some(&number) {
+                of_name.push(number);
+            }
+        }
+    }
+    let mut rows: Vec<(&Row, u64)> = blocks
+        .iter()
+        .flat_map(|rows| rows.iter())
+        .filter_map(|row| Some((*row, row.unnamed_since?)))
+        .collect();
+    rows.sort_by_key(|(row, _)| (row.host, row.first));
+    let mut instants: Vec<u64> = rows.iter().map(|(_, since)| *since).collect();
+    instants.sort_unstable();
+    instants.dedup();
+
+    let mut out = Vec::with_capacity(64 + rows.len() * 16);
+    put_u32(&mut out, names.len());
+    for (name, blocks) in &names {
+        let length = u16::try_from(name.len()).expect("names are bounded");
+        out.extend(length.to_le_bytes());
+        out.extend_from_slice(name);
+        put_u32(&mut out, blocks.len());
+        blocks.iter().for_each(|block| out.extend(block.to_le_bytes()));
+    }
+    put_u32(&mut out, instants.len());
+    instants.iter().for_each(|instant| out.extend(instant.to_le_bytes()));
+    let hosts = || rows.chunk_by(|(one, _), (other, _)| one.host == other.host);
+    put_u32(&mut out, hosts().count());
+    for of_host in hosts() {
+        out.extend(of_host[0].0.host.to_le_bytes());
+        put_u32(&mut out, of_host.len());
+    }
+    let least = rows.iter().map(|(row, _)| row.first).min().unwrap_or_default();
+    out.extend(least.to_le_bytes());
+    put_column(&mut out, &rows, |(row, _)| row.first - least);
+    put_column(&mut out, &rows, |(row, _)| row.last - row.first);
+    put_column(&mut out, &rows, |(row, _)| row.port.into());
+    put_column(&mut out, &rows, |(row, _)| u64::from(row.protocol == Protocol::Udp));
+    put_column(&mut out, &rows, |(_, since)| instants.binary_search(since).map_or(0, |at| at as u64));
+
+    let mut packed = vec![LAYOUT];
+    put_u32(&mut packed, out.len());
+    packed.extend(zstd::bulk::compress(&out, LEVEL).expect("there is memory"));
+    packed
+}
+
+fn put_u32(out: &mut Vec<u8>, count: usize) {
+    let count = u32::try_from(count).expect("a run has no more than fit");
+    out.extend(count.to_le_bytes());
+}
+
+/// The same, unpacked.
+#[derive(Debug, Default)]
+pub(super) struct Lookup {
+    unpacked: Vec<u8>,
+    /// Of each name, where its key is, and where its blocks are.
+    names: Vec<(Range<usize>, Range<usize>)>,
+    /// Of each host, its rows.
+    hosts: Vec<(u32, Range<usize>)>,
+    first: Vec<u64>,
+    last: Vec<u64>,
+    port: Vec<u16>,
+    is_udp: Vec<bool>,
+    since: Vec<u64>,
+}
+
+/// A row with an `unnamed_since`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unnamed {
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) port: u16,
+    pub(super) is_udp: bool,
+    pub(super) since: u64,
+}
+
+impl Lookup {
+    /// Unpacks it.
+    pub(super) fn unpack(packed: &[u8]) -> Result<Self, BlockError> {
+        let (header, compressed) = packed.split_first_chunk::<HEADER_BYTES>().ok_or(BlockError::Cut)?;
+        let [layout, bytes @ ..] = *header;
+        let bytes = u32::from_le_bytes(bytes) as usize;
+        if layout != LAYOUT {
+            return Err(BlockError::Layout(layout));
+        }
+        if bytes > BYTES_MAX {
+            return Err(BlockError::Bounds);
+        }
+        let mut unpacked = DECOMPRESSOR
+            .with_borrow_mut(|decompressor| decompressor.decompress(compressed, bytes))
+            .map_err(|_| BlockError::Compression)?;
+        if unpacked.len() != bytes {
+            return Err(BlockError::Compression);
+        }
+        let mut lookup = Self::default();
+        lookup.read(&mut Reader::of(&unpacked))?;
+        // The names; all else has places of its own now.
+        unpacked.truncate(lookup.names.last().map_or(0, |(_, blocks)| blocks.end));
+        unpacked.shrink_to_fit();
+        lookup.unpacked = unpacked;
+        Ok(lookup)
+    }
+
+    fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), BlockError> {
+        for _ in 0..reader.u32()? {
+            let bytes = reader.u16()?;
+            let key = reader.at(bytes)?;
+            let blocks = reader.u32()?.checked_mul(4).ok_or(BlockError::Bounds)?;
+            self.names.push((key, reader.at(blocks)?));
+        }
+        let mut instants = Vec::new();
+        for _ in 0..reader.u32()? {
+            instants.push(u64::from_le_bytes(reader.array()?));
+        }
+        let mut rows = 0_usize;
+        for _ in 0..reader.u32()? {
+            let (host, count) = (u32::from_le_bytes(reader.array()?), reader.u32()?);
+            let until =
+                rows.checked_add(count).filter(|rows| *rows <= BYTES_MAX).ok_or(BlockError::Bounds)?;
+            self.hosts.push((host, rows..until));
+            rows = until;
+        }
+        let least = u64::from_le_bytes(reader.array()?);
+        self.first = reader.column(rows)?;
+        self.first.iter_mut().for_each(|first| *first = first.saturating_add(least));
+        self.last = reader.column(rows)?;
+        self.last.iter_mut().zip(&self.first).for_each(|(last, first)| *last = last.saturating_add(*first));
+        self.port = reader.narrow(rows)?;
+        self.is_udp = reader.column(rows)?.iter().map(|protocol| *protocol != 0).collect();
+        let instant = |at: &u64| instants.get(*at as usize).copied().ok_or(BlockError::Bounds);
+        self.since = reader.column(rows)?.iter().map(instant).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// The blocks with a name from the one key on and before the other, sorted.
+    pub(super) fn blocks_named(&self, (lowest, beyond): &(Vec<u8>, Vec<u8>)) -> Vec<usize> {
+        let key = |(key, _): &(Range<usize>, Range<usize>)| &self.unpacked[key.clone()];
+        let from = self.names.partition_point(|name| key(name) < lowest.as_slice());
+        let named = self.names[from..].iter().take_while(|name| key(name) < beyond.as_slice());
+        let blocks = named.flat_map(|(_, blocks)| self.unpacked[blocks.clone()].as_chunks().0);
+        let mut blocks: Vec<usize> = blocks.map(|block| u32::from_le_bytes(*block) as usize).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
+    }
+
+    /// Each host, and its rows in order of their beginning.
+    pub(super) fn unnamed(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = Unnamed>)> {
+        let row = |at: usize| Unnamed {
+            first: self.first[at],
+            last: self.last[at],
+            port: self.port[at],
+            is_udp: self.is_udp[at],
+            since: self.since[at],
+        };
+        self.hosts.iter().map(move |(host, rows)| (*host, rows.clone().map(row)))
+    }
+}
+
+/// How many are kept, each of some megabytes: questions in an incident are about the same time, and ask each twice.
+const KEPT_MAX: usize = 12;
+
+/// Those that were unpacked last, by the numbers of their runs.
+#[derive(Default)]
+pub(super) struct Lookups(Mutex<VecDeque<(i64, Arc<Lookup>)>>);
+
+impl Lookups {
+    /// That of a run; `read` reads it, and there may be none.
+    pub(super) fn get<E>(
+        &self,
+        run: i64,
+        read: impl FnOnce() -> Result<Option<Lookup>, E>,
+    ) -> Result<Option<Arc<Lookup>>, E> {
+        {
+            let mut kept = lock(&self.0);
+            if let Some(at) = kept.iter().position(|(of, _)| *of == run)
+                && let Some((_, lookup)) = kept.remove(at)
+            {
+                kept.push_back((run, Arc::clone(&lookup)));
+                return Ok(Some(lookup));
+            }
+        }
+        let Some(lookup) = read()?.map(Arc::new) else { return Ok(None) };
+        let mut kept = lock(&self.0);
+        kept.push_back((run, Arc::clone(&lookup)));
+        while kept.len() > KEPT_MAX {
+            kept.pop_front();
+        }
+        Ok(Some(lookup))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::block::tests::row, *};
+
+    fn rows() -> Vec<Row> {
+        let mut random = fastrand::Rng::with_seed(3);
+        (0..2_000).map(|_| row(&mut random)).collect()
+    }
+
+    #[test]
+    fn every_name_and_every_instant_is_found_again() {
+        let rows = rows();
+        let rows: Vec<&Row> = rows.iter().collect();
+        let blocks: Vec<&[&Row]> = rows.chunks(700).collect();
+        let lookup = Lookup::unpack(&pack(&blocks)).unwrap();
+        for (lowest, beyond) in
+            [("com.example.1", "com.example.1\0"), ("com.example.", "com.example/"), ("x", "y")]
+        {
+            let range = (lowest.as_bytes().to_vec(), beyond.as_bytes().to_vec());
+            let has = |row: &&&Row| row.name.as_ref().is_some_and(|name| *name >= range.0 && *name < range.1);
+            let want: Vec<usize> =
+                (0..blocks.len()).filter(|at| blocks[*at].iter().any(|row| has(&row))).collect();
+            assert_eq!(lookup.blocks_named(&range), want, "{lowest}");
+        }
+        let mut found: Vec<_> = lookup
+            .unnamed()
+            .flat_map(|(host, rows)| {
+                rows.map(move |row| (host, row.first, row.last, row.port, row.is_udp, row.since))
+            })
+            .collect();
+        let told = |row: &&Row| {
+            let is_udp = row.protocol == Protocol::Udp;
+            Some((row.host, row.first, row.last, row.port, is_udp, row.unnamed_since?))
+        };
+        let mut want: Vec<_> = rows.iter().filter_map(told).collect();
+        found.sort_unstable();
+        want.sort_unstable();
+        assert_eq!(found, want);
+        assert!(Lookup::unpack(&pack(&[])).unwrap().unnamed().next().is_none());
+    }
+
+    #[test]
+    fn the_last_ones_are_kept() {
+        let lookups = Lookups::default();
+        let get = |run| {
+            let mut is_read = false;
+            let read = || {
+                is_read = true;
+                Ok::<_, BlockError>(Some(Lookup::default()))
+            };
+            lookups.get(run, read).unwrap().unwrap();
+            is_read
+        };
+        let runs = KEPT_MAX as i64;
+        assert!((0..runs).all(get) && !(0..runs).any(get));
+        assert!(!get(0) && get(runs) && get(1) && !get(0), "the one that was asked for longest ago goes");
+        let none = lookups.get(99, || Ok::<_, BlockError>(None)).unwrap();
+        assert!(none.is_none() && get(99));
+    }
+
+    #[test]
+    fn what_is_damaged_is_an_error_or_something_else_and_never_a_panic() {
+        let rows = rows();
+        let rows: Vec<&Row> = rows.iter().take(50).collect();
+        let packed = pack(&[&rows]);
+        for at in 0..packed.len() {
+            let mut flipped = packed.clone();
+            flipped[at] ^= 0x55;
+            if let Ok(lookup) = Lookup::unpack(&flipped) {
+                lookup.blocks_named(&(Vec::new(), vec![0xFF]));
+                assert!(lookup.unnamed().all(|(_, rows)| rows.count() < 1_000));
+            }
+            assert!(Lookup::unpack(&packed[..at]).is_err());
+        }
+    }
+}
