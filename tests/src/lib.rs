@@ -16,6 +16,7 @@ pub mod recording;
 pub mod reference;
 pub mod requirements;
 pub mod ring;
+pub mod scale;
 pub mod standards;
 pub mod system;
 pub mod systemd;

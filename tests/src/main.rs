@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use alibi_lab::{agents, capture, fleet, fuzz, killed, ring, traffic, up, workload};
+use alibi_lab::{agents, capture, fleet, fuzz, killed, ring, scale, traffic, up, workload};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
@@ -35,6 +35,8 @@ enum Command {
     Agents(agents::Options),
     /// A fleet whose answers are held against what truly happened, and how many events a collector takes, in steps
     Fleet(fleet::Options),
+    /// How fast a collector with a whole fleet's flow records answers, held against what is true, beside DuckDB
+    Scale(scale::Options),
     /// What a full ring costs to write, to open and to ask
     Ring(ring::measure::Options),
     /// Inputs at random against everything that parses bytes from outside or from disk; needs a C++ compiler
@@ -130,6 +132,7 @@ fn main() -> ExitCode {
         Command::Agents(options) => agents::agents(&options),
         Command::Fleet(options) => fleet::fleet(&options),
         Command::FleetCrowd { directory, token } => fleet::drive::crowd::serve(&directory, &token),
+        Command::Scale(options) => scale::scale(&options),
         Command::Ring(options) => ring::measure::measure(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Crowd { directory, token } => agents::crowd::serve(&directory, &token),

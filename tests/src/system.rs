@@ -103,7 +103,19 @@ impl Running {
     /// # Panics
     /// When there is none within a minute, or it ends without.
     pub fn line_with(&self, text: &str, from: usize) -> (String, usize) {
-        let deadline = Instant::now() + PATIENCE;
+        self.line(text, from, PATIENCE)
+    }
+
+    /// The same, of what may take longer than a minute.
+    ///
+    /// # Panics
+    /// When there is none within `patience`, or it ends without.
+    pub fn line_within(&self, text: &str, patience: Duration) {
+        self.line(text, 0, patience);
+    }
+
+    fn line(&self, text: &str, from: usize, patience: Duration) -> (String, usize) {
+        let deadline = Instant::now() + patience;
         let mut state = self.output.lock();
         loop {
             if let Some(index) = state.said.iter().skip(from).position(|line| line.contains(text)) {

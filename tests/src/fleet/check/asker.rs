@@ -1,6 +1,7 @@
 //! Puts questions to the collector, on its own socket, and takes the time.
 
 use std::{
+    fmt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -41,7 +42,7 @@ impl Asker {
             let _in_runtime = runtime.enter();
             transport::channel(&Address::Unix(socket.to_owned()))?
         };
-        let client = AnalystClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let client = AnalystClient::new(channel).max_decoding_message_size(4 * MESSAGE_BYTES_MAX);
         Ok(Self { runtime, client })
     }
 
@@ -50,7 +51,15 @@ impl Asker {
     /// # Errors
     /// When there is none.
     pub fn ask(&self, asked: &Asked) -> Result<(Answer, Duration)> {
-        let (mut client, request) = (self.client.clone(), asked.to_wire());
+        self.who(asked.to_wire(), asked)
+    }
+
+    /// The same of any question, which is called `asked`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn who(&self, request: wire::WhoRequest, asked: &impl fmt::Display) -> Result<(Answer, Duration)> {
+        let mut client = self.client.clone();
         let began = Instant::now();
         let answer =
             self.runtime.block_on(async { tokio::time::timeout(ANSWER_TIMEOUT, client.who(request)).await });
