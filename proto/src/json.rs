@@ -12,7 +12,7 @@ use crate::{
     flow::FlowRecord,
     id::{ConnectionUid, HostId, ProcessUid},
     process::{ProcessLife, User},
-    question::{Answer, ConnectionActivity, HostAnswer, ProcessActivity},
+    question::{Answer, ConnectionActivity, HostAnswer, ProcessActivity, Summary, Unproven},
     report::steers,
     time::Timestamp,
     window::Window,
@@ -57,7 +57,33 @@ pub struct WhoJson {
     window: Window,
     /// The verdict over all hosts.
     verdict: &'static str,
+    summary: SummaryJson,
     hosts: Vec<HostJson>,
+}
+
+/// The hosts by their verdicts, each in one place.
+#[derive(Debug, Serialize)]
+struct SummaryJson {
+    talked: Vec<NamedHostJson>,
+    /// Those that can be ruled out.
+    clear: Vec<NamedHostJson>,
+    /// By the reason for which most of the window is missing, that of most hosts first.
+    unknown: Vec<UnprovenJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct NamedHostJson {
+    host: Option<HostId>,
+    name: String,
+}
+
+#[derive(Debug, Serialize)]
+struct UnprovenJson {
+    facet: Option<&'static str>,
+    grade: Option<&'static str>,
+    /// As the first of the hosts has it; others may have other numbers in it.
+    reason: String,
+    hosts: Vec<NamedHostJson>,
 }
 
 #[derive(Debug, Serialize)]
@@ -213,7 +239,27 @@ impl From<&Answer> for WhoJson {
             addresses: answer.addresses.clone(),
             window: answer.question.window,
             verdict: answer.verdict().word(),
+            summary: SummaryJson::from(answer.summary()),
             hosts: answer.hosts.iter().map(HostJson::from).collect(),
+        }
+    }
+}
+
+impl From<Summary<'_>> for SummaryJson {
+    fn from(summary: Summary<'_>) -> Self {
+        let named = |hosts: &[&HostAnswer]| {
+            hosts.iter().map(|host| NamedHostJson { host: host.host, name: host.name.clone() }).collect()
+        };
+        let unproven = |unproven: &Unproven<'_>| UnprovenJson {
+            facet: unproven.gap.map(|gap| gap.facet.word()),
+            grade: unproven.gap.map(|gap| gap.grade.word()),
+            reason: unproven.reason(),
+            hosts: named(&unproven.hosts),
+        };
+        Self {
+            talked: named(&summary.talked),
+            clear: named(&summary.clear),
+            unknown: summary.unknown.iter().map(unproven).collect(),
         }
     }
 }

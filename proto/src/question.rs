@@ -54,8 +54,10 @@ use crate::{
 };
 
 mod asked;
+mod summary;
 
 pub use asked::{AnswerClock, Asked};
+pub use summary::{Summary, Unproven};
 
 /// How old an address may be that a process is given when it starts: resolvers keep an answer for a day at most by default
 /// (unbound and BIND 9 cap the time to live at a day or a week, systemd-resolved at two hours), and programs that start

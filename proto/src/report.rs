@@ -1,19 +1,24 @@
 //! The answer in words, for a person at a terminal. Pure.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use crate::{
     clock::shifted,
-    coverage::Gap,
+    coverage::{Gap, Scope},
     executable::{Signature, SignatureStatus, VersionInfo},
     flow::{Direction, FlowRecord},
     process::{ProcessImage, ProcessLife},
-    question::{Answer, AnswerClock, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Verdict},
+    question::{
+        Answer, AnswerClock, ConnectionActivity, HostAnswer, InWindow, ProcessActivity, Summary, Verdict,
+    },
     time::Timestamp,
 };
 
 /// Gaps and connections that are shown of each host and process; `--json` has all.
 const LINES_MAX: usize = 8;
+
+/// Hosts of one verdict that are shown one by one.
+const HOSTS_MAX: usize = 20;
 
 /// The answer, talkers first, ending in a sentence that can be quoted.
 pub fn answer(answer: &Answer) -> String {
@@ -34,8 +39,35 @@ pub fn answer(answer: &Answer) -> String {
         let none = if shown.is_empty() { "none is known" } else { "" };
         line(&mut text, 0, &format!("addresses used: {none}{}{more}", shown.join(", ")));
     }
-    for verdict in [Verdict::Talked, Verdict::Unknown, Verdict::Clear] {
-        for host in answer.hosts.iter().filter(|host| host.verdict == verdict) {
+    let Summary { talked, clear, unknown } = answer.summary();
+    for host in talked {
+        text.push('\n');
+        host_answer(&mut text, host);
+    }
+    // Of many, what they have in common.
+    let is_many = |hosts: usize| hosts > HOSTS_MAX;
+    if is_many(unknown.iter().map(|unproven| unproven.hosts.len()).sum()) {
+        for unproven in &unknown {
+            text.push('\n');
+            named(&mut text, Verdict::Unknown, &unproven.hosts);
+            line(&mut text, 1, &format!("because: {}", unproven.reason()));
+        }
+    } else {
+        for host in answer.hosts.iter().filter(|host| host.verdict == Verdict::Unknown) {
+            text.push('\n');
+            host_answer(&mut text, host);
+        }
+    }
+    if is_many(clear.len()) {
+        let mut by_scopes: BTreeMap<&[Scope], Vec<&HostAnswer>> = BTreeMap::new();
+        clear.iter().for_each(|host| by_scopes.entry(&host.scopes).or_default().push(host));
+        for (scopes, hosts) in by_scopes {
+            text.push('\n');
+            named(&mut text, Verdict::Clear, &hosts);
+            covered(&mut text, scopes);
+        }
+    } else {
+        for host in clear {
             text.push('\n');
             host_answer(&mut text, host);
         }
@@ -44,6 +76,25 @@ pub fn answer(answer: &Answer) -> String {
     text.push_str(&sentence(answer));
     text.push('\n');
     text
+}
+
+/// Hosts that have their verdict in common, by their names.
+fn named(text: &mut String, verdict: Verdict, hosts: &[&HostAnswer]) {
+    let shown: Vec<&str> = hosts.iter().take(HOSTS_MAX).map(|host| host.name.as_str()).collect();
+    let more = match hosts.len().saturating_sub(HOSTS_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more (--json has all)"),
+    };
+    let count = if hosts.len() == 1 { "1 host".to_owned() } else { format!("{} hosts", hosts.len()) };
+    let verdict = verdict.word().to_uppercase();
+    line(text, 0, &format!("{verdict:<8} {count}: {}{more}", shown.join(", ")));
+}
+
+fn covered(text: &mut String, scopes: &[Scope]) {
+    for scope in scopes {
+        line(text, 1, &format!("covers: {}", scope.covers));
+        line(text, 1, &format!("cannot see: {}", scope.cannot_see));
+    }
 }
 
 fn host_answer(text: &mut String, host: &HostAnswer) {
@@ -65,10 +116,7 @@ fn host_answer(text: &mut String, host: &HostAnswer) {
     }
     listed(text, 1, &host.gaps, "gaps", gap);
     if host.verdict == Verdict::Clear {
-        for scope in &host.scopes {
-            line(text, 1, &format!("covers: {}", scope.covers));
-            line(text, 1, &format!("cannot see: {}", scope.cannot_see));
-        }
+        covered(text, &host.scopes);
     }
 }
 
