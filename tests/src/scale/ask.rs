@@ -20,7 +20,7 @@ use super::made::{self, Fleet, Made};
 /// day before that.
 const NAMES_PROVEN_AFTER: Duration = Duration::from_secs(2 * 86_400 + 3_600);
 /// No clock is known worse than that.
-const CLOCK_BOUND_MAX: Duration = Duration::from_secs(20);
+const CLOCK_BOUND_MAX: Duration = Duration::from_secs(60);
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

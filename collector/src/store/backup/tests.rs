@@ -206,7 +206,7 @@ fn what_is_not_as_it_was_made_is_not_brought_back_and_nothing_is_left() {
             refused("is not what was backed up");
         }
         fs::remove_file(&path).unwrap();
-        refused("No such file");
+        refused("(os error 2)");
         fs::write(&path, bytes).unwrap();
     }
     let manifest = fs::read_to_string(backup.join("backup.json")).unwrap();
