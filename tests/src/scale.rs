@@ -50,8 +50,6 @@ use report::{Asked, Figures, Ingest, Report, Size};
 const ENDED: Duration = Duration::from_secs(600);
 /// Questions of a kind that are asked before any is measured.
 const WARM: usize = 3;
-/// Questions of a kind that are asked of a collector that was just started and has nothing in memory.
-const COLD: usize = 3;
 /// Of all that is told, one in so many is told while questions are asked.
 const ASIDE_OF: u64 = 25;
 /// How long a collector may take to read again all that it has.
@@ -77,6 +75,9 @@ pub struct Options {
     /// How many questions of each kind
     #[arg(long, default_value_t = 100)]
     pub questions: usize,
+    /// How many of each kind of a collector that was just started and has nothing in memory
+    #[arg(long, default_value_t = 5)]
+    pub cold: usize,
     /// Flow records that an agent tells together
     #[arg(long, default_value_t = 100)]
     pub together: u64,
@@ -261,7 +262,7 @@ impl<'a> Scene<'a> {
     fn cold(&self, figures: &mut Size) -> Result<()> {
         for (place, kind) in Kind::ALL.into_iter().enumerate() {
             let mut took = Vec::new();
-            for case in self.cases(kind, COLD)? {
+            for case in self.cases(kind, self.options.cold)? {
                 self.stop.wait(Duration::ZERO)?;
                 forget_files(&self.data)?;
                 let began = Instant::now();

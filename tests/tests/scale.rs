@@ -27,6 +27,7 @@ fn options() -> Options {
         span: Duration::from_secs(4 * 86_400),
         sizes: vec![FLOWS / 4],
         questions: 6,
+        cold: 1,
         together: 100,
         tellers: 8,
         seed: 5,
