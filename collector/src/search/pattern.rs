@@ -12,6 +12,8 @@ pub const TEXT_BYTES_MAX: usize = 64 << 10;
 pub(super) const LITERAL_STAR: char = '\u{e000}';
 /// The same of a `?`.
 pub(super) const LITERAL_QUESTION: char = '\u{e001}';
+/// A slash that begins no regular expression: it was escaped.
+pub(super) const LITERAL_SLASH: char = '\u{e004}';
 /// Stands before a `-` that begins a value.
 pub(super) const AGO: char = '\u{e003}';
 /// Stands for one character within a part.
@@ -36,7 +38,8 @@ impl Pattern {
         let part = |part: &str| {
             let has_any = part.contains('?');
             let part = part.replace('?', &ANY.to_string());
-            let text = part.replace(LITERAL_STAR, "*").replace(LITERAL_QUESTION, "?");
+            let text =
+                part.replace(LITERAL_STAR, "*").replace(LITERAL_QUESTION, "?").replace(LITERAL_SLASH, "/");
             Part { text: lowercase(&text), has_any }
         };
         let mut parts: Vec<Part> = text.split('*').map(part).collect();
@@ -116,7 +119,10 @@ impl Part {
 
 /// What was written to be no wildcard is none.
 pub(super) fn literal(text: &str) -> String {
-    text.replace(LITERAL_STAR, "*").replace(LITERAL_QUESTION, "?").replace(AGO, "")
+    text.replace(LITERAL_STAR, "*")
+        .replace(LITERAL_QUESTION, "?")
+        .replace(LITERAL_SLASH, "/")
+        .replace(AGO, "")
 }
 
 /// Whether the text, as it was read in a query, has wildcards.

@@ -13,7 +13,7 @@ use tantivy_query_grammar::{
 use super::{
     document::bits,
     fields::{self, About, Field, Kind},
-    pattern::{self, AGO, LITERAL_QUESTION, LITERAL_STAR, PATTERN_CHARS_MAX, Pattern},
+    pattern::{self, AGO, LITERAL_QUESTION, LITERAL_SLASH, LITERAL_STAR, PATTERN_CHARS_MAX, Pattern},
     time::{self, Stretch},
     tree::{Condition, Test, Tree},
 };
@@ -336,8 +336,8 @@ fn address_range(
 fn written(value: &str, form: Form) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "-._/*?,@%=".contains(c);
     let is_word = matches!(value, "AND" | "OR" | "NOT" | "IN" | "TO" | "");
-    let is_regex = value.len() > 1 && value.starts_with('/') && value.ends_with('/');
-    let stands_alone = !is_word && !is_regex && !value.starts_with('-') && value.chars().all(is_plain);
+    // A slash begins a regular expression, which ends wherever another one is.
+    let stands_alone = !is_word && !value.starts_with(['-', '/']) && value.chars().all(is_plain);
     if !form.is_quoted && stands_alone {
         return value.to_owned();
     }
@@ -349,7 +349,10 @@ fn written(value: &str, form: Form) -> String {
             match c {
                 LITERAL_STAR => written.push_str("\\*"),
                 LITERAL_QUESTION => written.push_str("\\?"),
-                c if must_be_escaped(c) || c == '-' && written.is_empty() => written.extend(['\\', c]),
+                LITERAL_SLASH => written.push_str("\\/"),
+                c if must_be_escaped(c) || "-/".contains(c) && written.is_empty() => {
+                    written.extend(['\\', c])
+                }
                 c => written.push(c),
             }
         }

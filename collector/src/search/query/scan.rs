@@ -1,7 +1,7 @@
 //! The limits of a query, and its text as the grammar's crate reads it, in one pass.
 
 use super::{DEPTH_MAX, PIECES_MAX, QUERY_BYTES_MAX, QueryError};
-use crate::search::pattern::{AGO, LITERAL_QUESTION, LITERAL_STAR};
+use crate::search::pattern::{AGO, LITERAL_QUESTION, LITERAL_SLASH, LITERAL_STAR};
 
 /// Checks the limits, and writes the text as the grammar has it: what is escaped and is no wildcard by a sign of its own, a
 /// backslash between quotes that escapes nothing twice, and a sign before `-10m`, which begins no word there.
@@ -97,7 +97,7 @@ impl Scan {
         Ok(())
     }
 
-    /// `\*` and `\?` are no wildcards. Between quotes, what need not be escaped has a backslash before it that is meant, as in
+    /// `\*` and `\?` are no wildcards, and `\/` begins no regular expression. Between quotes, what need not be escaped has a backslash before it that is meant, as in
     /// the paths of Windows.
     fn escape(&mut self, rest: &mut &str) -> Result<(), QueryError> {
         let Some(next) = rest.chars().next() else { return Err(QueryError::Backslash) };
@@ -110,6 +110,7 @@ impl Scan {
         match next {
             '*' if !is_quoted => self.out.push(LITERAL_STAR),
             '?' if !is_quoted => self.out.push(LITERAL_QUESTION),
+            '/' if !is_quoted => self.out.push(LITERAL_SLASH),
             // What follows is read by itself.
             _ if is_quoted && !is_escaped => {
                 self.out.push_str("\\\\");

@@ -393,6 +393,9 @@ fn a_tree_that_is_written_is_read_again_as_it_was() {
     for text in [
         "",
         "a b",
+        "/",
+        "/usr/*",
+        "(/usr/bin/a* OR \"/tmp/\")",
         "-a",
         "cmdline:\"a \\\" b\"",
         "path:C\\:\\\\x*",
