@@ -7,6 +7,8 @@ import time
 import duckdb
 
 database = duckdb.connect(sys.argv[1])
+# Whatever is printed is read as an answer.
+database.execute("SET enable_progress_bar = false")
 COLUMNS = """host INTEGER, remote BIGINT, port INTEGER, first BIGINT, last BIGINT,
     sent BIGINT, received BIGINT, pid INTEGER, name VARCHAR"""
 database.execute(f"CREATE TABLE IF NOT EXISTS flows ({COLUMNS})")
