@@ -38,7 +38,7 @@ mod search;
 mod top;
 mod unanswered;
 
-use answers::{KNOWN_UNTIL_WAIT, VERIFY_TIMEOUT};
+use answers::VERIFY_TIMEOUT;
 use guard::Caller;
 
 /// What the service answers from.
@@ -439,19 +439,11 @@ impl Analyst for Service {
 impl Service {
     async fn answer_who(&self, request: wire::WhoRequest) -> Result<Answered<wire::WhoResponse>, Status> {
         let question = Question::try_from(request.question).map_err(invalid)?;
-        let now = clock::now();
-        question
-            .window
-            .not_wholly_in_the_future(now)
+        let window = question.window;
+        window
+            .not_wholly_in_the_future(clock::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (scope, window) = (request.scope.clone(), question.window);
-        let agents = self.blocking(move |service| service.in_scope(scope, Some(window))).await?;
-        let until = question.window.to().min(now);
-        let is_known = |agent: &FollowedAgent| {
-            agent.host.as_ref().is_some_and(|(_, progress)| progress.known_until >= Some(until))
-        };
-        let awaited = agents.into_iter().filter(|agent| !is_known(agent)).map(|agent| agent.address);
-        self.fleet.await_known(&awaited.collect::<Vec<_>>(), until, KNOWN_UNTIL_WAIT).await;
+        self.await_window(request.scope.clone(), window).await?;
         let scope = request.scope.clone();
         let answer = self.blocking(move |service| service.who(question, request.scope)).await?;
         debug_assert!(answer.hosts.iter().all(|host| host.verdict != Verdict::Clear || host.gaps.is_empty()));

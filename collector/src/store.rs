@@ -291,6 +291,7 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the store cannot be read.
     fn sightings_forgotten(&self, host: HostId) -> Result<Option<Timestamp>, StoreError>;
+
     /// A page of a listing of flow records.
     ///
     /// # Errors

@@ -43,7 +43,7 @@ const ANSWER_BYTES_FULL: usize = MESSAGE_BYTES_MAX;
 /// Gaps of a host in the rest of a long answer.
 const GAPS_IN_SHORT_MAX: usize = 4;
 /// How long an answer waits for hosts to report up to the window's end.
-pub(super) const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
+const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
 /// How long it may take to read a host's whole record again.
 pub(super) const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Ancestors, children and connections that a process is shown with.
@@ -266,6 +266,31 @@ impl Service {
             }
         });
         failed.map_or(Ok(answer), Err)
+    }
+
+    /// Waits for the hosts in scope to report up to the window's end, for as long as an answer may wait.
+    pub(super) async fn await_window(
+        &self,
+        scope: Option<wire::HostScope>,
+        window: Window,
+    ) -> Result<(), Status> {
+        self.await_until(scope, Some(window), window.to().min(clock::now())).await
+    }
+
+    /// The same, up to an instant.
+    pub(super) async fn await_until(
+        &self,
+        scope: Option<wire::HostScope>,
+        window: Option<Window>,
+        until: Timestamp,
+    ) -> Result<(), Status> {
+        let agents = self.blocking(move |service| service.in_scope(scope, window)).await?;
+        let is_known = |agent: &FollowedAgent| {
+            agent.host.as_ref().is_some_and(|(_, progress)| progress.known_until >= Some(until))
+        };
+        let awaited = agents.into_iter().filter(|agent| !is_known(agent)).map(|agent| agent.address);
+        self.fleet.await_known(&awaited.collect::<Vec<_>>(), until, KNOWN_UNTIL_WAIT).await;
+        Ok(())
     }
 
     /// The answer for every host in the scope. It may take long, and waits for nobody to report.

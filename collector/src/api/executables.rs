@@ -14,7 +14,6 @@ use tonic::Status;
 
 use super::{
     Answered, Service, about,
-    answers::KNOWN_UNTIL_WAIT,
     novelty::{KnownHost, own_window},
     store_status,
 };
@@ -50,18 +49,6 @@ impl Service {
         Window::new(Timestamp::from_nanos(from_ns), Timestamp::from_nanos(to_ns))
             .and_then(|window| window.not_wholly_in_the_future(clock::now()))
             .map_err(|error| Status::invalid_argument(error.to_string()))
-    }
-
-    /// Waits for the hosts in scope to report up to the window's end, for as long as an answer may wait.
-    pub(super) async fn await_window(
-        &self,
-        scope: Option<wire::HostScope>,
-        window: Window,
-    ) -> Result<(), Status> {
-        let agents = self.blocking(move |service| service.in_scope(scope, Some(window))).await?;
-        let addresses: Vec<_> = agents.into_iter().map(|agent| agent.address).collect();
-        self.fleet.await_known(&addresses, window.to().min(clock::now()), KNOWN_UNTIL_WAIT).await;
-        Ok(())
     }
 
     fn executables(

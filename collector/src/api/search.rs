@@ -11,7 +11,7 @@ use alibi_proto::{
 };
 use tonic::Status;
 
-use super::{Answered, Service, about, answers::KNOWN_UNTIL_WAIT, store_status};
+use super::{Answered, Service, about, store_status};
 use crate::{
     clock,
     search::{
@@ -264,12 +264,8 @@ impl Service {
         if question.after.is_some() {
             return Ok(());
         }
-        let scope = asked.scope.clone();
-        let agents = self.blocking(move |service| service.in_scope(Some(scope), None)).await?;
-        let addresses: Vec<_> = agents.into_iter().map(|agent| agent.address).collect();
         let until = question.window.to.min(question.now);
-        self.fleet.await_known(&addresses, until, KNOWN_UNTIL_WAIT).await;
-        Ok(())
+        self.await_until(Some(asked.scope.clone()), None, until).await
     }
 
     /// The hosts that the scope and the query mean. `stretch` is when something may be that is listed, in the collector's

@@ -5,9 +5,9 @@ use anyhow::{Context as _, Result};
 
 use super::{
     ScopeArgs, ToCollectorArgs,
-    executables::WindowArgs,
     format::{self, FormatArgs},
     way::{Way, in_words},
+    window::WindowArgs,
 };
 use crate::{clock, export::top::Top};
 
