@@ -34,6 +34,7 @@ mod token;
 mod top;
 mod way;
 mod who;
+mod window;
 
 /// Which process, on which host, talked to X during window W, and which hosts can be ruled out?
 #[derive(Debug, Parser)]
@@ -363,7 +364,7 @@ struct ListingArgs {
     scope: ScopeArgs,
     /// Only what was there in this window
     #[command(flatten)]
-    window: executables::WindowArgs,
+    window: window::WindowArgs,
     /// At most so many rows, up to 10,000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
@@ -418,7 +419,7 @@ struct ProcessArgs {
     uid: String,
     /// Only its connections in this window; and whether its executable was new in it
     #[command(flatten)]
-    window: executables::WindowArgs,
+    window: window::WindowArgs,
     /// What was not seen before is new if so much before the window is recorded completely [default: all since recording
     /// began, and a day at least]
     #[arg(long, value_name = "D", value_parser = parse_duration)]

@@ -20,9 +20,9 @@ pub(super) const RECORD_BYTES_MAX: usize = 1 << 20;
 const COLUMNS_BYTES_MAX: usize = 1 << 20;
 /// Layout, length of the columns.
 const HEADER_BYTES: usize = 1 + 4;
-const LAYOUT: u8 = 1;
+pub(super) const LAYOUT: u8 = 1;
 /// Faster levels save no time here, and slower ones little room.
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 
 thread_local! {
     /// To make one costs as much as to unpack a block.
@@ -273,22 +273,7 @@ impl Columns {
 
     /// Unpacks them.
     pub(super) fn unpack(packed: &[u8]) -> Result<Self, BlockError> {
-        let (header, compressed) = packed.split_first_chunk::<HEADER_BYTES>().ok_or(BlockError::Cut)?;
-        let [layout, bytes @ ..] = *header;
-        let bytes = u32::from_le_bytes(bytes) as usize;
-        if layout != LAYOUT {
-            return Err(BlockError::Layout(layout));
-        }
-        if bytes > COLUMNS_BYTES_MAX {
-            return Err(BlockError::Bounds);
-        }
-        let unpacked = DECOMPRESSOR
-            .with_borrow_mut(|decompressor| decompressor.decompress(compressed, bytes))
-            .map_err(|_| BlockError::Compression)?;
-        if unpacked.len() != bytes {
-            return Err(BlockError::Compression);
-        }
-        Self::read(&mut Reader::of(&unpacked))
+        Self::read(&mut Reader::of(&unpacked(packed, COLUMNS_BYTES_MAX)?))
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, BlockError> {
@@ -353,6 +338,23 @@ impl Columns {
         let mut start = 0;
         self.remotes.iter().map(move |(remote, end)| (*remote, std::mem::replace(&mut start, *end)..*end))
     }
+}
+
+/// What stands behind a layout and a length, unpacked: no more than so many bytes.
+pub(super) fn unpacked(packed: &[u8], bytes_max: usize) -> Result<Vec<u8>, BlockError> {
+    let (header, compressed) = packed.split_first_chunk::<HEADER_BYTES>().ok_or(BlockError::Cut)?;
+    let [layout, bytes @ ..] = *header;
+    let bytes = u32::from_le_bytes(bytes) as usize;
+    if layout != LAYOUT {
+        return Err(BlockError::Layout(layout));
+    }
+    if bytes > bytes_max {
+        return Err(BlockError::Bounds);
+    }
+    let unpacked = DECOMPRESSOR
+        .with_borrow_mut(|decompressor| decompressor.decompress(compressed, bytes))
+        .map_err(|_| BlockError::Compression)?;
+    if unpacked.len() == bytes { Ok(unpacked) } else { Err(BlockError::Compression) }
 }
 
 /// The records of a block, in the order of its rows.

@@ -2,7 +2,6 @@
 //! connections were learned. Without it every block near the window would have to be read.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, VecDeque},
     ops::Range,
     sync::{Arc, Mutex},
@@ -10,20 +9,11 @@ use std::{
 
 use alibi_proto::flow::Protocol;
 
-use super::block::{BlockError, Reader, Row, put_column};
+use super::block::{BlockError, LAYOUT, LEVEL, Reader, Row, put_column, unpacked};
 use crate::store::lock;
 
-/// Layout, length of what is packed.
-const HEADER_BYTES: usize = 1 + 4;
-const LAYOUT: u8 = 1;
 /// Bytes of one, unpacked. Names are bounded, and so are the rows of a run.
 const BYTES_MAX: usize = 256 << 20;
-const LEVEL: i32 = 1;
-
-thread_local! {
-    static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> =
-        RefCell::new(zstd::bulk::Decompressor::new().expect("there is memory for a context"));
-}
 
 /// Packs it, of the rows of each block of a run.
 ///
@@ -121,21 +111,7 @@ pub(super) struct Unnamed {
 impl Lookup {
     /// Unpacks it.
     pub(super) fn unpack(packed: &[u8]) -> Result<Self, BlockError> {
-        let (header, compressed) = packed.split_first_chunk::<HEADER_BYTES>().ok_or(BlockError::Cut)?;
-        let [layout, bytes @ ..] = *header;
-        let bytes = u32::from_le_bytes(bytes) as usize;
-        if layout != LAYOUT {
-            return Err(BlockError::Layout(layout));
-        }
-        if bytes > BYTES_MAX {
-            return Err(BlockError::Bounds);
-        }
-        let mut unpacked = DECOMPRESSOR
-            .with_borrow_mut(|decompressor| decompressor.decompress(compressed, bytes))
-            .map_err(|_| BlockError::Compression)?;
-        if unpacked.len() != bytes {
-            return Err(BlockError::Compression);
-        }
+        let mut unpacked = unpacked(packed, BYTES_MAX)?;
         let mut lookup = Self::default();
         lookup.read(&mut Reader::of(&unpacked))?;
         // The names; all else has places of its own now.

@@ -15,7 +15,7 @@ use rusqlite::Connection;
 
 use crate::store::{
     FirstSeen, SqliteStore, Store,
-    conformance::samples::{batch_from, batch_of, description},
+    conformance::samples::{batch_of, description},
 };
 
 const HOST: HostId = HostId::from_bytes([7; 16]);
@@ -136,41 +136,4 @@ fn what_is_told_apart_by_a_path_or_a_hash_is_never_mistaken() {
     found.sort();
     want.sort();
     assert_eq!(found, want);
-}
-
-/// What this thread has used of a processor (Linux: proc(5), `schedstat`); what else runs on the machine does not count.
-fn cpu_ns() -> u64 {
-    let spent = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    spent.split(' ').next().unwrap().parse().unwrap()
-}
-
-/// `cargo test --release -p alibi-collector --lib -- --ignored --nocapture prevalence::tests::measure`
-#[test]
-#[ignore = "it measures, and says what it measured"]
-fn measure_what_it_costs_to_note_what_is_run() {
-    const BATCH: u64 = 1_000;
-    let directory = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
-    follow(&store);
-    let batches: Vec<_> = (0..200)
-        .map(|number| {
-            let first = number * BATCH;
-            // 500 programs, over and over, at 100 processes a second.
-            let kinds =
-                (first..first + BATCH).map(|event| start(event + 1, 1_000 + event / 100, image(event % 500)));
-            batch_from(first + 1, kinds.collect())
-        })
-        .collect();
-    let before = cpu_ns();
-    for batch in &batches {
-        store.commit(HOST, batch, at(2)).unwrap();
-    }
-    let rows = BATCH * batches.len() as u64;
-    let each_ns = (cpu_ns() - before) / rows;
-    eprintln!(
-        "{each_ns} ns of a processor for each start of a process, {} a second",
-        1_000_000_000 / each_ns
-    );
-    let window = Window::new(at(0), at(100_000)).unwrap();
-    assert_eq!(store.first_seen(HOST, window, 1_000).unwrap().rows.len(), 500);
 }
