@@ -12,7 +12,6 @@ pub mod simulated;
 pub mod watched;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -21,6 +20,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     capture::{Stop, parse_seconds},
+    places::in_places,
     system::{Collector, outcome},
 };
 use crowds::Crowds;
@@ -76,20 +76,8 @@ impl Options {
 /// When it cannot be run. Bad figures are none.
 pub fn agents(options: &Options) -> Result<()> {
     ensure!(options.agents > 1, "one agent is the real one: there must be another");
-    let temporary = tempfile::tempdir()?;
-    let place = |chosen: &Option<PathBuf>, name: &str| -> Result<PathBuf> {
-        let path = chosen.clone().unwrap_or_else(|| temporary.path().join(name));
-        ensure!(!path.exists(), "{} is there already", path.display());
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(path)
-    };
-    let (data, agents_data) = (place(&options.data, "data")?, place(&options.agents_data, "agents")?);
-    let measured = measure_all(options, &data, &agents_data);
-    // Where it was told to keep them, they would be in the way of the next run.
-    for path in [&data, &agents_data] {
-        fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    let report = measured?;
+    let places = [(&options.data, "data"), (&options.agents_data, "agents")];
+    let report = in_places(places, |[data, agents_data]| measure_all(options, data, agents_data))?;
     match options.json {
         true => println!("{}", serde_json::to_string(&report)?),
         false => print!("{report}"),

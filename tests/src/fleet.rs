@@ -13,7 +13,6 @@ pub mod report;
 
 use std::{
     collections::BTreeMap,
-    fs,
     ops::Range,
     path::{Path, PathBuf},
     sync::{
@@ -31,6 +30,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use crate::{
     agents::watched::Watched,
     capture::{Stop, measure, parse_seconds},
+    places::in_places,
     system::{Collector, now},
 };
 use check::{Answered, Asker, Checked, Questions, check};
@@ -101,20 +101,8 @@ pub struct Options {
 /// # Errors
 /// When it cannot be run, and when an answer was wrong. Bad figures are none.
 pub fn fleet(options: &Options) -> Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let place = |chosen: &Option<PathBuf>, name: &str| -> Result<PathBuf> {
-        let path = chosen.clone().unwrap_or_else(|| temporary.path().join(name));
-        ensure!(!path.exists(), "{} is there already", path.display());
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(path)
-    };
-    let (data, agents_data) = (place(&options.data, "data")?, place(&options.agents_data, "agents")?);
-    let measured = all_parts(options, &data, &agents_data);
-    // Where it was told to keep them, they would be in the way of the next run.
-    for path in [&data, &agents_data] {
-        fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    let report = measured?;
+    let places = [(&options.data, "data"), (&options.agents_data, "agents")];
+    let report = in_places(places, |[data, agents_data]| all_parts(options, data, agents_data))?;
     match options.json {
         true => println!("{}", serde_json::to_string(&report)?),
         false => print!("{report}"),

@@ -11,6 +11,7 @@ pub mod history;
 pub mod killed;
 pub mod live;
 pub mod network;
+pub mod places;
 pub mod programs;
 pub mod recording;
 pub mod reference;

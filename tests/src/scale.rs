@@ -32,16 +32,20 @@ use alibi_collector::{
     turns::Turns,
 };
 use alibi_proto::{question::Question, time::parse_duration};
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use rustix::fs::{Advice, fadvise};
 
 use crate::{
-    capture::{Stop, measure},
+    capture::{
+        Stop,
+        measure::{self, own_cpu},
+    },
     fleet::check::Asker,
+    places::in_places,
     system::{Collector, now},
 };
 use ask::{Case, Kind, Truth};
-use fill::{Filler, own_cpu};
+use fill::Filler;
 use made::{Fleet, Plan};
 use peers::{DuckDb, Rows};
 use report::{Asked, Figures, Ingest, Report, Size};
@@ -106,13 +110,7 @@ pub struct Options {
 /// # Errors
 /// When it cannot be run, and when an answer was wrong. Bad figures are none.
 pub fn scale(options: &Options) -> Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let directory = options.data.clone().unwrap_or_else(|| temporary.path().join("data"));
-    ensure!(!directory.exists(), "{} is there already", directory.display());
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let measured = measure_all(options, &directory);
-    fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
-    let report = measured?;
+    let report = in_places([(&options.data, "data")], |[directory]| measure_all(options, directory))?;
     match options.json {
         true => println!("{}", serde_json::to_string(&report)?),
         false => print!("{report}"),

@@ -121,23 +121,44 @@ pub fn serve(directory: &Path, token: &str) -> Result<()> {
     Ok(())
 }
 
+/// Enrols agents of these numbers, some at a time.
+///
+/// # Errors
+/// When one of them does not enrol.
+pub(crate) fn enrol_together<N, A, F>(
+    runtime: &Runtime,
+    numbers: impl IntoIterator<Item = N>,
+    enrol: impl Fn(N) -> F,
+) -> Result<Vec<A>>
+where
+    A: Send + 'static,
+    F: Future<Output = Result<A>> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(ENROLLING_MAX));
+    let enrolled = runtime.block_on(async {
+        let mut enrolling = JoinSet::new();
+        for number in numbers {
+            let place = Arc::clone(&places).acquire_owned().await?;
+            let agent = enrol(number);
+            enrolling.spawn(async move {
+                let _place = place;
+                agent.await
+            });
+        }
+        enrolling.join_all().await.into_iter().collect::<Result<Vec<_>>>()
+    });
+    enrolled.context("agents do not enrol")
+}
+
 impl Crowd {
     /// Enrols the agents of these numbers.
     fn enrol(&mut self, from: usize, to: usize) -> Result<()> {
-        let places = Arc::new(Semaphore::new(ENROLLING_MAX));
-        let enrolled = self.runtime.block_on(async {
-            let mut enrolling = JoinSet::new();
-            for number in from..to {
-                let place = Arc::clone(&places).acquire_owned().await?;
-                let (directory, token) = (self.directory.join(number.to_string()), self.token.clone());
-                enrolling.spawn(async move {
-                    let _place = place;
-                    Simulated::enrol(directory, number, &token).await
-                });
-            }
-            enrolling.join_all().await.into_iter().collect::<Result<Vec<_>>>()
+        let (directory, token) = (&self.directory, &self.token);
+        let enrolled = enrol_together(&self.runtime, from..to, |number| {
+            let (directory, token) = (directory.join(number.to_string()), token.clone());
+            async move { Simulated::enrol(directory, number, &token).await }
         });
-        self.waiting.extend(enrolled.context("agents do not enrol")?);
+        self.waiting.extend(enrolled?);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::Stop;
@@ -192,6 +193,12 @@ fn busy_ticks(stat: &str) -> Option<u64> {
 
 /// The load average of the last minute.
 ///
+/// Processor time that this thread has had.
+pub fn own_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
 /// # Errors
 /// When the system does not tell.
 pub fn load_average() -> Result<f64> {

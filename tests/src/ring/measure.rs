@@ -26,7 +26,8 @@ use alibi_proto::{
 };
 use anyhow::{Result, ensure};
 use prost::Message as _;
-use rustix::time::{ClockId, clock_gettime};
+
+use crate::capture::measure::own_cpu;
 
 /// Measures a full ring: what a record costs to append, how long it takes to open it, and to answer questions from it
 #[derive(Debug, clap::Args)]
@@ -80,17 +81,17 @@ pub fn measure(options: &Options) -> Result<()> {
         let events = laptop.events(options.together);
         let half_full =
             ring.view().next_seq().0 > 3_000 && rare.is_none() && bytes(&directory)? > options.ring_bytes / 2;
-        let begun = cpu_time();
+        let begun = own_cpu();
         let mut batch: Vec<Record> = events.into_iter().map(record).collect();
-        encoding += cpu_time() - begun;
+        encoding += own_cpu() - begun;
         if half_full {
             let flow = laptop.flow(RARE.into());
             rare = Some(laptop.now);
             batch.push(record(flow));
         }
-        let begun = cpu_time();
+        let begun = own_cpu();
         ring.append(&batch)?;
-        appending += cpu_time() - begun;
+        appending += own_cpu() - begun;
         records += batch.len() as u64;
         evicted = ring.view().first_seq() > Seq::FIRST;
     }
@@ -176,11 +177,6 @@ pub fn measure(options: &Options) -> Result<()> {
         println!("{words}: {took}, {}, {connections} connections", answer.verdict.word());
     }
     Ok(())
-}
-
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 fn bytes(directory: &std::path::Path) -> Result<u64> {

@@ -21,10 +21,9 @@ use alibi_proto::{
     time::{Moment, Timestamp},
 };
 use anyhow::{Result, anyhow};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::made::{self, Fleet, Made, PROGRAMS, SITES};
-use crate::capture::measure;
+use crate::capture::measure::{self, own_cpu};
 
 /// A host's clock is measured each time that so much of its time has passed: once for some batches, as it is where agents tell
 /// something each second. What is known of it is wider here.
@@ -146,12 +145,6 @@ fn tell(
         }
     }
     Ok(())
-}
-
-/// Processor time of this thread.
-pub(super) fn own_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 impl Told {

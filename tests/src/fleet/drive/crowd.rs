@@ -10,20 +10,17 @@ use std::{
 use alibi_proto::{time::Timestamp, token::Token};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    runtime::Runtime,
-    sync::{Semaphore, watch},
-    task::JoinSet,
-};
+use tokio::{runtime::Runtime, sync::watch};
 
 use super::{
     Order,
     agent::{Agent, Rest, Standing},
 };
-use crate::{agents::raise_files, fleet::model::World};
+use crate::{
+    agents::{crowd::enrol_together, raise_files},
+    fleet::model::World,
+};
 
-/// Agents that enrol at once: an administrator's script, not a fleet.
-const ENROLLING_MAX: usize = 32;
 /// Agents of one process.
 pub(super) const AGENTS_MAX: u32 = 4_000;
 /// Descriptors of an agent: its connection, the files of its ring, and the one that is read; and of all else here.
@@ -151,20 +148,12 @@ impl Crowd {
     fn enrol(&mut self, numbers: &str) -> Result<String> {
         let (from, to) = numbers.split_once(' ').context("from which number to which?")?;
         let (from, to): (u32, u32) = (from.parse()?, to.parse()?);
-        let places = Arc::new(Semaphore::new(ENROLLING_MAX));
-        let enrolled = self.runtime.block_on(async {
-            let mut enrolling = JoinSet::new();
-            for number in from..to {
-                let place = Arc::clone(&places).acquire_owned().await?;
-                let (directory, token) = (self.directory.join(number.to_string()), self.token.clone());
-                enrolling.spawn(async move {
-                    let _place = place;
-                    Agent::enrol(directory, number, &token).await
-                });
-            }
-            enrolling.join_all().await.into_iter().collect::<Result<Vec<_>>>()
+        let (directory, token) = (&self.directory, &self.token);
+        let enrolled = enrol_together(&self.runtime, from..to, |number| {
+            let (directory, token) = (directory.join(number.to_string()), token.clone());
+            async move { Agent::enrol(directory, number, &token).await }
         });
-        self.waiting.extend(enrolled.context("agents do not enrol")?);
+        self.waiting.extend(enrolled?);
         Ok("enrolled".to_owned())
     }
 
