@@ -7,7 +7,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use alibi_proto::{
     chain::{Anchor, ChainStatus},
-    clock::{ClockHistory, ClockReading},
+    clock::{ClockHistory, ClockReading, HostClock},
     coverage::{Facet, Timeline},
     event::Batch,
     flow::FlowRecord,
@@ -31,6 +31,7 @@ mod flows;
 pub mod listing;
 mod prevalence;
 mod sqlite;
+mod together;
 
 use listing::{FlowListing, ListedFlow, ListedProcess, Page, ProcessListing};
 
@@ -90,6 +91,12 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the store cannot be read.
     fn clock(&self, host: HostId) -> Result<Arc<ClockHistory>, StoreError>;
+
+    /// How a host's clock stands by that, as is known at `now` by the collector's.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn host_clock(&self, host: HostId, now: Timestamp) -> Result<HostClock, StoreError>;
 
     /// Takes in a batch of a host that has been described, in one transaction: events that are stored already are
     /// passed over, a hole becomes a loss in the coverage of every facet, an event of unknown kind a loss at its time,

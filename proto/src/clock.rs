@@ -174,9 +174,10 @@ pub struct ClockReading {
 #[derive(Clone, Debug, Default)]
 pub struct HostClock {
     /// In the order of the stream. They overlap where it is not known when the one went over into the other.
-    stretches: Vec<Stretch>,
+    stretches: Arc<[Stretch]>,
     measured: Option<Timestamp>,
     is_own: bool,
+    now: Timestamp,
 }
 
 /// A stretch of time, by the collector's clock.
@@ -184,6 +185,8 @@ pub struct HostClock {
 struct Stretch {
     since: Timestamp,
     until: Timestamp,
+    /// It lasts, as far as is known: until now, if that is later.
+    is_open: bool,
     kind: Kind,
 }
 
@@ -192,7 +195,7 @@ enum Kind {
     /// One clock.
     Shared,
     /// The wall clock less the boot clock, and the boot clock's readings.
-    Measured { wall: Difference, readings: Arc<Readings> },
+    Measured { wall: Difference, readings: Readings },
     /// From when until when the host recorded, by its own clock.
     Unmeasured { from: Timestamp, to: Timestamp },
 }
@@ -210,13 +213,19 @@ pub struct ClockOver {
 impl HostClock {
     /// Of a host that is asked itself: its own time is what is asked in.
     pub fn own() -> Self {
-        Self { is_own: true, ..Self::of(vec![(Timestamp::ZERO, Timestamp::MAX, Kind::Shared)], None) }
+        let (since, until) = (Timestamp::ZERO, Timestamp::MAX);
+        let always = Stretch { since, until, is_open: false, kind: Kind::Shared };
+        Self { stretches: Arc::new([always]), measured: None, is_own: true, now: until }
     }
 
-    fn of(stretches: Vec<(Timestamp, Timestamp, Kind)>, measured: Option<Timestamp>) -> Self {
-        let stretches =
-            stretches.into_iter().map(|(since, until, kind)| Stretch { since, until, kind }).collect();
-        Self { stretches, measured, is_own: false }
+    /// The same at another time: what was known of it last, it may still be.
+    pub fn as_of(&self, now: Timestamp) -> Self {
+        Self { stretches: Arc::clone(&self.stretches), now, ..*self }
+    }
+
+    fn until(&self, stretch: &Stretch) -> Timestamp {
+        let until = if stretch.is_open { stretch.until.max(self.now) } else { stretch.until };
+        until.saturating_add(TOLD_WITHIN).max(stretch.since)
     }
 
     /// Whether it is that of a host that is asked itself.
@@ -232,11 +241,12 @@ impl HostClock {
     /// How it stood during the window, which is in the collector's time.
     pub fn over(&self, window: Window) -> ClockOver {
         let mut over = ClockOver { difference: None, unmeasured: Vec::new() };
-        for stretch in &self.stretches {
-            if stretch.since >= window.to() || stretch.until < window.from() {
+        for stretch in self.stretches.iter() {
+            let until = self.until(stretch);
+            if stretch.since >= window.to() || until < window.from() {
                 continue;
             }
-            let (from, to) = (stretch.since.max(window.from()), stretch.until.min(window.to()));
+            let (from, to) = (stretch.since.max(window.from()), until.min(window.to()));
             match stretch.offset(from, to) {
                 Some(offset) => over.difference = Some(over.difference.map_or(offset, |one| one.or(offset))),
                 // It touches the window, if only at an instant.
@@ -266,7 +276,7 @@ impl HostClock {
         let latest = reached.map(|stretch| match &stretch.kind {
             Kind::Unmeasured { to, .. } => to.saturating_add(TOLD_WITHIN),
             _ => {
-                let at = stretch.until.min(instant);
+                let at = self.until(stretch).min(instant);
                 stretch.offset(at, at).map_or(Timestamp::MAX, |offset| shifted(at, offset.most()))
             }
         });
@@ -282,7 +292,7 @@ impl HostClock {
     /// The latest instant by the collector's clock up to which everything is known, if that is so up to `known_until` by the
     /// host's.
     pub fn known_until(&self, known_until: Timestamp) -> Timestamp {
-        match self.stretches.last().and_then(|newest| newest.when(known_until)) {
+        match self.stretches.last().and_then(|newest| self.when_in(newest, known_until)) {
             Some((earliest, _)) => earliest,
             None => known_until,
         }
@@ -291,11 +301,28 @@ impl HostClock {
     /// Between which instants by the collector's clock the host's showed `instant`; none if it never did.
     pub fn when(&self, instant: Timestamp) -> Option<(Timestamp, Timestamp)> {
         let meant = self.stretches.iter().filter_map(|stretch| {
-            stretch
-                .when(instant)
-                .filter(|(earliest, latest)| *latest >= stretch.since && *earliest <= stretch.until)
+            self.when_in(stretch, instant)
+                .filter(|(earliest, latest)| *latest >= stretch.since && *earliest <= self.until(stretch))
         });
         meant.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)))
+    }
+
+    /// Between which instants by the collector's clock the host's showed `instant`, if it did so in this stretch.
+    fn when_in(&self, stretch: &Stretch, instant: Timestamp) -> Option<(Timestamp, Timestamp)> {
+        match &stretch.kind {
+            Kind::Shared => Some((instant, instant)),
+            Kind::Measured { wall, readings } => {
+                let since_boot = Difference::exact(instant.as_nanos_i64()).less(*wall);
+                let offset = wall.less(readings.over(since_boot.least(), since_boot.most())?);
+                let back = Difference::ZERO.less(offset);
+                Some((shifted(instant, back.least()), shifted(instant, back.most())))
+            }
+            Kind::Unmeasured { from, to } => {
+                let from = from.saturating_sub(RECORD_SPAN_MAX + TOLD_WITHIN);
+                let to = to.saturating_add(TOLD_WITHIN);
+                (from <= instant && instant <= to).then_some((stretch.since, self.until(stretch)))
+            }
+        }
     }
 }
 
@@ -307,24 +334,6 @@ impl Stretch {
             Kind::Shared => Some(Difference::ZERO),
             Kind::Measured { wall, readings } => Some(wall.less(readings.during(from, to)?)),
             Kind::Unmeasured { .. } => None,
-        }
-    }
-
-    /// Between which instants by the collector's clock the host's showed `instant`, if it did so in this stretch.
-    fn when(&self, instant: Timestamp) -> Option<(Timestamp, Timestamp)> {
-        match &self.kind {
-            Kind::Shared => Some((instant, instant)),
-            Kind::Measured { wall, readings } => {
-                let since_boot = Difference::exact(instant.as_nanos_i64()).less(*wall);
-                let offset = wall.less(readings.over(since_boot.least(), since_boot.most())?);
-                let back = Difference::ZERO.less(offset);
-                Some((shifted(instant, back.least()), shifted(instant, back.most())))
-            }
-            Kind::Unmeasured { from, to } => {
-                let from = from.saturating_sub(RECORD_SPAN_MAX + TOLD_WITHIN);
-                let to = to.saturating_add(TOLD_WITHIN);
-                (from <= instant && instant <= to).then_some((self.since, self.until))
-            }
         }
     }
 }

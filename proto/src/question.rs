@@ -302,11 +302,19 @@ impl Answer {
 pub fn judge(
     question: &Question,
     evidence: Evidence<'_>,
+    life_of: impl FnMut(ProcessUid) -> Option<ProcessLife>,
+) -> HostAnswer {
+    judge_asked(&question.asked_of(evidence.clock), evidence, life_of)
+}
+
+/// The same, of a question as the host of the evidence is asked.
+pub fn judge_asked(
+    asked: &Asked,
+    evidence: Evidence<'_>,
     mut life_of: impl FnMut(ProcessUid) -> Option<ProcessLife>,
 ) -> HostAnswer {
-    let asked = question.asked_of(evidence.clock);
     let question = &asked.question;
-    let matching = matching_connections(&asked, &evidence);
+    let matching = matching_connections(asked, &evidence);
     let talked = matching.iter().any(|connection| !connection.in_margin);
     let mut gaps = evidence.connections.gaps(Facet::Connections, question.window, evidence.known_until);
     gaps.extend(name_gaps(question, &evidence));

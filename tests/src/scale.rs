@@ -191,6 +191,9 @@ impl<'a> Scene<'a> {
         let (before, until) = (self.filler.reached(), (flows / u64::from(self.options.hosts)).max(1));
         let Options { together, tellers, .. } = *self.options;
         let store = SqliteStore::open(&self.data.join(MAIN_DATABASE))?;
+        if before == 0 {
+            self.filler.introduce(&store, &self.fleet, tellers)?;
+        }
         let filled = self.filler.until(&store, &self.fleet, until, together, tellers)?;
         drop(store);
         self.stop.wait(Duration::ZERO)?;
@@ -299,6 +302,7 @@ fn both(options: &Options, fleet: &Arc<Fleet>, directory: &Path) -> Result<Inges
     let flows = (options.flows / u64::from(options.hosts) / ASIDE_OF).max(2);
     let store = Arc::new(SqliteStore::open(&data.join(MAIN_DATABASE))?);
     let mut filler = Filler::new(fleet);
+    filler.introduce(&store, fleet, options.tellers)?;
     let first = filler.until(&store, fleet, flows / 2, options.together, options.tellers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let in_runtime = runtime.enter();

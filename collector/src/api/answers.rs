@@ -11,7 +11,8 @@ use alibi_proto::{
     id::{HostId, ProcessUid},
     process::ProcessLife,
     question::{
-        Answer, Evidence, HostAnswer, NAME_ADDRESSES_MAX, NameEvidence, NamedRemotes, Question, judge,
+        Answer, Asked, Evidence, HostAnswer, NAME_ADDRESSES_MAX, NameEvidence, NamedRemotes, Question,
+        judge_asked,
     },
     time::Timestamp,
     transport::MESSAGE_BYTES_MAX,
@@ -57,13 +58,13 @@ struct Asking<'a> {
     known_until: Option<Timestamp>,
     clock: HostClock,
     /// In the host's own time.
-    asked: Question,
+    asked: Asked,
     remotes: NamedRemotes,
 }
 
 impl Asking<'_> {
     const fn question(&self) -> HostQuestion<'_> {
-        HostQuestion { host: self.description.host, question: &self.asked, remotes: &self.remotes }
+        HostQuestion { host: self.description.host, question: &self.asked.question, remotes: &self.remotes }
     }
 }
 
@@ -135,7 +136,7 @@ impl Service {
             }
             if let Some(window) = window {
                 let host = description.host;
-                let clock = self.store.clock(host).map_err(store_status)?.clock(clock::now());
+                let clock = self.store.host_clock(host, clock::now()).map_err(store_status)?;
                 let saw_all = match self.store.coverage(host, Facet::Processes) {
                     Ok(processes) => saw_every_process(&processes, window, &clock, progress.known_until),
                     Err(StoreError::Damaged { .. }) => false,
@@ -164,7 +165,7 @@ impl Service {
         let progress = progress.unwrap_or_default();
         let (clock, chain) = match &description {
             Some(description) => {
-                (self.store.clock(description.host)?.clock(clock::now()), self.store.chain(description.host)?)
+                (self.store.host_clock(description.host, clock::now())?, self.store.chain(description.host)?)
             }
             None => (HostClock::default(), ChainStatus::default()),
         };
@@ -202,8 +203,8 @@ impl Service {
         description: &'a HostDescription,
         known_until: Option<Timestamp>,
     ) -> Result<Asking<'a>, StoreError> {
-        let clock = self.store.clock(description.host)?.clock(clock::now());
-        let asked = question.asked_of(&clock).question;
+        let clock = self.store.host_clock(description.host, clock::now())?;
+        let asked = question.asked_of(&clock);
         Ok(Asking { description, known_until, clock, asked, remotes: fleet.clone() })
     }
 
@@ -214,7 +215,7 @@ impl Service {
         asking: &mut [Option<Result<Asking<'_>, StoreError>>],
     ) -> Result<(), StoreError> {
         let Some(name) = question.target.name() else { return Ok(()) };
-        let before = |asking: &Asking<'_>| (asking.description.host, asking.asked.window.to());
+        let before = |asking: &Asking<'_>| (asking.description.host, asking.asked.question.window.to());
         let asked: Vec<(HostId, Timestamp)> = asking.iter().flatten().flatten().map(before).collect();
         let mut found = self.store.server_names(&asked, name, NAME_ADDRESSES_MAX)?;
         for host in asking.iter_mut().flatten() {
@@ -238,7 +239,7 @@ impl Service {
         found: &mut FoundOfAll,
     ) -> Result<HostAnswer, StoreError> {
         let Asking { description, known_until, clock, asked, remotes } = asking;
-        let (host, until) = (description.host, asked.window.to());
+        let (host, until) = (description.host, asked.question.window.to());
         let flows = found.flows.remove(&host).unwrap_or_default();
         let unnamed_since = found.unnamed_since.get(&host).copied();
         // Last, as the store asks for.
@@ -258,7 +259,7 @@ impl Service {
             flows_left_out: flows.left_out,
         };
         let mut failed = None;
-        let answer = judge(question, evidence, |uid| match self.store.process(host, uid, until) {
+        let answer = judge_asked(asked, evidence, |uid| match self.store.process(host, uid, until) {
             Ok(life) => life,
             Err(error) => {
                 failed = Some(error);
@@ -470,10 +471,10 @@ pub(super) fn clock_status(clock: &HostClock) -> Option<ClockStatus> {
 
 /// Whether the agent's host goes by this name, uuid or address.
 fn is_called(agent: &FollowedAgent, word: &str) -> bool {
+    let uuid = word.parse::<HostId>().ok();
     agent.address == word
         || agent.host.as_ref().is_some_and(|(description, _)| {
-            description.name.eq_ignore_ascii_case(word)
-                || description.host.to_string() == word.to_ascii_lowercase()
+            description.name.eq_ignore_ascii_case(word) || uuid == Some(description.host)
         })
 }
 

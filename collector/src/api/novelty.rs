@@ -68,7 +68,7 @@ impl Service {
     pub(super) fn known_host(&self, agent: &FollowedAgent) -> Result<Option<KnownHost>, StoreError> {
         let Some((description, progress)) = &agent.host else { return Ok(None) };
         let HostDescription { host, name, .. } = &**description;
-        let clock = Arc::new(self.store.clock(*host)?.clock(clock::now()));
+        let clock = Arc::new(self.store.host_clock(*host, clock::now())?);
         Ok(Some(KnownHost { id: *host, name: name.clone(), known_until: progress.known_until, clock }))
     }
 
@@ -144,7 +144,7 @@ impl Service {
         for SightingOn { host: on, sighting } in sightings {
             let clock = match fleet.host(*on) {
                 Some(host) => Arc::clone(&host.clock),
-                None => Arc::new(self.store.clock(*on)?.clock(clock::now())),
+                None => Arc::new(self.store.host_clock(*on, clock::now())?),
             };
             let Some(times) = sighting.times() else { continue };
             let instant = Instant::of(&clock, times.first);

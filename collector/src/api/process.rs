@@ -49,7 +49,7 @@ impl Service {
         let life = self.store.process(host, uid, until).map_err(store_status)?;
         let life =
             life.ok_or_else(|| Status::not_found(format!("of the process {uid} only its end is on record")))?;
-        let clock = self.store.clock(host).map_err(store_status)?.clock(clock::now());
+        let clock = self.store.host_clock(host, clock::now()).map_err(store_status)?;
         let children = self.store.children(host, uid, CHILDREN_MAX).map_err(store_status)?;
         let flows = self.store.flows_of_process(host, uid, CONNECTIONS_MAX).map_err(store_status)?;
         let over_time = self.over_time(host, uid, own, known).map_err(store_status)?;

@@ -286,7 +286,7 @@ impl Service {
                 continue;
             };
             let host = description.host;
-            let clocks = self.store.clock(host).map_err(store_status)?.clock(clock::now());
+            let clocks = self.store.host_clock(host, clock::now()).map_err(store_status)?;
             let over = stretch.and_then(|stretch| Window::new(stretch.from, after(stretch.to)).ok());
             let over = over.map(|window| clocks.over(window));
             let measured = match &over {

@@ -200,9 +200,9 @@ impl Session {
         let (store, place) = (Arc::clone(&shared.store), self.place.clone());
         let begun = self.blocking(move || {
             let progress = store.describe(&place, &description, reading.as_ref(), clock::now())?;
-            let clock = progress.known_until.map(|_| store.clock(host)).transpose()?;
+            let clock = progress.known_until.map(|_| store.host_clock(host, clock::now())).transpose()?;
             let known_until = progress.known_until.zip(clock);
-            let known_until = known_until.map(|(until, clock)| clock.clock(clock::now()).known_until(until));
+            let known_until = known_until.map(|(until, clock)| clock.known_until(until));
             Ok((known_until, store.resume_point(host, epoch)?))
         });
         let (known_until, ResumePoint { next, anchors }) = begun.await?;

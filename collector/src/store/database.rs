@@ -5,17 +5,14 @@
 //! files beside it, or roll a journal back). The application id is on page 1 before the write-ahead log is turned on,
 //! so that the header tells it even after a crash.
 //!
-//! What was written is on the disk when the call returns. [`Database::write_together`] is for small writes of many at once:
-//! those that come while another one is synced share the next sync.
+//! What was written is on the disk when the call returns.
 
 use std::{
+    convert::Infallible,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +21,7 @@ use rusqlite::{
     ffi,
 };
 
-use super::StoreError;
+use super::{StoreError, together::Together};
 
 /// Connections for reading that are kept open when nobody reads; more are opened when more is read at once.
 const READERS_KEPT_MAX: usize = 8;
@@ -60,8 +57,7 @@ pub(super) struct Database {
     format: &'static Format,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
-    /// Of [`Database::write_together`]; as many as there are threads at most.
-    waiting: Mutex<Vec<Arc<dyn Write>>>,
+    together: Together<Infallible>,
 }
 
 impl Database {
@@ -77,7 +73,7 @@ impl Database {
             format,
             writer: Mutex::new(writer),
             readers: Mutex::default(),
-            waiting: Mutex::default(),
+            together: Together::default(),
         })
     }
 
@@ -108,7 +104,7 @@ impl Database {
             format,
             writer,
             readers: Mutex::default(),
-            waiting: Mutex::default(),
+            together: Together::default(),
         })
     }
 
@@ -178,35 +174,13 @@ impl Database {
         transact(connection, write).map_err(|error| named(&self.path, error))
     }
 
-    /// The same, in one transaction with what others write so meanwhile. May be called more than once, where the transaction
-    /// failed because of one of the others; who only may not write what they want to does not make it fail.
+    /// The same, in one transaction with what others write so meanwhile: see [`Together`].
     pub(super) fn write_together<T: Send + 'static>(
         &self,
         write: impl Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + Sync + 'static,
     ) -> Result<T, StoreError> {
-        let own = Arc::new(Shared { write, wrote: Mutex::new(None), committed: AtomicBool::new(false) });
-        lock(&self.waiting).push(own.clone());
-        let mut writer = self.writer();
-        if !own.is_committed() {
-            let together = std::mem::take(&mut *lock(&self.waiting));
-            let write_all = |transaction: &Transaction<'_>, guard| {
-                together.iter().try_for_each(|one| one.run(transaction, guard))?;
-                // Whoever failed with others before is no longer among those that wait.
-                let is_among =
-                    together.iter().any(|one| std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(&own)));
-                if is_among { Ok(()) } else { own.run(transaction, guard) }
-            };
-            // To keep what each has written apart costs as much as to write it, and hardly ever is any of them refused.
-            let written = self
-                .write_with(&mut writer, |transaction| write_all(transaction, Guard::Nobody))
-                .or_else(|_| self.write_with(&mut writer, |transaction| write_all(transaction, Guard::Each)));
-            match written {
-                Ok(()) => together.iter().for_each(|one| one.commit()),
-                // Each of the others finds out for itself.
-                Err(_) => self.write_with(&mut writer, |transaction| own.run(transaction, Guard::Each))?,
-            }
-        }
-        lock(&own.wrote).take().expect("what was committed was run before")
+        let write = move |transaction: &Transaction<'_>, _: &mut Vec<Infallible>| write(transaction);
+        self.together.write(self, write, |_, _| Ok(()), |()| {})
     }
 }
 
@@ -236,60 +210,6 @@ fn tables(connection: &Connection) -> Result<Vec<String>, StoreError> {
     let mut statement = connection.prepare(select)?;
     let names = statement.query_map([], |row| row.get(0))?;
     Ok(names.collect::<Result<_, _>>()?)
-}
-
-/// Of those who share a transaction, whose writes can be taken back alone.
-#[derive(Clone, Copy, PartialEq)]
-enum Guard {
-    /// Whoever is refused makes all fail.
-    Nobody,
-    /// What each has written until it was refused; the others' stays.
-    Each,
-}
-
-/// A write that shares its transaction.
-trait Write: Send + Sync {
-    fn run(&self, transaction: &Transaction<'_>, guard: Guard) -> Result<(), StoreError>;
-    fn commit(&self);
-}
-
-struct Shared<T, W> {
-    write: W,
-    wrote: Mutex<Option<Result<T, StoreError>>>,
-    committed: AtomicBool,
-}
-
-impl<T, W> Shared<T, W> {
-    fn is_committed(&self) -> bool {
-        self.committed.load(Ordering::Acquire)
-    }
-}
-
-impl<T: Send, W> Write for Shared<T, W>
-where
-    W: Fn(&Transaction<'_>) -> Result<T, StoreError> + Send + Sync,
-{
-    fn run(&self, transaction: &Transaction<'_>, guard: Guard) -> Result<(), StoreError> {
-        if guard == Guard::Nobody {
-            *lock(&self.wrote) = Some(Ok((self.write)(transaction)?));
-            return Ok(());
-        }
-        transaction.prepare_cached("SAVEPOINT one")?.execute([])?;
-        let wrote = match (self.write)(transaction) {
-            Err(StoreError::Sqlite(error)) => return Err(error.into()),
-            wrote => wrote,
-        };
-        if wrote.is_err() {
-            transaction.prepare_cached("ROLLBACK TO one")?.execute([])?;
-        }
-        transaction.prepare_cached("RELEASE one")?.execute([])?;
-        *lock(&self.wrote) = Some(wrote);
-        Ok(())
-    }
-
-    fn commit(&self) {
-        self.committed.store(true, Ordering::Release);
-    }
 }
 
 fn transact<T>(
@@ -499,11 +419,6 @@ fn check_version(version: i32, format: &Format) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::AtomicUsize,
-        thread::{scope, yield_now},
-    };
-
     use super::*;
 
     const FORMAT: Format = Format {
@@ -513,98 +428,12 @@ mod tests {
         reader_cache_kib: 1_024,
     };
 
-    fn open() -> (tempfile::TempDir, Database) {
-        let directory = tempfile::tempdir().unwrap();
-        let database = Database::open(&directory.path().join("a.db"), &FORMAT).unwrap();
-        (directory, database)
-    }
-
-    fn numbers(database: &Database) -> Vec<i64> {
-        let read = |connection: &Connection| {
-            let mut statement = connection.prepare("SELECT one FROM number ORDER BY one")?;
-            let rows = statement.query_map([], |row| row.get(0))?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        };
-        database.read(read).unwrap()
-    }
-
-    /// Each writes its number while others wait. How often what each writes was run, and whether it was written.
-    fn together(database: &Database, numbers: &[i64]) -> Vec<(usize, bool)> {
-        let writer = database.writer();
-        let runs: Vec<Arc<AtomicUsize>> = numbers.iter().map(|_| Arc::default()).collect();
-        let written: Vec<bool> = scope(|scope| {
-            let mut threads = Vec::new();
-            for (index, (number, runs)) in numbers.iter().zip(&runs).enumerate() {
-                let (number, runs) = (*number, Arc::clone(runs));
-                let write = move |transaction: &Transaction<'_>| {
-                    runs.fetch_add(1, Ordering::Relaxed);
-                    transaction.execute("INSERT INTO number VALUES (?)", [number])?;
-                    Ok(number)
-                };
-                threads.push(scope.spawn(move || database.write_together(write)));
-                while lock(&database.waiting).len() <= index {
-                    yield_now();
-                }
-            }
-            drop(writer);
-            let joined = threads.into_iter().zip(numbers);
-            joined
-                .map(|(thread, number)| thread.join().unwrap().is_ok_and(|wrote| wrote == *number))
-                .collect()
-        });
-        runs.iter().map(|runs| runs.load(Ordering::Relaxed)).zip(written).collect()
-    }
-
-    #[test]
-    fn those_who_wait_write_together() {
-        let (_directory, database) = open();
-        assert_eq!(together(&database, &[1, 2, 3, 4]), [(1, true); 4]);
-        assert_eq!(numbers(&database), [1, 2, 3, 4]);
-    }
-
-    #[test]
-    fn who_cannot_write_keeps_no_other_from_it() {
-        let (_directory, database) = open();
-        let mut results = together(&database, &[1, 2, 2, 3]);
-        let refused = results.iter().filter(|(_, written)| !written).count();
-        assert_eq!(refused, 1, "{results:?}");
-        assert_eq!(numbers(&database), [1, 2, 3]);
-        results.retain(|(_, written)| *written);
-        assert!(results.iter().any(|(runs, _)| *runs > 1), "they shared a transaction first: {results:?}");
-    }
-
-    #[test]
-    fn who_may_not_write_takes_nothing_from_the_others() {
-        let (_directory, database) = open();
-        let writer = database.writer();
-        scope(|scope| {
-            let mut threads = Vec::new();
-            for number in 1..4_i64 {
-                let write = move |transaction: &Transaction<'_>| {
-                    transaction.execute("INSERT INTO number VALUES (?)", [number])?;
-                    match number {
-                        2 => Err(StoreError::TooManyAgents),
-                        number => Ok(number),
-                    }
-                };
-                let database = &database;
-                threads.push(scope.spawn(move || database.write_together(write)));
-                while lock(&database.waiting).len() < threads.len() {
-                    yield_now();
-                }
-            }
-            drop(writer);
-            let wrote: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap().ok()).collect();
-            assert_eq!(wrote, [Some(1), None, Some(3)]);
-        });
-        assert_eq!(numbers(&database), [1, 3]);
-    }
-
     #[test]
     #[cfg(unix)]
     fn a_file_is_its_users_alone() {
         use std::os::unix::fs::PermissionsExt as _;
-        let (directory, database) = open();
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::open(&directory.path().join("a.db"), &FORMAT).unwrap();
         database.write(|transaction| Ok(transaction.execute("INSERT INTO number VALUES (1)", [])?)).unwrap();
         for entry in std::fs::read_dir(directory.path()).unwrap() {
             let entry = entry.unwrap();

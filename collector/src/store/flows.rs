@@ -36,7 +36,7 @@ pub(super) use block::{Remote, Row};
 pub(super) use day::Day;
 pub(super) use search::{Asked, Found, Listed, Owner, Span, Spans, Sweep, Which};
 
-use block::{BlockPacker, Columns, Packed};
+use block::{BlockPacker, Columns, Packed, PackedRows};
 use day::{Run, Times};
 use lookup::Lookups;
 use opening::{Opened, day_of, enter, file_name, sums_of_arrived};
@@ -157,26 +157,21 @@ pub(super) fn stage(transaction: &Transaction<'_>, rows: &[Row]) -> Result<Stage
     let mut statement = transaction.prepare_cached(
         "INSERT INTO arrived (rows, columns, records, first, last, until, checksum, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
-    let rows: Vec<&Row> = rows.iter().collect();
+    // Those with one remote together, which are packed and searched as one.
+    let mut rows: Vec<&Row> = rows.iter().collect();
+    rows.sort_unstable_by_key(|row| (row.remote, row.first));
     let mut chunks = Vec::new();
     let packed: Vec<_> = PACKER.with_borrow_mut(|packer| packer.pack(&rows).collect());
-    for (Packed { columns, records }, rows) in packed {
+    for block in packed {
+        let (columns, PackedRows { packed: Packed { columns: packed, records }, rows, .. }) =
+            (block.columns(), block);
         let times = Times::of(rows.iter().copied()).expect("there is a row");
         let Times { first, last, until } = times;
-        let [checksum, seal] = sums_of_arrived(&columns, &records, rows.len() as i64, times);
+        let [checksum, seal] = sums_of_arrived(&packed, &records, rows.len() as i64, times);
         let (first, last, until) = (first as i64, last as i64, until as i64);
-        statement.execute(params![
-            rows.len() as i64,
-            columns,
-            records,
-            first,
-            last,
-            until,
-            checksum,
-            seal
-        ])?;
+        statement.execute(params![rows.len() as i64, packed, records, first, last, until, checksum, seal])?;
         let arrived = transaction.last_insert_rowid();
-        chunks.push(Chunk { arrived, columns: Columns::of(rows), records, times });
+        chunks.push(Chunk { arrived, columns, records, times });
     }
     Ok(Staged(chunks))
 }
@@ -250,7 +245,7 @@ impl Flows {
         Arc::clone(&lock(&self.shared.state).view)
     }
 
-    /// Shows what was committed. Waits where runs are not written as fast as rows come.
+    /// Shows what was committed.
     pub(super) fn show(&self, Staged(chunks): Staged) {
         if chunks.is_empty() {
             return;
@@ -265,6 +260,11 @@ impl Flows {
         if state.open_rows >= RUN_ROWS {
             self.shared.changed.notify_all();
         }
+    }
+
+    /// Waits where runs are not written as fast as rows come; not for whoever writes.
+    pub(super) fn wait_for_room(&self) {
+        let mut state = lock(&self.shared.state);
         // Where no run can be written, the catalog cannot either before long, which says so.
         while state.open_rows > OPEN_ROWS_MAX && !state.is_stuck {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);

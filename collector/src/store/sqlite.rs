@@ -17,7 +17,7 @@ use std::{
 
 use alibi_proto::{
     chain::ChainStatus,
-    clock::{ClockHistory, ClockReading, Difference},
+    clock::{ClockHistory, ClockReading, Difference, HostClock},
     coverage::{Facet, Timeline},
     event::Batch,
     flow::{FlowRecord, RECORD_SPAN_MAX},
@@ -39,6 +39,7 @@ use super::{
     database::{Database, lock},
     flows::{self as store_flows, Flows},
     listing::{FlowListing, HostStretch, ListedFlow, ListedProcess, Page, ProcessListing},
+    together::Together,
 };
 
 mod agents;
@@ -80,6 +81,8 @@ const TOGETHER_EVENTS_MAX: usize = 1_024;
 pub struct SqliteStore {
     database: Arc<Database>,
     flows: Arc<Flows>,
+    /// What comes of agents, and the flow records in it.
+    together: Together<store_flows::Row>,
     /// The number of each host, which never changes, as far as it was asked for.
     numbers: Mutex<HashMap<HostId, u32>>,
     memory: Memory,
@@ -134,6 +137,7 @@ impl SqliteStore {
             integrity: Arc::default(),
             database,
             flows,
+            together: Together::default(),
             numbers: Mutex::default(),
             memory: Memory::default(),
             noted: Arc::default(),
@@ -202,6 +206,19 @@ impl SqliteStore {
         self.database.write(write)
     }
 
+    /// Writes in one transaction with what others write so meanwhile, and with the flow records that all of them leave, which are
+    /// shown before the progress that they belong to: whoever reads that first finds them.
+    fn write_together<T: Send + 'static>(
+        &self,
+        write: impl Fn(&Transaction<'_>, &mut Vec<store_flows::Row>) -> Result<T, StoreError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<T, StoreError> {
+        let stage = |transaction: &Transaction<'_>, flows: Vec<_>| store_flows::stage(transaction, &flows);
+        self.together.write(&self.database, write, stage, |flows| self.flows.show(flows))
+    }
+
     /// Keeps no flow records that no question about the time from `before` on needs.
     fn forget_flows(&self, before: Timestamp) -> Result<(), StoreError> {
         self.flows.forget(before.saturating_sub(RECORD_SPAN_MAX).as_nanos())
@@ -254,7 +271,10 @@ impl Store for SqliteStore {
     }
 
     fn add_agent(&self, address: &str) -> Result<bool, StoreError> {
-        let added = self.write(|transaction| agents::add(transaction, address))?;
+        let added = self.write_together({
+            let address = address.to_owned();
+            move |transaction, _| agents::add(transaction, &address)
+        })?;
         self.memory.wrote_agents();
         Ok(added)
     }
@@ -275,10 +295,10 @@ impl Store for SqliteStore {
         let host = description.host;
         let held = self.held(host);
         let description = Arc::new(description.clone());
-        let (stored, Seen { steady, changed }) = self.database.write_together({
+        let (stored, Seen { steady, changed }) = self.write_together({
             let (address, description) = (address.to_owned(), Arc::clone(&description));
             let reading = reading.cloned();
-            move |transaction| {
+            move |transaction, _| {
                 let stored = agents::describe(transaction, &address, &description, held.known_until, heard)?;
                 Ok((stored, clock::measured(transaction, host, held.moment, reading.as_ref())?))
             }
@@ -316,20 +336,30 @@ impl Store for SqliteStore {
         self.memory.clock(host, || self.read(|connection| clock::history(connection, host)))
     }
 
+    fn host_clock(&self, host: HostId, now: Timestamp) -> Result<HostClock, StoreError> {
+        self.memory.host_clock(host, now, || self.read(|connection| clock::history(connection, host)))
+    }
+
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError> {
         let held = self.held(host);
         let together = batch.events.len() <= TOGETHER_EVENTS_MAX;
-        let Committed { progress, steady, changed, flows, noted } = if together {
+        let Committed { progress, steady, changed, noted } = if together {
             let (batch, noted) = (batch.clone(), Arc::clone(&self.noted));
-            self.database.write_together(move |transaction| {
-                ingest::commit(transaction, host, held, &noted, &batch, heard)
+            self.write_together(move |transaction, flows| {
+                ingest::commit(transaction, host, held, &noted, &batch, heard, flows)
             })?
         } else {
-            self.write(|transaction| ingest::commit(transaction, host, held, &self.noted, batch, heard))?
+            let (committed, flows) = self.write(|transaction| {
+                let mut flows = Vec::new();
+                let committed =
+                    ingest::commit(transaction, host, held, &self.noted, batch, heard, &mut flows)?;
+                Ok((committed, store_flows::stage(transaction, &flows)?))
+            })?;
+            self.flows.show(flows);
+            committed
         };
+        self.flows.wait_for_room();
         self.noted.remember(noted);
-        // Before the progress that they belong to: whoever reads that first finds them.
-        flows.into_iter().for_each(|flows| self.flows.show(flows));
         self.memory.wrote(host, changed);
         self.written(host, progress, steady);
         Ok(progress)

@@ -1,9 +1,8 @@
 //! What is kept of a host's clocks: bounded, and every merging widens.
 
-use std::sync::Arc;
-
 use super::{
-    BootBegin, ClockReading, Difference, HostClock, Kind, Reading, Readings, TOLD_WITHIN, boot_time, shifted,
+    BootBegin, ClockReading, Difference, HostClock, Kind, Reading, Readings, Stretch, TOLD_WITHIN, boot_time,
+    shifted,
 };
 use crate::{
     id::{Epoch, Seq},
@@ -212,31 +211,35 @@ impl ClockHistory {
             let count = kinds.len();
             let earliest = |index: usize| when(index, self.pieces[index].last).map(|(earliest, _)| earliest);
             let latest = |index: usize| when(index, self.pieces[index].first).map(|(_, latest)| latest);
-            let (since, until) = match when(index, piece.first).zip(when(index, piece.last)) {
+            let (since, until, is_open) = match when(index, piece.first).zip(when(index, piece.last)) {
                 Some((first, last)) => {
                     // Before the stream began nothing was recorded, by whichever clock.
                     let since = match index.checked_sub(1) {
                         Some(before) => earliest(before).unwrap_or(first.0).min(first.0),
                         None => Timestamp::ZERO,
                     };
-                    let until = match index + 1 < count {
-                        true => latest(index + 1).unwrap_or(last.1).max(last.1),
+                    match index + 1 < count {
+                        true => (since, latest(index + 1).unwrap_or(last.1).max(last.1), false),
                         // Nothing was recorded yet of what is to come.
-                        false => now.max(last.1),
-                    };
-                    (since, until)
+                        false => (since, last.1, true),
+                    }
                 }
                 None => {
                     let since = (0..index).rev().find_map(earliest).unwrap_or(Timestamp::ZERO);
-                    let until = (index + 1..count).find_map(latest).unwrap_or(now);
-                    (since, until)
+                    let until = (index + 1..count).find_map(latest);
+                    (since, until.unwrap_or(Timestamp::ZERO), until.is_none())
                 }
             };
-            let (since, until) = (since.saturating_sub(TOLD_WITHIN), until.saturating_add(TOLD_WITHIN));
-            (since, until.max(since), kinds[index].clone())
+            let since = since.saturating_sub(TOLD_WITHIN);
+            Stretch { since, until, is_open, kind: kinds[index].clone() }
         };
         let measured = self.boots.iter().flat_map(|boot| boot.readings.all()).map(|reading| reading.measured);
-        HostClock::of(self.pieces.iter().enumerate().map(stretch).collect(), measured.max())
+        HostClock {
+            stretches: self.pieces.iter().enumerate().map(stretch).collect(),
+            measured: measured.max(),
+            is_own: false,
+            now,
+        }
     }
 
     fn kind(&self, index: usize) -> Kind {
@@ -246,7 +249,7 @@ impl ClockHistory {
         });
         match measured {
             Some(boot) if boot.shares(piece.wall) => Kind::Shared,
-            Some(boot) => Kind::Measured { wall: piece.wall, readings: Arc::new(boot.readings.clone()) },
+            Some(boot) => Kind::Measured { wall: piece.wall, readings: boot.readings.clone() },
             None => {
                 let before = index.checked_sub(1).map(|before| &self.pieces[before]);
                 let (from, to) = piece.walls(before, self.pieces.get(index + 1));

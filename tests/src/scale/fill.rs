@@ -79,6 +79,16 @@ impl Filler {
         Self { hosts: (0..fleet.plan().hosts).map(told).collect() }
     }
 
+    /// Each host says what it is, which is before all that is measured.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn introduce(&mut self, store: &SqliteStore, fleet: &Fleet, threads: usize) -> Result<()> {
+        in_parts(&mut self.hosts, threads, |hosts| {
+            hosts.iter_mut().try_for_each(|told| told.measure(store, fleet))
+        })
+    }
+
     /// How many flows of each host it has put there.
     pub fn reached(&self) -> u64 {
         self.hosts.first().map_or(0, |told| told.flows)
@@ -98,20 +108,8 @@ impl Filler {
     ) -> Result<Filled> {
         let (began, cpu_ns) = (Instant::now(), measure::cpu_ns(std::process::id())?);
         let (made_ns, events, from) = (AtomicU64::new(0), AtomicU64::new(0), self.reached());
-        let each = self.hosts.len().div_ceil(threads.max(1));
-        thread::scope(|scope| {
-            let tellers: Vec<_> = self
-                .hosts
-                .chunks_mut(each.max(1))
-                .map(|hosts| {
-                    let (made_ns, events) = (&made_ns, &events);
-                    scope.spawn(move || tell(store, fleet, hosts, flows, together, made_ns, events))
-                })
-                .collect();
-            let told = |teller: thread::ScopedJoinHandle<'_, Result<()>>| {
-                teller.join().unwrap_or_else(|_| Err(anyhow!("whoever told has panicked")))
-            };
-            tellers.into_iter().try_for_each(told)
+        in_parts(&mut self.hosts, threads, |hosts| {
+            tell(store, fleet, hosts, flows, together, &made_ns, &events)
         })?;
         let cpu_ns = measure::cpu_ns(std::process::id())? - cpu_ns;
         Ok(Filled {
@@ -121,6 +119,22 @@ impl Filler {
             cpu_s: cpu_ns.saturating_sub(made_ns.into_inner()) as f64 / 1e9,
         })
     }
+}
+
+/// Each of the threads has some of the hosts.
+fn in_parts(
+    hosts: &mut [Told],
+    threads: usize,
+    each: impl Fn(&mut [Told]) -> Result<()> + Sync,
+) -> Result<()> {
+    let part = hosts.len().div_ceil(threads.max(1)).max(1);
+    thread::scope(|scope| {
+        let parts: Vec<_> = hosts.chunks_mut(part).map(|hosts| scope.spawn(|| each(hosts))).collect();
+        let done = |part: thread::ScopedJoinHandle<'_, Result<()>>| {
+            part.join().unwrap_or_else(|_| Err(anyhow!("whoever told has panicked")))
+        };
+        parts.into_iter().try_for_each(done)
+    })
 }
 
 /// All of these hosts, stretch by stretch.

@@ -146,22 +146,36 @@ impl Default for BlockPacker {
 
 impl BlockPacker {
     /// These rows, in their order, in as many blocks as they take.
-    pub(super) fn pack<'a>(&mut self, rows: &'a [&'a Row]) -> impl Iterator<Item = (Packed, &'a [&'a Row])> {
+    pub(super) fn pack<'a>(&mut self, rows: &'a [&'a Row]) -> impl Iterator<Item = PackedRows<'a>> {
         let mut left = rows;
         std::iter::from_fn(move || {
             let (block, rest) = left.split_at(of_one_block(left));
             left = rest;
-            (!block.is_empty()).then(|| (self.pack_one(block), block))
+            (!block.is_empty()).then(|| self.pack_one(block))
         })
     }
 
-    fn pack_one(&mut self, rows: &[&Row]) -> Packed {
+    fn pack_one<'a>(&mut self, rows: &'a [&'a Row]) -> PackedRows<'a> {
         let records: Vec<&[u8]> = rows.iter().map(|row| row.record.as_slice()).collect();
         let unpacked = columns_of(rows);
         let mut columns = vec![LAYOUT];
         columns.extend((unpacked.len() as u32).to_le_bytes());
         columns.extend(self.compressor.compress(&unpacked).expect("there is memory"));
-        Packed { columns, records: self.records.pack(&records) }
+        PackedRows { packed: Packed { columns, records: self.records.pack(&records) }, rows, unpacked }
+    }
+}
+
+/// Rows that were packed, as a block.
+pub(super) struct PackedRows<'a> {
+    pub(super) packed: Packed,
+    pub(super) rows: &'a [&'a Row],
+    unpacked: Vec<u8>,
+}
+
+impl PackedRows<'_> {
+    /// The columns of the block.
+    pub(super) fn columns(&self) -> Columns {
+        Columns::read(&mut Reader::of(&self.unpacked)).expect("they were just written")
     }
 }
 
@@ -190,18 +204,15 @@ fn columns_of(rows: &[&Row]) -> Vec<u8> {
     }
     let least = rows.iter().map(|row| row.first).min().unwrap_or_default();
     out.extend(least.to_le_bytes());
-    let names = listed(rows, |row| row.name.as_deref());
+    let (names, name_of) = listed(rows, |row| row.name.as_deref());
     put_u16(&mut out, names.len());
     for name in &names {
         put_u16(&mut out, name.len());
         out.extend_from_slice(name);
     }
-    let owners = listed(rows, |row| row.process.as_ref().map(|uid| uid.as_slice()));
+    let (owners, owner_of) = listed(rows, |row| row.process.as_ref());
     put_u16(&mut out, owners.len());
-    owners.iter().for_each(|owner| out.extend_from_slice(owner));
-    let place = |list: &[&[u8]], item: Option<&[u8]>| {
-        item.and_then(|item| list.binary_search(&item).ok()).map_or(0, |at| at as u64 + 1)
-    };
+    owners.iter().for_each(|owner| out.extend_from_slice(*owner));
     put_column(&mut out, rows, |row| row.first - least);
     put_column(&mut out, rows, |row| row.last - row.first);
     put_column(&mut out, rows, |row| row.host.into());
@@ -209,18 +220,28 @@ fn columns_of(rows: &[&Row]) -> Vec<u8> {
     put_column(&mut out, rows, |row| row.seq);
     put_column(&mut out, rows, |row| row.port.into());
     put_column(&mut out, rows, |row| u64::from(row.protocol == Protocol::Udp));
-    put_column(&mut out, rows, |row| place(&names, row.name.as_deref()));
-    put_column(&mut out, rows, |row| place(&owners, row.process.as_ref().map(|uid| uid.as_slice())));
+    put_column(&mut out, &name_of, |place| (*place).into());
+    put_column(&mut out, &owner_of, |place| (*place).into());
     put_column(&mut out, rows, |row| row.unnamed_since.map_or(0, |since| since.saturating_add(1)));
     out
 }
 
-/// What rows have, sorted, each once.
-fn listed<'a>(rows: &[&'a Row], of: impl Fn(&'a Row) -> Option<&'a [u8]>) -> Vec<&'a [u8]> {
-    let mut list: Vec<&[u8]> = rows.iter().filter_map(|row| of(row)).collect();
-    list.sort_unstable();
-    list.dedup();
-    list
+/// What rows have, sorted, each once; and where in that list what each row has is, from 1 on, or 0.
+fn listed<'a, T: Ord + ?Sized>(
+    rows: &[&'a Row],
+    of: impl Fn(&'a Row) -> Option<&'a T>,
+) -> (Vec<&'a T>, Vec<u16>) {
+    let mut sorted: Vec<(&T, u16)> =
+        rows.iter().zip(0..).filter_map(|(row, at)| Some((of(row)?, at))).collect();
+    sorted.sort_unstable();
+    let (mut list, mut places): (Vec<&T>, _) = (Vec::new(), vec![0; rows.len()]);
+    for (item, at) in sorted {
+        if list.last().is_none_or(|last| *last != item) {
+            list.push(item);
+        }
+        places[usize::from(at)] = list.len() as u16;
+    }
+    (list, places)
 }
 
 fn put_u16(out: &mut Vec<u8>, value: usize) {
@@ -238,12 +259,6 @@ pub(super) fn put_column<T>(out: &mut Vec<u8>, rows: &[T], of: impl Fn(&T) -> u6
 }
 
 impl Columns {
-    /// Of these rows.
-    pub(super) fn of(rows: &[&Row]) -> Self {
-        let packed = columns_of(rows);
-        Self::read(&mut Reader::of(&packed)).expect("they were just written")
-    }
-
     /// Within which times the rows are; none where there is none.
     pub(super) fn times(&self) -> Option<Times> {
         Some(Times {
@@ -491,7 +506,7 @@ pub(super) mod tests {
                 rows.sort_by_key(|row| row.remote);
             }
             let all: Vec<&Row> = rows.iter().collect();
-            let blocks: Vec<Packed> = packer.pack(&all).map(|(packed, _)| packed).collect();
+            let blocks: Vec<Packed> = packer.pack(&all).map(|block| block.packed).collect();
             assert_eq!(blocks.len(), count.div_ceil(ROWS_MAX));
             assert_eq!(blocks.iter().flat_map(rows_of).collect::<Vec<_>>(), rows);
         }
@@ -504,7 +519,7 @@ pub(super) mod tests {
         large.record = vec![1; RECORD_BYTES_MAX / 2];
         let rows = [&large, &large, &large];
         let mut packer = BlockPacker::default();
-        let counts: Vec<usize> = packer.pack(&rows).map(|(_, rows)| rows.len()).collect();
+        let counts: Vec<usize> = packer.pack(&rows).map(|block| block.rows.len()).collect();
         assert_eq!(counts, [2, 1]);
     }
 
@@ -513,7 +528,7 @@ pub(super) mod tests {
         let mut random = fastrand::Rng::with_seed(3);
         let rows: Vec<Row> = (0..50).map(|_| row(&mut random)).collect();
         let rows: Vec<&Row> = rows.iter().collect();
-        let (packed, _) = BlockPacker::default().pack(&rows).next().unwrap();
+        let packed = BlockPacker::default().pack(&rows).next().unwrap().packed;
         for at in 0..packed.columns.len() {
             assert!(Columns::unpack(&packed.columns[..at]).is_err());
         }

@@ -15,7 +15,7 @@ use rusqlite::{
 };
 
 use super::{
-    block::{BlockPacker, Columns, Remote, Row, records},
+    block::{BlockPacker, Columns, PackedRows, Remote, Row, records},
     lookup::{self, Lookup},
 };
 use crate::store::{
@@ -371,7 +371,7 @@ fn add(transaction: &Transaction<'_>, id: i64, rows: &[&Row], chunks: &[i64]) ->
     let (mut blocks, mut hosts, mut checksums) = (Vec::new(), Vec::new(), Checksums::default());
     let mut packer = BlockPacker::default();
     let mut of_blocks = Vec::new();
-    for (packed, rows) in packer.pack(rows) {
+    for PackedRows { packed, rows, .. } in packer.pack(rows) {
         of_blocks.push(rows);
         let number = blocks.len() as u32;
         checksums.blocks.push([&packed.columns, &packed.records].map(|bytes| Checksum::of(bytes)));

@@ -20,8 +20,9 @@ const PROGRESS: &str =
 
 pub(super) fn list(connection: &Connection) -> Result<Vec<FollowedAgent>, StoreError> {
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT {PROGRESS}, agent.address, host.description FROM agent
-         LEFT JOIN host ON host.id = agent.host LEFT JOIN ring ON ring.id = host.ring ORDER BY agent.added"
+        "SELECT {PROGRESS}, agent.address, host_description.record FROM agent
+         LEFT JOIN host ON host.id = agent.host LEFT JOIN ring ON ring.id = host.ring
+         LEFT JOIN host_description ON host_description.host = host.id ORDER BY agent.added"
     ))?;
     let mut rows = statement.query([])?;
     let mut agents = Vec::new();
@@ -85,15 +86,23 @@ pub(super) fn describe(
         return Err(StoreError::HostTaken { host, address });
     }
 
-    let record = wire::DescribeResponse::from(description.clone()).encode_to_vec();
-    let mut statement = connection.prepare_cached(
-        "INSERT INTO host (uuid, description) VALUES (?, ?) ON CONFLICT (uuid)
-         DO UPDATE SET description = excluded.description RETURNING id",
-    )?;
-    let before = load(connection, host)?.map(|stored| stored.progress).unwrap_or_default();
+    let stored = load(connection, host)?;
+    let before = stored.as_ref().map(|stored| stored.progress).unwrap_or_default();
     let progress =
         Progress { known_until: before.known_until.max(known_until), heard: Some(heard), ..before };
-    let row: i64 = statement.query_row(params![host.as_bytes(), record], |row| row.get(0))?;
+    let row = match stored {
+        Some(StoredHost { row, .. }) => row,
+        None => {
+            connection.prepare_cached("INSERT INTO host (uuid) VALUES (?)")?.execute([host.as_bytes()])?;
+            connection.last_insert_rowid()
+        }
+    };
+    let record = wire::DescribeResponse::from(description.clone()).encode_to_vec();
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO host_description (host, record) VALUES (?, ?)
+         ON CONFLICT (host) DO UPDATE SET record = excluded.record WHERE record <> excluded.record",
+    )?;
+    statement.execute(params![row, record])?;
     let mut statement =
         connection.prepare_cached("UPDATE agent SET host = ?1 WHERE added = ?2 AND host IS NOT ?1")?;
     statement.execute([row, agent])?;

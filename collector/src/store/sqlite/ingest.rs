@@ -23,10 +23,7 @@ use super::{
     prevalence::{Noted, Notes, Written},
     processes,
 };
-use crate::store::{
-    Progress, StoreError,
-    flows::{self as store_flows, Row as FlowRow, Staged},
-};
+use crate::store::{Progress, StoreError, flows::Row as FlowRow};
 
 /// What came of a batch.
 pub(super) struct Committed {
@@ -35,13 +32,12 @@ pub(super) struct Committed {
     pub(super) steady: Option<Difference>,
     /// What of the host is another now.
     pub(super) changed: Changed,
-    /// Its flow records, to be shown.
-    pub(super) flows: Option<Staged>,
     /// What was noted of executables.
     pub(super) noted: Written,
 }
 
-/// `held` is known besides what is written, and `noted` need not be written again.
+/// `held` is known besides what is written, and `noted` need not be written again. The flow records are left in `flows`, to be
+/// staged before the transaction ends.
 pub(super) fn commit(
     transaction: &Transaction<'_>,
     host: HostId,
@@ -49,6 +45,7 @@ pub(super) fn commit(
     noted: &Noted,
     batch: &Batch,
     heard: Timestamp,
+    flows: &mut Vec<FlowRow>,
 ) -> Result<Committed, StoreError> {
     let mut stored = agents::load(transaction, host)?.ok_or(StoreError::UnknownHost(host))?;
     let known_until = stored.progress.known_until.max(held.known_until);
@@ -60,7 +57,7 @@ pub(super) fn commit(
         let progress = Progress { heard: Some(heard), ..stored.progress };
         agents::persist(transaction, host, &progress)?;
         let (changed, noted) = (Changed::default(), Written::default());
-        return Ok(Committed { progress, steady: None, changed, flows: None, noted });
+        return Ok(Committed { progress, steady: None, changed, noted });
     }
     let mut coverage = Coverage::new(transaction, stored.row);
     let ring = enter_ring(transaction, &stored, batch, &mut coverage)?;
@@ -74,7 +71,7 @@ pub(super) fn commit(
         stored: 0,
         known_until,
         coverage,
-        flows: Vec::new(),
+        flows,
         starts: flows::Starts::default(),
         notes: Notes::new(noted),
     };
@@ -107,8 +104,7 @@ pub(super) fn commit(
     }
     transaction.prepare_cached("UPDATE ring SET next_seq = ? WHERE id = ?")?.execute([wanted, ring.row])?;
     agents::persist(transaction, host, &progress)?;
-    let flows = Some(store_flows::stage(transaction, &stream.flows)?);
-    Ok(Committed { progress, steady, changed: Changed { clock, coverage }, flows, noted })
+    Ok(Committed { progress, steady, changed: Changed { clock, coverage }, noted })
 }
 
 /// A ring of a host, and the seq that is wanted next of it.
@@ -168,7 +164,7 @@ struct Stream<'a> {
     /// Before the batch.
     known_until: Option<Timestamp>,
     coverage: Coverage<'a>,
-    flows: Vec<FlowRow>,
+    flows: &'a mut Vec<FlowRow>,
     starts: flows::Starts,
     notes: Notes<'a>,
 }

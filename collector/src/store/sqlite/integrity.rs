@@ -151,6 +151,11 @@ fn check_all(integrity: &Integrity, database: &Database, flows: &Flows) {
     for problem in rows.into_iter().flatten().take(PROBLEMS_MAX) {
         tracing::error!(problem, "what is stored of a host is damaged: {WAYS_OUT}");
     }
+    match database.read(super::names::check_rows) {
+        Err(error @ StoreError::Damaged { .. }) => integrity.found(&error.to_string()),
+        Err(error) => tracing::error!(%error, "the names that hosts have told could not be checked"),
+        Ok(()) => {}
+    }
     let (mut damaged, mut bytes_read) = (0_usize, 0_u64);
     let go_on = |bytes: u64| {
         bytes_read += bytes;

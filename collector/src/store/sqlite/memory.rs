@@ -3,14 +3,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use alibi_proto::{
-    clock::ClockHistory,
+    clock::{ClockHistory, HostClock},
     coverage::{Facet, Timeline},
     host::HostDescription,
     id::HostId,
+    time::Timestamp,
 };
 
 use crate::store::{FollowedAgent, StoreError, lock};
@@ -36,8 +37,20 @@ struct Listed {
 struct Known {
     /// How often it was written: what was read before the last time is not kept.
     written: u64,
-    clock: Option<Arc<ClockHistory>>,
+    clock: Option<Arc<Clock>>,
     coverage: BTreeMap<Facet, Arc<Timeline>>,
+}
+
+struct Clock {
+    history: Arc<ClockHistory>,
+    /// What that tells, once somebody has asked.
+    stands: OnceLock<HostClock>,
+}
+
+impl Clock {
+    fn of(history: ClockHistory) -> Self {
+        Self { history: Arc::new(history), stands: OnceLock::new() }
+    }
 }
 
 /// What was written of a host.
@@ -98,6 +111,26 @@ impl Memory {
         host: HostId,
         read: impl FnOnce() -> Result<ClockHistory, StoreError>,
     ) -> Result<Arc<ClockHistory>, StoreError> {
+        Ok(Arc::clone(&self.known_clock(host, read)?.history))
+    }
+
+    /// How the clock of a host stands; `read` reads it.
+    pub(super) fn host_clock(
+        &self,
+        host: HostId,
+        now: Timestamp,
+        read: impl FnOnce() -> Result<ClockHistory, StoreError>,
+    ) -> Result<HostClock, StoreError> {
+        let clock = self.known_clock(host, read)?;
+        Ok(clock.stands.get_or_init(|| clock.history.clock(now)).as_of(now))
+    }
+
+    fn known_clock(
+        &self,
+        host: HostId,
+        read: impl FnOnce() -> Result<ClockHistory, StoreError>,
+    ) -> Result<Arc<Clock>, StoreError> {
+        let read = || Ok(Clock::of(read()?));
         self.get(host, |known| known.clock.clone(), read, |known, clock| known.clock = Some(clock))
     }
 
@@ -143,7 +176,7 @@ impl Memory {
         let host = hosts.entry(host).or_default();
         host.written += 1;
         if let Some(clock) = clock {
-            host.clock = Some(Arc::new(clock));
+            host.clock = Some(Arc::new(Clock::of(clock)));
         }
         coverage.iter().for_each(|facet| drop(host.coverage.remove(facet)));
     }

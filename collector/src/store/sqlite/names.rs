@@ -14,7 +14,7 @@ use alibi_proto::{
     wire,
 };
 use prost::Message;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
     clock,
@@ -22,7 +22,7 @@ use super::{
     coverage::Coverage,
     flows::Place,
 };
-use crate::store::{Bounded, Resolution, StoreError};
+use crate::store::{Bounded, Resolution, StoreError, checksum::Checksum};
 
 /// What is kept of one DNS answer. Resolvers follow no longer chains, and give no more addresses than fit in a datagram;
 /// what goes beyond is a loss of the names facet.
@@ -71,18 +71,117 @@ pub(super) fn store_resolution(
         lose(coverage, resolution.at, reason)?;
     }
     let at = resolution.at.as_nanos_i64();
-    let mut statement = connection.prepare_cached(
-        "INSERT INTO resolution (name, address, host, first, last, ttl) VALUES (?, ?, ?, ?, ?, ?)
-         ON CONFLICT (name, address, host) DO UPDATE SET first = min(first, excluded.first),
-         ttl = CASE WHEN excluded.last >= last THEN excluded.ttl ELSE ttl END, last = max(last, excluded.last)",
-    )?;
     for name in names.iter().filter(|name| name.len() <= NAME_BYTES_MAX) {
         let key = name_key(name);
         for address in &addresses {
-            statement.execute(params![key, address_key(*address), host, at, at, resolution.ttl_s])?;
+            let answer = Answer::note(connection, &key, &address_key(*address), host, at)?;
+            let resolved = Resolved::load(connection, answer, host)?;
+            resolved.and(at, resolution.ttl_s).store(connection, answer, host)?;
         }
     }
     Ok(())
+}
+
+/// A name with one of its addresses.
+struct Answer {
+    id: i64,
+    /// Which host was the first to get it, as far as is known by each one's own clock, and when, in nanoseconds.
+    host: i64,
+    first: i64,
+    /// Nobody got it more than [`LAST_WITHIN_NS`] after this.
+    last: i64,
+}
+
+/// That an answer is given still is written so often.
+const LAST_WITHIN_NS: i64 = 24 * 60 * 60 * 1_000_000_000;
+
+impl Answer {
+    /// A host got it: its number, which it gets where it has none.
+    fn note(
+        connection: &Connection,
+        name: &[u8],
+        address: &[u8],
+        host: i64,
+        at: i64,
+    ) -> Result<i64, StoreError> {
+        let select = "SELECT id, host, first, last FROM answer WHERE name = ? AND address = ?";
+        let found = connection.prepare_cached(select)?.query_row([name, address], Self::of_row).optional()?;
+        let mut answer = match found {
+            Some(Self { first, last, id, .. })
+                if first <= at && at <= last.saturating_add(LAST_WITHIN_NS) =>
+            {
+                return Ok(id);
+            }
+            Some(answer) => answer,
+            None => {
+                let insert = "INSERT INTO answer (name, address, host, first, last) VALUES (?, ?, ?, ?, ?)";
+                connection.prepare_cached(insert)?.execute(params![name, address, host, at, at])?;
+                Self { id: connection.last_insert_rowid(), host, first: at, last: at }
+            }
+        };
+        if at < answer.first {
+            (answer.host, answer.first) = (host, at);
+        }
+        answer.last = answer.last.max(at);
+        let update = "UPDATE answer SET host = ?, first = ?, last = ?, checksum = ? WHERE id = ?";
+        let checksum = answer.checksum(name, address).stored();
+        connection.prepare_cached(update)?.execute([
+            answer.host,
+            answer.first,
+            answer.last,
+            checksum,
+            answer.id,
+        ])?;
+        Ok(answer.id)
+    }
+
+    /// Of a row that begins with id, host, first, last.
+    fn of_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.get(0)?, host: row.get(1)?, first: row.get(2)?, last: row.get(3)? })
+    }
+
+    fn checksum(&self, name: &[u8], address: &[u8]) -> Checksum {
+        let numbers = [self.id, self.host, self.first, self.last];
+        numbers.iter().fold(Checksum::default().bytes(name).bytes(address), |sum, one| sum.number(*one))
+    }
+}
+
+/// When a host got an answer, and what was said with the last one.
+#[derive(Clone, Copy)]
+struct Resolved {
+    /// The first and the last time, in nanoseconds; the other way round before there is any.
+    first: i64,
+    last: i64,
+    ttl_s: u32,
+}
+
+impl Resolved {
+    const NEVER: Self = Self { first: i64::MAX, last: i64::MIN, ttl_s: 0 };
+
+    fn load(connection: &Connection, answer: i64, host: i64) -> Result<Self, StoreError> {
+        let select = "SELECT first, last, ttl FROM resolved WHERE host = ? AND answer = ?";
+        let row = |row: &Row<'_>| Ok(Self { first: row.get(0)?, last: row.get(1)?, ttl_s: row.get(2)? });
+        let found = connection.prepare_cached(select)?.query_row([host, answer], row).optional()?;
+        Ok(found.unwrap_or(Self::NEVER))
+    }
+
+    fn and(self, at: i64, ttl_s: u32) -> Self {
+        let ttl_s = if at >= self.last { ttl_s } else { self.ttl_s };
+        Self { first: self.first.min(at), last: self.last.max(at), ttl_s }
+    }
+
+    fn store(self, connection: &Connection, answer: i64, host: i64) -> Result<(), StoreError> {
+        let mut statement = connection.prepare_cached(
+            "INSERT OR REPLACE INTO resolved (host, answer, first, last, ttl, checksum) VALUES (?, ?, ?, ?, ?, ?)",
+        )?;
+        let checksum = self.checksum(answer, host).stored();
+        statement.execute(params![host, answer, self.first, self.last, self.ttl_s, checksum])?;
+        Ok(())
+    }
+
+    fn checksum(self, answer: i64, host: i64) -> Checksum {
+        Checksum::default().number(answer).number(host).number(self.first).number(self.last)
+    }
 }
 
 /// A ClientHello without a name tells nothing that a question asks for.
@@ -98,11 +197,41 @@ pub(super) fn store_server_name(
         return lose(coverage, hello.at, reason);
     }
     let mut statement = connection.prepare_cached(
-        "INSERT INTO server_name (host, name, time, ring, seq, record) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO server_name (host, name, time, ring, seq, record, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",
     )?;
     let record = wire::ServerName::from(hello.clone()).encode_to_vec();
-    let at = hello.at.as_nanos_i64();
-    statement.execute(params![place.host, name_key(&name), at, place.ring, place.seq, record])?;
+    let (name, at) = (name_key(&name), hello.at.as_nanos_i64());
+    let checksum = sum_of_hello(place.host, &name, at, &record).stored();
+    statement.execute(params![place.host, name, at, place.ring, place.seq, record, checksum])?;
+    Ok(())
+}
+
+fn sum_of_hello(host: i64, name: &[u8], at: i64, record: &[u8]) -> Checksum {
+    Checksum::default().number(host).bytes(name).number(at).bytes(record)
+}
+
+/// Whether each row is as it was written. What of a name is not found where it should be, nobody who asks for it can see.
+pub(super) fn check_rows(connection: &Connection) -> Result<(), StoreError> {
+    let blob = |row: &Row<'_>, at| -> Result<Vec<u8>, StoreError> { Ok(row.get(at)?) };
+    let select = "SELECT id, host, first, last, name, address, checksum FROM answer";
+    let mut answers = connection.prepare(select)?;
+    let mut rows = answers.query([])?;
+    while let Some(row) = rows.next()? {
+        let sum = Answer::of_row(row)?.checksum(&blob(row, 4)?, &blob(row, 5)?);
+        sum.check("name and its address", row.get(6)?)?;
+    }
+    let mut resolved = connection.prepare("SELECT answer, host, first, last, checksum FROM resolved")?;
+    let mut rows = resolved.query([])?;
+    while let Some(row) = rows.next()? {
+        let resolved = Resolved { first: row.get(2)?, last: row.get(3)?, ttl_s: 0 };
+        resolved.checksum(row.get(0)?, row.get(1)?).check("time of a DNS answer", row.get(4)?)?;
+    }
+    let mut hellos = connection.prepare("SELECT host, name, time, record, checksum FROM server_name")?;
+    let mut rows = hellos.query([])?;
+    while let Some(row) = rows.next()? {
+        let sum = sum_of_hello(row.get(0)?, &blob(row, 1)?, row.get(2)?, &blob(row, 3)?);
+        sum.check("ClientHello", row.get(4)?)?;
+    }
     Ok(())
 }
 
@@ -124,14 +253,14 @@ pub(super) fn addresses(
     limit: usize,
 ) -> Result<Bounded<IpAddr>, StoreError> {
     let (lowest, beyond) = key_range(pattern);
-    let mut statement = connection
-        .prepare_cached("SELECT address, host, first FROM resolution WHERE name >= ? AND name < ?")?;
-    let mut rows = statement.query(params![lowest, beyond])?;
+    let select = "SELECT id, host, first, last, address FROM answer WHERE name >= ? AND name < ? ORDER BY name, address";
+    let mut answers = connection.prepare_cached(select)?;
+    let mut others = connection.prepare_cached(OF_ALL_HOSTS)?;
+    let mut rows = answers.query(params![lowest, beyond])?;
     let mut found: BTreeSet<IpAddr> = BTreeSet::new();
     // By the clock of each host.
     let mut until: HashMap<i64, Timestamp> = HashMap::new();
-    while let Some(row) = rows.next()? {
-        let (host, first): (i64, i64) = (row.get(1)?, row.get(2)?);
+    let mut is_before = |host: i64, first: i64| {
         let until = match until.get(&host) {
             Some(until) => *until,
             None => {
@@ -139,17 +268,33 @@ pub(super) fn addresses(
                 *until.entry(host).or_insert(latest)
             }
         };
-        if time("resolution", first)? >= until {
+        Ok::<_, StoreError>(time("resolution", first)? < until)
+    };
+    while let Some(row) = rows.next()? {
+        let Answer { id, host, first, .. } = Answer::of_row(row)?;
+        let address = address(row.get_ref(4)?.as_blob().map_err(|error| damaged("resolution", error))?)?;
+        if found.contains(&address) {
             continue;
         }
-        let address = address(row.get_ref(0)?.as_blob().map_err(|error| damaged("resolution", error))?)?;
-        if found.len() == limit && !found.contains(&address) {
+        let mut is_found = is_before(host, first)?;
+        // Another one's clock may be behind that of whoever seems to be the first.
+        let mut hosts = others.query([id])?;
+        while !is_found && let Some(row) = hosts.next()? {
+            is_found = is_before(row.get(0)?, row.get(1)?)?;
+        }
+        if is_found && found.len() == limit {
             return Ok(Bounded { rows: found.into_iter().collect(), left_out: 1 });
         }
-        found.insert(address);
+        if is_found {
+            found.insert(address);
+        }
     }
     Ok(Bounded { rows: found.into_iter().collect(), left_out: 0 })
 }
+
+/// Who got an answer, and when first. There is no order in which those of an answer lie together, since a host tells many at once.
+const OF_ALL_HOSTS: &str =
+    "SELECT host.id, first FROM host CROSS JOIN resolved ON resolved.host = host.id AND answer = ?";
 
 pub(super) fn resolutions(
     connection: &Connection,
@@ -158,9 +303,9 @@ pub(super) fn resolutions(
 ) -> Result<Bounded<Resolution>, StoreError> {
     let (lowest, beyond) = key_range(pattern);
     let mut statement = connection.prepare_cached(
-        "SELECT host.uuid, resolution.name, address, first, last, ttl FROM resolution
-         JOIN host ON host.id = resolution.host WHERE resolution.name >= ? AND resolution.name < ?
-         ORDER BY resolution.name, address, host.uuid LIMIT ?",
+        "SELECT host.uuid, name, address, resolved.first, resolved.last, ttl FROM answer CROSS JOIN host
+         CROSS JOIN resolved ON resolved.host = host.id AND resolved.answer = answer.id
+         WHERE name >= ? AND name < ? ORDER BY name, address, host.uuid LIMIT ?",
     )?;
     let mut rows = statement.query(params![lowest, beyond, super::codec::limit(limit.saturating_add(1))])?;
     let mut found = Vec::new();
@@ -255,10 +400,13 @@ fn hellos(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Resolutions are kept as long as a program may go by them; ClientHellos as long as the coverage of names is.
+/// Resolutions are kept as long as a program may go by them, and what they gave up to a day longer; ClientHellos as long as the
+/// coverage of names is.
 pub(super) fn forget(connection: &Connection, before: Timestamp) -> Result<(), StoreError> {
     let resolved_before = before.saturating_sub(NAME_MEMORY).as_nanos_i64();
-    connection.execute("DELETE FROM resolution WHERE last < ?", [resolved_before])?;
+    connection.execute("DELETE FROM resolved WHERE last < ?", [resolved_before])?;
+    connection
+        .execute("DELETE FROM answer WHERE last < ?", [resolved_before.saturating_sub(LAST_WITHIN_NS)])?;
     connection.execute("DELETE FROM server_name WHERE time < ?", [before.as_nanos_i64()])?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, params, params_from_iter, typ
 use super::{
     FLOWS_EXTENSION, FORMAT, agents, clock,
     codec::{damaged, host_id},
-    coverage,
+    coverage, names,
 };
 use crate::store::{
     StoreError,
@@ -65,6 +65,7 @@ fn problems(database: &Database) -> Result<Vec<String>, StoreError> {
     // Where the tables are damaged, which rows are is not to be told.
     if problems.is_empty() {
         problems = database.read(check_rows)?;
+        problems.extend(database.read(names::check_rows).err().map(|error| error.to_string()));
     }
     Ok(problems)
 }
@@ -198,11 +199,14 @@ fn prove_nothing(transaction: &Transaction<'_>, now: Timestamp) -> Result<(), St
     for (row, uuid) in hosts(transaction)? {
         let Ok(host) = host_id(&uuid) else {
             transaction.execute("DELETE FROM host WHERE id = ?", [row])?;
+            transaction.execute("DELETE FROM host_description WHERE host = ?", [row])?;
             continue;
         };
         prove_nothing_of(transaction, row, host, now)?;
     }
     transaction.execute("UPDATE agent SET host = NULL WHERE host NOT IN (SELECT id FROM host)", [])?;
+    // Whose name is lost, it must not become another one's.
+    transaction.execute("DELETE FROM resolved WHERE answer NOT IN (SELECT id FROM answer)", [])?;
     skip_numbers(transaction, now)
 }
 
@@ -254,7 +258,7 @@ fn skip_numbers(transaction: &Transaction<'_>, now: Timestamp) -> Result<(), Sto
     };
     let (host, ring) = (greatest("host")?, greatest("ring")?);
     let nobody = [[0; 8], now.as_nanos().to_be_bytes()].concat();
-    let insert = "INSERT INTO host (id, uuid, description) VALUES (?, ?, x'')";
+    let insert = "INSERT INTO host (id, uuid) VALUES (?, ?)";
     transaction.execute(insert, params![host, nobody])?;
     let insert = "INSERT INTO ring (id, host, epoch, next_seq) VALUES (?, ?, 1, 1)";
     transaction.execute(insert, params![ring, host])?;

@@ -8,7 +8,7 @@ pub(in crate::store) const FORMAT: Format = Format {
     application_id: 0x416c_6962,
     migrations: &[
         VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9,
-        VERSION_10, VERSION_11, VERSION_12, VERSION_13, VERSION_14,
+        VERSION_10, VERSION_11, VERSION_12, VERSION_13, VERSION_14, VERSION_15,
     ],
     writer_cache_kib: 64 * 1024,
     reader_cache_kib: 8 * 1024,
@@ -291,4 +291,51 @@ const VERSION_14: &str = "
     DROP TABLE server_name;
     ALTER TABLE server_name_anew RENAME TO server_name;
     CREATE INDEX server_name_by_time ON server_name (time);
+";
+
+/// What is written with each batch takes little room, so that many hosts share a page.
+///
+/// - `host_description`: what a host says of itself, which was in `host`.
+/// - `answer`: a name in a DNS answer with one of its addresses, who was the first to get it, and about when it was last got; and
+///   `resolved`: which host got it and when, `ttl` in seconds, of the newest. Both were in `resolution`.
+///
+/// The checksums are those of what a `clear` by name rests on; rows of older versions have none.
+const VERSION_15: &str = "
+    CREATE TABLE host_description (
+        host INTEGER PRIMARY KEY REFERENCES host (id),
+        record BLOB NOT NULL
+    ) STRICT;
+    INSERT INTO host_description (host, record) SELECT id, description FROM host;
+    ALTER TABLE host DROP COLUMN description;
+
+    CREATE TABLE answer (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name BLOB NOT NULL,
+        address BLOB NOT NULL,
+        host INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        checksum INTEGER,
+        UNIQUE (name, address)
+    ) STRICT;
+    INSERT INTO answer (name, address, host, first, last)
+        SELECT name, address, host, min(first), (SELECT max(last) FROM resolution AS one
+            WHERE one.name = resolution.name AND one.address = resolution.address)
+        FROM resolution GROUP BY name, address ORDER BY name, address;
+
+    CREATE TABLE resolved (
+        host INTEGER NOT NULL,
+        answer INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        ttl INTEGER NOT NULL,
+        checksum INTEGER,
+        PRIMARY KEY (host, answer)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO resolved (host, answer, first, last, ttl)
+        SELECT resolution.host, answer.id, resolution.first, resolution.last, ttl FROM resolution
+        JOIN answer ON answer.name = resolution.name AND answer.address = resolution.address ORDER BY 1, 2;
+    DROP TABLE resolution;
+
+    ALTER TABLE server_name ADD COLUMN checksum INTEGER;
 ";

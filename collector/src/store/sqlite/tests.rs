@@ -158,12 +158,14 @@ fn damage_is_named() {
     let directory = Directory::new();
     let store = directory.open();
     directory.edit(
-        "INSERT INTO host (id, uuid, description) VALUES (1, zeroblob(16), x'ff');
+        "INSERT INTO host (id, uuid) VALUES (1, zeroblob(16));
+         INSERT INTO host_description VALUES (1, x'ff');
          INSERT INTO agent (address, host) VALUES ('one:1', 1);
          INSERT INTO coverage (host, facet, kind, record) VALUES (1, 1, 0, x'ff'), (1, 2, 9, x'');
          INSERT INTO process (host, uid, record) VALUES (1, zeroblob(16), x'0a01');
-         INSERT INTO resolution VALUES (x'612e62', x'0401', 1, 1, 1, 1);
-         INSERT INTO server_name VALUES (x'612e62', 1, 1, 1, 1, x'ff');
+         INSERT INTO answer VALUES (1, x'612e62', x'0401', 1, 1, 1, NULL);
+         INSERT INTO resolved VALUES (1, 1, 1, 1, 1, NULL);
+         INSERT INTO server_name VALUES (x'612e62', 1, 1, 1, 1, x'ff', NULL);
          INSERT INTO link VALUES (1, 1, 1, 1, x'ff');",
     );
     let (host, uid) = (HostId::from_bytes([0; 16]), ProcessUid::from_bytes([0; 16]));
@@ -187,9 +189,7 @@ fn damage_is_named() {
 fn coverage_that_an_older_version_wrote_in_rows_becomes_one() {
     let directory = Directory::new();
     let store = directory.open();
-    directory.edit(
-        "INSERT INTO host (id, uuid, description) VALUES (1, x'07070707070707070707070707070707', x'')",
-    );
+    directory.edit("INSERT INTO host (id, uuid) VALUES (1, x'07070707070707070707070707070707')");
     let at = Timestamp::from_secs;
     let grade = Grade::NotRecorded { reason: "stopped".into() };
     let (facet, scope, announced_from) = (Facet::Names, None, None);
@@ -300,6 +300,40 @@ fn flow_records_of_an_older_version_are_moved_to_where_they_belong() {
             store.read(|connection| Ok(connection.query_row(tables, [], |row| row.get::<_, i64>(0))?));
         assert_eq!(count.unwrap(), 0);
     }
+}
+
+#[test]
+fn names_and_descriptions_of_an_older_version_are_kept() {
+    let directory = Directory::new();
+    directory.make(14);
+    let described = wire::DescribeResponse::from(description(HOST)).encode_to_vec();
+    let connection = Connection::open(directory.file()).unwrap();
+    let insert = "INSERT INTO host (id, uuid, description) VALUES (3, ?, ?)";
+    connection.execute(insert, rusqlite::params![HOST.as_bytes(), described]).unwrap();
+    connection.execute_batch(
+        "INSERT INTO agent (address, host) VALUES ('one:1', 3);
+         INSERT INTO resolution VALUES (x'612e62', x'0401020304', 3, 5, 7, 60), (x'612e62', x'0401020305', 3, 6, 6, 61),
+             (x'612e63', x'0401020304', 3, 8, 9, 62);",
+    )
+    .unwrap();
+    drop(connection);
+    let store = directory.open();
+    assert_eq!(*store.agents().unwrap()[0].host.as_ref().unwrap().0, description(HOST));
+    let kept = store.resolutions(&NamePattern::parse("*.a").unwrap(), 10).unwrap().rows;
+    let kept: Vec<(String, u64, u64, u32)> = kept
+        .into_iter()
+        .map(|kept| {
+            (
+                format!("{} {}", kept.name, kept.address),
+                kept.first.as_nanos(),
+                kept.last.as_nanos(),
+                kept.ttl_s,
+            )
+        })
+        .collect();
+    let want = [("b.a 1.2.3.4", 5, 7, 60), ("b.a 1.2.3.5", 6, 6, 61), ("c.a 1.2.3.4", 8, 9, 62)];
+    assert_eq!(kept, want.map(|(what, first, last, ttl)| (what.to_owned(), first, last, ttl)));
+    assert_eq!(SqliteStore::check(&directory.file()).unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use alibi_proto::{
 };
 use rusqlite::Connection;
 
+use super::TABLES;
 use crate::store::{
     FirstSeen, SqliteStore, Store,
     conformance::samples::{batch_of, description},
@@ -105,9 +106,9 @@ fn what_an_older_version_kept_of_processes_is_gone_through_once() {
     assert_eq!(want.len(), 29 - 1 + 5, "one was neither looked at nor run");
     drop(store);
 
-    let older = "DROP TABLE program; DROP TABLE program_path; DROP TABLE program_about; DROP TABLE sighting;
-        DROP TABLE sighting_path; DROP TABLE sighting_forgotten; DROP INDEX process_by_start; PRAGMA user_version = 11;";
-    Connection::open(&file).unwrap().execute_batch(older).unwrap();
+    let gone = "DROP TABLE program; DROP TABLE program_path; DROP TABLE program_about; DROP TABLE sighting;
+        DROP TABLE sighting_path; DROP TABLE sighting_forgotten;";
+    Connection::open(&file).unwrap().execute_batch(&format!("{gone} {TABLES}")).unwrap();
     let store = SqliteStore::open(&file).unwrap();
     assert_eq!(all(&store), want);
     let connection = Connection::open(&file).unwrap();

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use alibi_proto::clock::ClockHistory;
+use alibi_proto::{
+    clock::ClockHistory,
+    name::{NameResolution, ServerNameRecord},
+};
 
 use super::{super::agents, *};
 use crate::store::Repaired;
@@ -54,7 +57,25 @@ fn filled() -> (Directory, Proof) {
         announced_from: None,
     });
     let flow_at = |second| EventKind::Flow(Box::new(flow("198.51.100.7:443", second, second)));
-    let kinds = std::iter::once(complete).chain((2_000..2_400).map(flow_at)).collect::<Vec<_>>();
+    let resolved = EventKind::NameResolved(Box::new(NameResolution {
+        at: Timestamp::from_secs(1_999),
+        name: "b.example".into(),
+        aliases: Vec::new(),
+        addresses: vec!["198.51.100.7".parse().unwrap()],
+        ttl_s: 60,
+        server: "192.0.2.53:53".parse().unwrap(),
+        process: None,
+        network_namespace: None,
+    }));
+    let said = EventKind::ServerName(Box::new(ServerNameRecord {
+        at: Timestamp::from_secs(1_999),
+        connection: None,
+        name: Some("b.example".into()),
+        local: "192.0.2.1:5000".parse().unwrap(),
+        remote: "198.51.100.7:443".parse().unwrap(),
+        network_namespace: None,
+    }));
+    let kinds: Vec<_> = [complete, resolved, said].into_iter().chain((2_000..2_400).map(flow_at)).collect();
     let mut next = 1;
     for some in kinds.chunks(80) {
         let recorded = Moment { wall: Timestamp::from_secs(2_400), boot_ns: 6 };
@@ -151,11 +172,11 @@ fn a_main_database_that_is_damaged_names_the_ways_out() {
 #[test]
 fn damage_that_is_found_beside_the_work_is_a_gap() {
     let (directory, _) = filled();
-    let records = "INSERT INTO resolution SELECT randomblob(40), randomblob(5), 1, 1, 1, 1 FROM json_each('[1' || replace(hex(zeroblob(400)), '00', ',1') || ']')";
+    let records = "INSERT INTO answer (name, address, host, first, last) SELECT randomblob(40), randomblob(5), 1, 1, 1 FROM json_each('[1' || replace(hex(zeroblob(400)), '00', ',1') || ']')";
     directory.edit(records);
     directory.edit("PRAGMA wal_checkpoint(TRUNCATE)");
     let connection = Connection::open(directory.file()).unwrap();
-    let page = "SELECT rootpage FROM sqlite_schema WHERE name = 'resolution'";
+    let page = "SELECT rootpage FROM sqlite_schema WHERE name = 'answer'";
     let page: i64 = connection.query_row(page, [], |row| row.get(0)).unwrap();
     drop(connection);
     let mut bytes = fs::read(directory.file()).unwrap();
@@ -168,8 +189,27 @@ fn damage_that_is_found_beside_the_work_is_a_gap() {
         std::thread::yield_now();
     }
     let found = store.flows(HOST, &question("198.51.100.7", 0, 5_000), &no_names(), 10_000).unwrap();
-    assert!(found.damage[0].reason.contains("resolution"), "{:?}", found.damage);
+    assert!(found.damage[0].reason.contains("answer"), "{:?}", found.damage);
     assert_eq!(found.rows.len(), 400, "what is there is found all the same");
+}
+
+/// A name that is not found where it belongs could prove that nobody talked to it.
+#[test]
+fn names_that_are_not_as_they_were_told_are_a_gap_of_everything() {
+    for edit in [
+        "UPDATE answer SET name = CAST('a' || name AS BLOB)",
+        "UPDATE resolved SET first = first + 1",
+        "UPDATE server_name SET name = CAST('a' || name AS BLOB)",
+    ] {
+        let (directory, _) = filled();
+        directory.edit(edit);
+        assert_eq!(SqliteStore::check(&directory.file()).unwrap().len(), 1, "{edit}");
+        let store = directory.open();
+        store.check_beside();
+        while store.integrity.damage().is_empty() {
+            std::thread::yield_now();
+        }
+    }
 }
 
 /// Overwrites the beginning of the first page of a table, or another one of its pages.
