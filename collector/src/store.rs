@@ -44,6 +44,9 @@ pub use sqlite::{Repaired, SqliteStore};
 #[cfg(test)]
 mod conformance;
 
+/// Where there are many hosts, and each is looked up.
+type ByKey<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// The collector's memory. Calls block, but for [`Store::note`]; readers never wait for the writer.
 ///
 /// Times are the hosts' own, but where it is said that they are the collector's.

@@ -1,7 +1,9 @@
 //! Wire to domain, fallibly, and domain to wire: once, here.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -765,7 +767,8 @@ impl From<HostAnswer> for wire::HostAnswer {
             verdict: answer.verdict.to_wire(),
             gaps: wires(answer.gaps),
             processes: wires(answer.processes),
-            scopes: wires(answer.scopes),
+            scopes: answer.scopes.into_iter().map(|scope| Arc::unwrap_or_clone(scope).into()).collect(),
+            shared_scopes: Vec::new(),
             known_until_ns: answer.known_until.map(Timestamp::as_nanos),
             records_left_out: answer.records_left_out,
             clock: answer.clock.map(Into::into),
@@ -783,7 +786,7 @@ impl TryFrom<wire::HostAnswer> for HostAnswer {
             verdict: Verdict::from_wire(answer.verdict)?,
             gaps: all(answer.gaps)?,
             processes: all(answer.processes)?,
-            scopes: answer.scopes.into_iter().map(Scope::from).collect(),
+            scopes: answer.scopes.into_iter().map(|scope| Arc::new(scope.into())).collect(),
             known_until: optional_time(answer.known_until_ns),
             records_left_out: answer.records_left_out,
             clock: answer.clock.map(TryInto::try_into).transpose()?,
@@ -793,11 +796,20 @@ impl TryFrom<wire::HostAnswer> for HostAnswer {
 
 impl From<Answer> for wire::WhoResponse {
     fn from(answer: Answer) -> Self {
-        Self {
-            question: Some(answer.question.into()),
-            addresses: answer.addresses,
-            hosts: wires(answer.hosts),
-        }
+        let (mut scopes, mut places) = (Vec::new(), HashMap::new());
+        let mut place = |scope: Arc<Scope>| -> u32 {
+            *places.entry(scope).or_insert_with_key(|scope| {
+                scopes.push(Scope::clone(scope).into());
+                scopes.len() as u32 - 1
+            })
+        };
+        let mut host = |mut host: HostAnswer| {
+            let shared = std::mem::take(&mut host.scopes);
+            let shared_scopes = shared.into_iter().map(&mut place).collect();
+            wire::HostAnswer { shared_scopes, ..host.into() }
+        };
+        let hosts = answer.hosts.into_iter().map(&mut host).collect();
+        Self { question: Some(answer.question.into()), addresses: answer.addresses, hosts, scopes }
     }
 }
 
@@ -805,10 +817,28 @@ impl TryFrom<wire::WhoResponse> for Answer {
     type Error = ConvertError;
 
     fn try_from(response: wire::WhoResponse) -> Result<Self> {
+        let scopes: Vec<Arc<Scope>> =
+            response.scopes.into_iter().map(|scope| Arc::new(scope.into())).collect();
+        let host = |mut host: wire::HostAnswer| {
+            let shared = std::mem::take(&mut host.shared_scopes);
+            let mut host = HostAnswer::try_from(host)?;
+            for place in shared {
+                match scopes.get(place as usize) {
+                    Some(scope) => host.scopes.push(Arc::clone(scope)),
+                    None => {
+                        return bad(
+                            "host_answer.shared_scopes",
+                            format!("has {place}: there are {}", scopes.len()),
+                        );
+                    }
+                }
+            }
+            Ok(host)
+        };
         Ok(Self {
             question: response.question.try_into()?,
             addresses: response.addresses,
-            hosts: all(response.hosts)?,
+            hosts: response.hosts.into_iter().map(host).collect::<Result<_>>()?,
         })
     }
 }
@@ -1104,7 +1134,7 @@ mod tests {
                             in_margin: true,
                         }],
                     }],
-                    scopes: vec![scope],
+                    scopes: vec![Arc::new(scope)],
                     known_until: Some(last),
                     records_left_out: 4,
                     clock: Some(AnswerClock {

@@ -1,6 +1,6 @@
 //! Coverage: which stretches of time were recorded, and how well. Merging rounds towards `unknown`.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -127,7 +127,7 @@ fn in_words(period: Duration) -> String {
 }
 
 /// What a recording covers and what it cannot see, in words for the answer.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Scope {
     /// ebpf, netlink, etw, poll or replay.
     pub source: String,
@@ -218,7 +218,7 @@ pub struct Timeline {
 pub(crate) struct Step {
     pub(crate) from: Timestamp,
     pub(crate) grade: Grade,
-    pub(crate) scope: Option<Scope>,
+    pub(crate) scope: Option<Arc<Scope>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -265,15 +265,14 @@ impl Timeline {
 
     /// From `from` on the grade holds. What was already said of the time after `from` can only become worse by it.
     fn stand(&mut self, from: Timestamp, grade: &Grade, scope: Option<&Scope>) {
-        let (grade, scope) = (&grade.bounded(), scope.map(Scope::bounded));
-        let scope = scope.as_ref();
-        let step = |from, grade: &Grade| Step { from, grade: grade.clone(), scope: scope.cloned() };
+        let (grade, scope) = (&grade.bounded(), scope.map(|scope| Arc::new(scope.bounded())));
+        let step = |from, grade: &Grade| Step { from, grade: grade.clone(), scope: scope.clone() };
         let Some(newest) = self.steps.last() else {
             self.steps.push(step(from, grade));
             self.compact(INTERVALS_MAX);
             return;
         };
-        if newest.grade == *grade && newest.scope.as_ref() == scope && newest.from <= from {
+        if newest.grade == *grade && newest.scope == scope && newest.from <= from {
             return; // stated again
         }
         let newest_from = newest.from;
@@ -341,8 +340,8 @@ impl Timeline {
     }
 
     /// What the recordings in the window covered.
-    pub fn scopes(&self, window: Window) -> Vec<Scope> {
-        let mut scopes: Vec<Scope> = Vec::new();
+    pub fn scopes(&self, window: Window) -> Vec<Arc<Scope>> {
+        let mut scopes: Vec<Arc<Scope>> = Vec::new();
         for (index, step) in self.steps.iter().enumerate() {
             let ends = self.steps.get(index + 1).map_or(Timestamp::MAX, |next| next.from);
             if let Some(scope) = &step.scope
@@ -350,7 +349,7 @@ impl Timeline {
                 && ends > window.from()
                 && !scopes.contains(scope)
             {
-                scopes.push(scope.clone());
+                scopes.push(Arc::clone(scope));
             }
         }
         scopes

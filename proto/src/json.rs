@@ -3,6 +3,8 @@
 //! Times are RFC 3339 in UTC with up to nine digits of the second; uids are hexadecimal; what is not known is `null`. What
 //! would steer a terminal is escaped: whoever reads the JSON sees it as it was, and whoever looks at it, as text.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::{
@@ -93,7 +95,7 @@ struct HostJson {
     verdict: &'static str,
     gaps: Vec<GapJson>,
     processes: Vec<ProcessActivityJson>,
-    scopes: Vec<Scope>,
+    scopes: Vec<Arc<Scope>>,
     known_until: Option<Timestamp>,
     records_left_out: u64,
     clock: Option<AnswerClockJson>,

@@ -36,6 +36,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -240,7 +241,7 @@ pub struct HostAnswer {
     /// Who talked, and how.
     pub processes: Vec<ProcessActivity>,
     /// What the recordings in the window covered.
-    pub scopes: Vec<Scope>,
+    pub scopes: Vec<Arc<Scope>>,
     /// Everything up to here was known.
     pub known_until: Option<Timestamp>,
     /// How many matching records were left out to keep within a bound.

@@ -1,6 +1,6 @@
 //! The answer in words, for a person at a terminal. Pure.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use crate::{
     clock::shifted,
@@ -59,7 +59,7 @@ pub fn answer(answer: &Answer) -> String {
         }
     }
     if is_many(clear.len()) {
-        let mut by_scopes: BTreeMap<&[Scope], Vec<&HostAnswer>> = BTreeMap::new();
+        let mut by_scopes: BTreeMap<&[Arc<Scope>], Vec<&HostAnswer>> = BTreeMap::new();
         clear.iter().for_each(|host| by_scopes.entry(&host.scopes).or_default().push(host));
         for (scopes, hosts) in by_scopes {
             text.push('\n');
@@ -90,7 +90,7 @@ fn named(text: &mut String, verdict: Verdict, hosts: &[&HostAnswer]) {
     line(text, 0, &format!("{verdict:<8} {count}: {}{more}", shown.join(", ")));
 }
 
-fn covered(text: &mut String, scopes: &[Scope]) {
+fn covered(text: &mut String, scopes: &[Arc<Scope>]) {
     for scope in scopes {
         line(text, 1, &format!("covers: {}", scope.covers));
         line(text, 1, &format!("cannot see: {}", scope.cannot_see));

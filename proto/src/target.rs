@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -20,8 +21,8 @@ pub const ADDRESSES_MAX: usize = 1_000;
 pub struct Target {
     /// None: the target is the one network.
     name: Option<NamePattern>,
-    /// Sorted, and each once.
-    networks: Vec<IpNet>,
+    /// Sorted, and each once. Shared, since every host of a fleet is asked.
+    networks: Arc<[IpNet]>,
     port: Option<u16>,
     protocol: Option<Protocol>,
 }
@@ -54,7 +55,7 @@ impl Target {
         if port == Some(0) {
             return Err(TargetError::PortZero);
         }
-        Ok(Self { name, networks, port, protocol })
+        Ok(Self { name, networks: networks.into(), port, protocol })
     }
 
     /// The same with addresses and networks, as text, that the name is known to stand for.
@@ -71,11 +72,13 @@ impl Target {
         if addresses.len() > ADDRESSES_MAX {
             return Err(TargetError::TooManyAddresses(addresses.len()));
         }
+        let mut networks = self.networks.to_vec();
         for address in addresses {
-            self.networks.push(parse_network(address.as_ref())?);
+            networks.push(parse_network(address.as_ref())?);
         }
-        self.networks.sort_unstable();
-        self.networks.dedup();
+        networks.sort_unstable();
+        networks.dedup();
+        self.networks = networks.into();
         Ok(self)
     }
 

@@ -346,7 +346,9 @@ impl Service {
             }
             hosts.push(answer);
         }
-        hosts.sort_by(|a, b| (a.verdict as u8, &a.name).cmp(&(b.verdict as u8, &b.name)));
+        hosts.sort_unstable_by(|a, b| {
+            (a.verdict as u8, &a.name, a.host).cmp(&(b.verdict as u8, &b.name, b.host))
+        });
         Ok(Answer { addresses: remotes.used(&question), question, hosts })
     }
 
@@ -495,10 +497,9 @@ fn bytes_of(answer: &HostAnswer) -> usize {
         return wire::HostAnswer::from(answer.clone()).encoded_len();
     }
     let gaps = answer.gaps.iter().map(|gap| OF_FEW + gap.grade.reason().len());
-    let scopes = answer
-        .scopes
-        .iter()
-        .map(|Scope { source, covers, cannot_see }| OF_FEW + source.len() + covers.len() + cannot_see.len());
+    let words =
+        |scope: &Arc<Scope>| OF_FEW + scope.source.len() + scope.covers.len() + scope.cannot_see.len();
+    let scopes = answer.scopes.iter().map(words);
     OF_FEW + answer.name.len() + gaps.chain(scopes).sum::<usize>()
 }
 

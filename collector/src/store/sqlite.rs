@@ -34,8 +34,8 @@ use alibi_proto::{
 use rusqlite::{Connection, Transaction};
 
 use super::{
-    Bounded, Damage, FirstSeen, Fitted, FlowsFound, FlowsOfAll, FollowedAgent, HellosOfAll, HostQuestion,
-    Progress, Resolution, ResumePoint, SightingOn, Store, StoreError, StoredFlow, Visit, codec,
+    Bounded, ByKey, Damage, FirstSeen, Fitted, FlowsFound, FlowsOfAll, FollowedAgent, HellosOfAll,
+    HostQuestion, Progress, Resolution, ResumePoint, SightingOn, Store, StoreError, StoredFlow, Visit, codec,
     database::{Database, lock},
     flows::{self as store_flows, Flows},
     listing::{FlowListing, HostStretch, ListedFlow, ListedProcess, Page, ProcessListing},
@@ -84,14 +84,14 @@ pub struct SqliteStore {
     /// What comes of agents, and the flow records in it.
     together: Together<store_flows::Row>,
     /// The number of each host, which never changes, as far as it was asked for.
-    numbers: Mutex<HashMap<HostId, u32>>,
+    numbers: Mutex<ByKey<HostId, u32>>,
     memory: Memory,
     /// What is damaged in the file, as far as that is known.
     integrity: Arc<Integrity>,
     /// What of executables need not be written again.
     noted: Arc<Noted>,
     /// What is newer than the file. Changed only after the file was, so that it never promises more than the file has.
-    live: Mutex<HashMap<HostId, Live>>,
+    live: Mutex<ByKey<HostId, Live>>,
 }
 
 /// How far a host's stream is known, and what of it has been written.
@@ -232,7 +232,7 @@ impl SqliteStore {
     fn numbers(&self, hosts: impl Iterator<Item = HostId> + Clone) -> Result<Vec<Option<u32>>, StoreError> {
         let mut numbers = lock(&self.numbers);
         if hosts.clone().any(|host| !numbers.contains_key(&host)) {
-            *numbers = self.read(agents::numbers)?;
+            *numbers = self.read(agents::numbers)?.into_iter().collect();
         }
         Ok(hosts.map(|host| numbers.get(&host).copied()).collect())
     }

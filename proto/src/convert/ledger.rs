@@ -1,5 +1,7 @@
 //! Coverage as a whole.
 
+use std::sync::Arc;
+
 use super::{ConvertError, Result, bad, required};
 use crate::{
     coverage::{Facet, Grade, INTERVALS_MAX, Loss, Scope, Step, Summary, Timeline, WORDS_BYTES_MAX},
@@ -41,7 +43,7 @@ impl From<Timeline> for wire::Timeline {
         let step = |step: Step| wire::TimelineStep {
             from_ns: step.from.as_nanos(),
             grade: Some(step.grade.into()),
-            scope: step.scope.map(Into::into),
+            scope: step.scope.map(|scope| Arc::unwrap_or_clone(scope).into()),
         };
         let loss = |loss: Loss| wire::TimelineLoss {
             from_ns: loss.from.as_nanos(),
@@ -68,7 +70,7 @@ impl TryFrom<wire::Timeline> for Timeline {
             Ok(Step {
                 from: Timestamp::from_nanos(step.from_ns),
                 grade: grade(step.grade)?,
-                scope: step.scope.map(scope).transpose()?,
+                scope: step.scope.map(scope).transpose()?.map(Arc::new),
             })
         };
         let steps = timeline.steps.into_iter().map(step).collect::<Result<Vec<Step>>>()?;

@@ -7,7 +7,7 @@
 //! An interruption ends only where one did: what is open is said anew there. If it ended later, whoever was said to be
 //! open shortly before its end would be believed to be gone after it.
 
-use std::{cmp::Ordering, time::Duration};
+use std::{cmp::Ordering, sync::Arc, time::Duration};
 
 use super::{Grade, Loss, Scope, Step, Timeline};
 use crate::time::Timestamp;
@@ -112,7 +112,7 @@ impl Timeline {
         let one = &mut self.steps[index];
         one.grade = one.grade.with(&other.grade);
         one.scope = match (one.scope.take(), other.scope) {
-            (Some(one), Some(other)) => Some(one.with(&other)),
+            (Some(one), Some(other)) => Some(Arc::new(one.with(&other))),
             (one, other) => one.or(other),
         };
     }

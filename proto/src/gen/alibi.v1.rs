@@ -879,9 +879,12 @@ pub struct HostAnswer {
     pub gaps: ::prost::alloc::vec::Vec<Gap>,
     #[prost(message, repeated, tag = "5")]
     pub processes: ::prost::alloc::vec::Vec<ProcessActivity>,
-    /// What the recordings in the window covered.
+    /// What the recordings in the window covered; in an answer about many hosts, which have most of these in common, these are
+    /// places in `WhoResponse.scopes`, from 0 on.
     #[prost(message, repeated, tag = "6")]
     pub scopes: ::prost::alloc::vec::Vec<Scope>,
+    #[prost(uint32, repeated, tag = "10")]
+    pub shared_scopes: ::prost::alloc::vec::Vec<u32>,
     /// Everything up to here had been received when the answer was made. Absent: nothing was.
     #[prost(fixed64, optional, tag = "7")]
     pub known_until_ns: ::core::option::Option<u64>,
@@ -3218,6 +3221,9 @@ pub struct WhoResponse {
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "3")]
     pub hosts: ::prost::alloc::vec::Vec<HostAnswer>,
+    /// What the recordings of the hosts covered, each once.
+    #[prost(message, repeated, tag = "4")]
+    pub scopes: ::prost::alloc::vec::Vec<Scope>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessRequest {

@@ -1,6 +1,6 @@
 //! Made answers, in all the ways in which one can be: every event of them holds against the schemas, and no verdict is lost.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use alibi_collector::export::{
     Listing, Table,
@@ -166,7 +166,11 @@ fn host(name: &str, verdict: Verdict, gaps: Vec<Gap>, processes: Vec<ProcessActi
         verdict,
         gaps,
         processes,
-        scopes: vec![Scope { source: "ebpf".into(), covers: "TCP".into(), cannot_see: "raw".into() }],
+        scopes: vec![Arc::new(Scope {
+            source: "ebpf".into(),
+            covers: "TCP".into(),
+            cannot_see: "raw".into(),
+        })],
         known_until: Some(at(20)),
         records_left_out: 0,
         clock: None,

@@ -17,7 +17,7 @@ use super::{
     unpack as unpack_columns,
 };
 use crate::store::{
-    StoreError,
+    ByKey, StoreError,
     codec::{damaged, decode},
 };
 
@@ -64,7 +64,7 @@ impl Span {
 /// Which hosts are meant, and of each the rows of which times.
 #[derive(Clone, Debug, Default)]
 pub(in crate::store) struct Spans {
-    by_host: HashMap<u32, Span>,
+    by_host: ByKey<u32, Span>,
     /// All of them together.
     hull: Option<Span>,
 }
@@ -72,7 +72,7 @@ pub(in crate::store) struct Spans {
 impl Spans {
     /// Of these hosts.
     pub(in crate::store) fn of(spans: impl IntoIterator<Item = (u32, Span)>) -> Self {
-        let by_host: HashMap<u32, Span> = spans.into_iter().collect();
+        let by_host: ByKey<u32, Span> = spans.into_iter().collect();
         let hull = by_host.values().copied().reduce(Span::and);
         Self { by_host, hull }
     }

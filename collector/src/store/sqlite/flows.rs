@@ -23,7 +23,7 @@ use super::{
     processes,
 };
 use crate::store::{
-    Bounded, Damage, FlowsFound, FlowsOfAll, HostQuestion, StoreError, Visit,
+    Bounded, ByKey, Damage, FlowsFound, FlowsOfAll, HostQuestion, StoreError, Visit,
     flows::{self as store_flows, Asked, Found, Lost, Remote, Row, Span, Spans, Staged, Sweep, View, Which},
 };
 
@@ -164,10 +164,7 @@ pub(super) fn oldest_unnamed(
 }
 
 /// What each host is asked, by its number. One without has no records.
-fn by_number<'a>(
-    asked: &'a [HostQuestion<'a>],
-    numbers: &[Option<u32>],
-) -> HashMap<u32, &'a HostQuestion<'a>> {
+fn by_number<'a>(asked: &'a [HostQuestion<'a>], numbers: &[Option<u32>]) -> ByKey<u32, &'a HostQuestion<'a>> {
     numbers.iter().zip(asked).filter_map(|(number, asked)| Some(((*number)?, asked))).collect()
 }
 
@@ -196,7 +193,7 @@ fn sweep(asked: &[HostQuestion<'_>]) -> Sweep {
 }
 
 /// Which records of each host are near enough to its window.
-fn spans(by_number: &HashMap<u32, &HostQuestion<'_>>) -> Spans {
+fn spans(by_number: &ByKey<u32, &HostQuestion<'_>>) -> Spans {
     let span = |question: &Question| Span {
         looks_back_to: question.looks_back_to().as_nanos(),
         from: question.window.from().as_nanos(),

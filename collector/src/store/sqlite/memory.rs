@@ -14,12 +14,12 @@ use alibi_proto::{
     time::Timestamp,
 };
 
-use crate::store::{FollowedAgent, StoreError, lock};
+use crate::store::{ByKey, FollowedAgent, StoreError, lock};
 
 /// What is known of the hosts that were asked about.
 #[derive(Default)]
 pub(super) struct Memory {
-    hosts: Mutex<HashMap<HostId, Known>>,
+    hosts: Mutex<ByKey<HostId, Known>>,
     agents: Mutex<Listed>,
 }
 
