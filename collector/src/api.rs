@@ -32,11 +32,13 @@ pub mod enrolment;
 mod executables;
 pub mod guard;
 mod novelty;
+mod parts;
 mod process;
 mod scope;
 mod search;
 mod top;
 mod unanswered;
+mod who;
 
 use answers::VERIFY_TIMEOUT;
 use guard::Caller;

@@ -95,11 +95,16 @@ pub trait Store: Send + Sync {
     /// When the store cannot be read.
     fn clock(&self, host: HostId) -> Result<Arc<ClockHistory>, StoreError>;
 
-    /// How a host's clock stands by that, as is known at `now` by the collector's.
+    /// How the clock of each of these hosts stands by that, as is known at `now` by the collector's.
+    fn host_clocks(&self, hosts: &[HostId], now: Timestamp) -> Vec<Result<HostClock, StoreError>>;
+
+    /// The same of one host.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn host_clock(&self, host: HostId, now: Timestamp) -> Result<HostClock, StoreError>;
+    fn host_clock(&self, host: HostId, now: Timestamp) -> Result<HostClock, StoreError> {
+        self.host_clocks(&[host], now).pop().unwrap_or_else(|| Ok(HostClock::default()))
+    }
 
     /// Takes in a batch of a host that has been described, in one transaction: events that are stored already are
     /// passed over, a hole becomes a loss in the coverage of every facet, an event of unknown kind a loss at its time,
@@ -140,11 +145,16 @@ pub trait Store: Send + Sync {
         heard: Timestamp,
     ) -> Result<Progress, StoreError>;
 
-    /// The coverage of one facet of a host, over all that is kept.
+    /// The coverage of one facet of each of these hosts, over all that is kept.
+    fn coverages(&self, hosts: &[HostId], facet: Facet) -> Vec<Result<Arc<Timeline>, StoreError>>;
+
+    /// The same of one host.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn coverage(&self, host: HostId, facet: Facet) -> Result<Arc<Timeline>, StoreError>;
+    fn coverage(&self, host: HostId, facet: Facet) -> Result<Arc<Timeline>, StoreError> {
+        self.coverages(&[host], facet).pop().unwrap_or_else(|| Ok(Arc::default()))
+    }
 
     /// The records of a host that a question needs: remote end matched by the target or by what its name stands for
     /// ([`NamedRemotes::may_match`]), begun before the window ends, not ended before [`Question::looks_back_to`]. At most

@@ -1,48 +1,27 @@
-//! What is answered: scope, question, evidence, verdict.
+//! Whom a scope means, how they are, and what it takes to answer about one host or process.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use alibi_proto::{
     chain::{Anchor, ChainStatus},
     clock::{HostClock, shifted},
-    coverage::{self, CoverageChange, Facet, Grade, Scope, Timeline},
-    flow::FlowRecord,
-    host::{ClockStatus, HostDescription, HostEnrolment, HostStatus},
+    coverage::{Facet, Grade, Timeline},
+    host::{ClockStatus, HostEnrolment, HostStatus},
     id::{HostId, ProcessUid},
     process::ProcessLife,
-    question::{
-        Answer, Asked, Evidence, HostAnswer, NAME_ADDRESSES_MAX, NameEvidence, NamedRemotes, Question,
-        judge_asked,
-    },
     time::Timestamp,
-    transport::MESSAGE_BYTES_MAX,
     window::Window,
     wire,
 };
-use prost::Message as _;
 use tonic::Status;
 
-use super::{
-    Service, scope, store_status,
-    unanswered::{never_answered, unanswerable},
-};
+use super::{Service, scope, store_status};
 use crate::{
     access::host::EnrolledHost,
     clock,
-    store::{Bounded, Damage, FlowsOfAll, FollowedAgent, HostQuestion, StoreError},
+    store::{FollowedAgent, StoreError},
 };
 
-/// Records of one host that an answer is made of; where many hosts are asked, those of all of them together, but of each so many
-/// at least. What is left out is counted, and never rules a host out.
-const RECORDS_MAX: usize = 2_000;
-const RECORDS_OF_ALL_MAX: usize = 200_000;
-const RECORDS_MIN: usize = 16;
-/// Connections that a whole answer lists.
-const ANSWER_CONNECTIONS_MAX: usize = 10_000;
-/// Bytes of a whole answer up to which it is given in full; the rest is given without arguments and in few gaps.
-const ANSWER_BYTES_FULL: usize = MESSAGE_BYTES_MAX;
-/// Gaps of a host in the rest of a long answer.
-const GAPS_IN_SHORT_MAX: usize = 4;
 /// How long an answer waits for hosts to report up to the window's end.
 const KNOWN_UNTIL_WAIT: Duration = Duration::from_secs(3);
 /// How long it may take to read a host's whole record again.
@@ -51,30 +30,6 @@ pub(super) const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
 const ANCESTORS_MAX: usize = 64;
 pub(super) const CHILDREN_MAX: usize = 256;
 pub(super) const CONNECTIONS_MAX: usize = 256;
-
-/// A host that is asked.
-struct Asking<'a> {
-    description: &'a HostDescription,
-    known_until: Option<Timestamp>,
-    clock: HostClock,
-    /// In the host's own time.
-    asked: Asked,
-    remotes: NamedRemotes,
-}
-
-impl Asking<'_> {
-    const fn question(&self) -> HostQuestion<'_> {
-        HostQuestion { host: self.description.host, question: &self.asked.question, remotes: &self.remotes }
-    }
-}
-
-/// What was found of all that are asked.
-#[derive(Default)]
-struct FoundOfAll {
-    flows: HashMap<HostId, Bounded<FlowRecord>>,
-    unnamed_since: HashMap<HostId, Timestamp>,
-    damage: Vec<Damage>,
-}
 
 impl Service {
     /// The hosts that are meant. For a question about a `window`, also those on which a user who is meant may have gone
@@ -184,91 +139,6 @@ impl Service {
         })
     }
 
-    /// What the name in the question stands for in the fleet; nothing if it has none.
-    pub(super) fn remotes(&self, question: &Question) -> Result<NamedRemotes, StoreError> {
-        let Some(name) = question.target.name() else { return Ok(NamedRemotes::default()) };
-        let found = self.store.addresses_of(name, question.window.to(), NAME_ADDRESSES_MAX)?;
-        Ok(NamedRemotes {
-            addresses: found.rows.into_iter().collect(),
-            left_out: found.left_out > 0,
-            hellos: Vec::new(),
-        })
-    }
-
-    /// What is asked of a host: the question in its own time, and what the name in it stands for there.
-    fn ask<'a>(
-        &self,
-        question: &Question,
-        fleet: &NamedRemotes,
-        description: &'a HostDescription,
-        known_until: Option<Timestamp>,
-    ) -> Result<Asking<'a>, StoreError> {
-        let clock = self.store.host_clock(description.host, clock::now())?;
-        let asked = question.asked_of(&clock);
-        Ok(Asking { description, known_until, clock, asked, remotes: fleet.clone() })
-    }
-
-    /// Tells each of the hosts its own ClientHellos that asked for the name.
-    fn ask_for_hellos(
-        &self,
-        question: &Question,
-        asking: &mut [Option<Result<Asking<'_>, StoreError>>],
-    ) -> Result<(), StoreError> {
-        let Some(name) = question.target.name() else { return Ok(()) };
-        let before = |asking: &Asking<'_>| (asking.description.host, asking.asked.question.window.to());
-        let asked: Vec<(HostId, Timestamp)> = asking.iter().flatten().flatten().map(before).collect();
-        let mut found = self.store.server_names(&asked, name, NAME_ADDRESSES_MAX)?;
-        for host in asking.iter_mut().flatten() {
-            let Ok(asking) = host else { continue };
-            match found.remove(&asking.description.host) {
-                Some(Ok(hellos)) => {
-                    asking.remotes.left_out |= hellos.left_out > 0;
-                    asking.remotes.hellos = hellos.rows;
-                }
-                Some(Err(error)) => *host = Err(error),
-                None => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn answer_for(
-        &self,
-        question: &Question,
-        asking: &Asking<'_>,
-        found: &mut FoundOfAll,
-    ) -> Result<HostAnswer, StoreError> {
-        let Asking { description, known_until, clock, asked, remotes } = asking;
-        let (host, until) = (description.host, asked.question.window.to());
-        let flows = found.flows.remove(&host).unwrap_or_default();
-        let unnamed_since = found.unnamed_since.get(&host).copied();
-        // Last, as the store asks for.
-        let connections = without(self.store.coverage(host, Facet::Connections)?, &found.damage);
-        let names = match question.target.name() {
-            Some(_) => Some(self.store.coverage(host, Facet::Names)?),
-            None => None,
-        };
-        let evidence = Evidence {
-            host: Some(host),
-            name: description.name.clone(),
-            clock,
-            connections: &connections,
-            known_until: *known_until,
-            names: names.as_deref().map(|coverage| NameEvidence { coverage, remotes, unnamed_since }),
-            flows: flows.rows,
-            flows_left_out: flows.left_out,
-        };
-        let mut failed = None;
-        let answer = judge_asked(asked, evidence, |uid| match self.store.process(host, uid, until) {
-            Ok(life) => life,
-            Err(error) => {
-                failed = Some(error);
-                None
-            }
-        });
-        failed.map_or(Ok(answer), Err)
-    }
-
     /// Waits for the hosts in scope to report up to the window's end, for as long as an answer may wait.
     pub(super) async fn await_window(
         &self,
@@ -292,64 +162,6 @@ impl Service {
         let awaited = agents.into_iter().filter(|agent| !is_known(agent)).map(|agent| agent.address);
         self.fleet.await_known(&awaited.collect::<Vec<_>>(), until, KNOWN_UNTIL_WAIT).await;
         Ok(())
-    }
-
-    /// The answer for every host in the scope. It may take long, and waits for nobody to report.
-    ///
-    /// # Errors
-    /// When a host that is named is not followed, or the store cannot be read.
-    pub fn who(&self, question: Question, scope: Option<wire::HostScope>) -> Result<Answer, Status> {
-        // How far each host is known is read with the hosts, and so before the names, the clocks and the records; coverage
-        // comes last.
-        let agents = self.in_scope(scope, Some(question.window))?;
-        let remotes = self.remotes(&question).map_err(store_status)?;
-        let asking = agents.iter().map(|agent| {
-            let (description, progress) = agent.host.as_ref()?;
-            Some(self.ask(&question, &remotes, description, progress.known_until))
-        });
-        let mut asking: Vec<Option<Result<Asking<'_>, StoreError>>> = asking.collect();
-        self.ask_for_hellos(&question, &mut asking).map_err(store_status)?;
-        let asked: Vec<HostQuestion<'_>> = asking.iter().flatten().flatten().map(Asking::question).collect();
-        let FlowsOfAll { by_host: flows, damage } =
-            self.store.flows_of_all(&asked, records_of_each(asked.len())).map_err(store_status)?;
-        let mut found = FoundOfAll { flows, damage, ..FoundOfAll::default() };
-        if question.target.name().is_some() {
-            let (unnamed_since, damage) = self.store.oldest_unnamed(&asked).map_err(store_status)?;
-            found.unnamed_since = unnamed_since;
-            found.damage.extend(damage);
-        }
-        for Damage { from, to, reason } in &found.damage {
-            tracing::error!(%from, %to, reason, "flow records are damaged");
-        }
-
-        let mut hosts = Vec::with_capacity(agents.len());
-        let mut connections_left = ANSWER_CONNECTIONS_MAX;
-        let mut bytes = 0;
-        for (agent, asking) in agents.iter().zip(asking) {
-            let answer = match asking {
-                None => Ok(never_answered(&question, agent.address.clone())),
-                Some(Err(error)) => Err(error),
-                Some(Ok(asking)) => self.answer_for(&question, &asking, &mut found),
-            };
-            let mut answer = match answer {
-                // What is damaged of one host keeps nobody from an answer about the others.
-                Err(error @ StoreError::Damaged { .. }) => {
-                    tracing::error!(%error, agent = agent.address, "what is stored of a host is damaged");
-                    unanswerable(&question, agent.clone(), &error)
-                }
-                answer => answer.map_err(store_status)?,
-            };
-            keep_within(&mut answer, &mut connections_left);
-            bytes += bytes_of(&answer);
-            if bytes > ANSWER_BYTES_FULL {
-                shorten(&mut answer);
-            }
-            hosts.push(answer);
-        }
-        hosts.sort_unstable_by(|a, b| {
-            (a.verdict as u8, &a.name, a.host).cmp(&(b.verdict as u8, &b.name, b.host))
-        });
-        Ok(Answer { addresses: remotes.used(&question), question, hosts })
     }
 
     /// The one host that goes by this name, and all that it takes to verify it.
@@ -407,29 +219,6 @@ impl Service {
     }
 }
 
-fn records_of_each(hosts: usize) -> usize {
-    (RECORDS_OF_ALL_MAX / hosts.max(1)).clamp(RECORDS_MIN, RECORDS_MAX)
-}
-
-/// The coverage, where some records may be missing that are damaged.
-fn without(coverage: Arc<Timeline>, damage: &[Damage]) -> Arc<Timeline> {
-    if damage.is_empty() {
-        return coverage;
-    }
-    let mut coverage = Timeline::clone(&coverage);
-    for Damage { from, to, reason } in damage {
-        coverage.apply(&CoverageChange {
-            facet: Facet::Connections,
-            grade: Grade::NotRecorded { reason: reason.clone() },
-            from: *from,
-            to: Some(*to),
-            scope: None,
-            announced_from: None,
-        });
-    }
-    Arc::new(coverage)
-}
-
 /// Whether every process that ran in the window is on record. An agent that begins to record lists what runs, so a time that
 /// was not recorded before the window takes away nothing; but what was lost at any time may have been the start of a process
 /// that runs still.
@@ -480,57 +269,17 @@ fn is_called(agent: &FollowedAgent, word: &str) -> bool {
         })
 }
 
-/// Keeps what a whole answer lists within its bound; what is left out is counted, and the verdict stands.
-fn keep_within(answer: &mut HostAnswer, connections_left: &mut usize) {
-    for process in &mut answer.processes {
-        let kept = process.connections.len().min(*connections_left);
-        *connections_left -= kept;
-        answer.records_left_out += (process.connections.len() - kept) as u64;
-        process.connections.truncate(kept);
-    }
-}
-
-/// How many bytes an answer takes in a message; of one in which there is nothing to leave out, no fewer than it may take.
-fn bytes_of(answer: &HostAnswer) -> usize {
-    const OF_FEW: usize = 256;
-    if !answer.processes.is_empty() {
-        return wire::HostAnswer::from(answer.clone()).encoded_len();
-    }
-    let gaps = answer.gaps.iter().map(|gap| OF_FEW + gap.grade.reason().len());
-    let words =
-        |scope: &Arc<Scope>| OF_FEW + scope.source.len() + scope.covers.len() + scope.cannot_see.len();
-    let scopes = answer.scopes.iter().map(words);
-    OF_FEW + answer.name.len() + gaps.chain(scopes).sum::<usize>()
-}
-
-/// Leaves out what an analyst can ask for in a narrower question. The verdict stands, and every gap is still covered.
-fn shorten(answer: &mut HostAnswer) {
-    for life in answer.processes.iter_mut().filter_map(|process| process.life.as_mut()) {
-        let before_last = life.executions.len().saturating_sub(1);
-        life.executions.drain(..before_last);
-        life.executions_left_out += before_last as u64;
-        for image in life.images_mut() {
-            image.arguments_truncated |= !image.arguments.is_empty();
-            image.arguments.clear();
-        }
-    }
-    answer.gaps = coverage::at_most(std::mem::take(&mut answer.gaps), GAPS_IN_SHORT_MAX);
-}
-
 #[cfg(test)]
 mod tests {
     use alibi_proto::{
         clock::{BootBegin, ClockReading, Difference},
-        coverage::{CoverageChange, Gap},
+        coverage::CoverageChange,
         event::{Batch, Event, EventKind},
         host::HostDescription,
         id::{Epoch, Seq},
         process::{ProcessImage, ProcessRecord, User},
-        question::ProcessActivity,
         time::Moment,
     };
-
-    use alibi_proto::question::Verdict;
 
     use super::*;
     use crate::{
@@ -637,53 +386,5 @@ mod tests {
         assert_eq!(scope(Some((30, 40))), [his, missed, never], "what comes after takes nothing away");
         assert_eq!(scope(Some((5, 40))), [his, lost, missed, whole, never], "recording had not begun");
         assert_eq!(scope(Some((90, 110))), [his, lost, missed, whole, never], "not received yet");
-    }
-
-    #[test]
-    fn what_an_answer_is_made_of_is_bounded() {
-        for (hosts, want) in [(0, 2_000), (1, 2_000), (100, 2_000), (5_000, 40), (10_000, 20), (100_000, 16)]
-        {
-            assert_eq!(records_of_each(hosts), want, "{hosts}");
-        }
-    }
-
-    #[test]
-    fn a_long_answer_is_shortened_and_stays_true() {
-        let record = ProcessRecord {
-            uid: ProcessUid::from_bytes([1; 16]),
-            pid: 1,
-            parent: None,
-            parent_pid: None,
-            started: Timestamp::ZERO,
-            already_running: false,
-            image: ProcessImage { arguments: vec!["x".repeat(60_000)], ..ProcessImage::default() },
-        };
-        let life = ProcessLife::new(record, None);
-        let process = ProcessActivity { uid: Some(life.record.uid), life: Some(life), connections: vec![] };
-        let gap = |second: u64| Gap {
-            facet: Facet::Connections,
-            grade: Grade::Lost { count: 1, reason: "test".into() },
-            from: Timestamp::from_secs(second * 2),
-            to: Timestamp::from_secs(second * 2 + 1),
-        };
-        let mut answer = HostAnswer {
-            host: None,
-            name: "h".into(),
-            verdict: Verdict::Talked,
-            gaps: (0..100).map(gap).collect(),
-            processes: vec![process; 100],
-            scopes: vec![],
-            known_until: None,
-            records_left_out: 0,
-            clock: None,
-        };
-        assert!(wire::HostAnswer::from(answer.clone()).encoded_len() > 6_000_000);
-        shorten(&mut answer);
-        assert!(wire::HostAnswer::from(answer.clone()).encoded_len() < 20_000);
-        let image = &answer.processes[0].life.as_ref().unwrap().record.image;
-        assert!(image.arguments.is_empty() && image.arguments_truncated);
-        assert_eq!(answer.gaps.len(), GAPS_IN_SHORT_MAX);
-        assert_eq!(answer.gaps.iter().map(|gap| gap.grade.count()).sum::<u64>(), 100);
-        assert_eq!(answer.gaps.last().unwrap().to, Timestamp::from_secs(199));
     }
 }

@@ -333,11 +333,11 @@ impl Store for SqliteStore {
     }
 
     fn clock(&self, host: HostId) -> Result<Arc<ClockHistory>, StoreError> {
-        self.memory.clock(host, || self.read(|connection| clock::history(connection, host)))
+        self.memory.clock(host, |host| self.read(|connection| clock::history(connection, host)))
     }
 
-    fn host_clock(&self, host: HostId, now: Timestamp) -> Result<HostClock, StoreError> {
-        self.memory.host_clock(host, now, || self.read(|connection| clock::history(connection, host)))
+    fn host_clocks(&self, hosts: &[HostId], now: Timestamp) -> Vec<Result<HostClock, StoreError>> {
+        self.memory.host_clocks(hosts, now, |host| self.read(|connection| clock::history(connection, host)))
     }
 
     fn commit(&self, host: HostId, batch: &Batch, heard: Timestamp) -> Result<Progress, StoreError> {
@@ -388,9 +388,9 @@ impl Store for SqliteStore {
         Ok(progress)
     }
 
-    fn coverage(&self, host: HostId, facet: Facet) -> Result<Arc<Timeline>, StoreError> {
-        self.memory
-            .coverage(host, facet, || self.read(|connection| coverage::timeline(connection, host, facet)))
+    fn coverages(&self, hosts: &[HostId], facet: Facet) -> Vec<Result<Arc<Timeline>, StoreError>> {
+        let read = |host| self.read(|connection| coverage::timeline(connection, host, facet));
+        self.memory.coverages(hosts, facet, read)
     }
 
     fn flows(

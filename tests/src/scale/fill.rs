@@ -158,16 +158,22 @@ fn tell(
             store.commit(made::host_of(told.number), &batch, fleet.reached(to))?;
         }
     }
-    Ok(())
+    // Once more, so that what was told last is between two measurements.
+    hosts.iter_mut().try_for_each(|told| told.measure_now(store, fleet))
 }
 
 impl Told {
     /// As the collector does each time that it hears of a host.
     fn measure(&mut self, store: &SqliteStore, fleet: &Fleet) -> Result<()> {
         let now = fleet.reached(self.flows);
-        if self.measured.is_some_and(|measured| now.since(measured) < MEASURED_EACH) {
-            return Ok(());
+        match self.measured.is_some_and(|measured| now.since(measured) < MEASURED_EACH) {
+            true => Ok(()),
+            false => self.measure_now(store, fleet),
         }
+    }
+
+    fn measure_now(&mut self, store: &SqliteStore, fleet: &Fleet) -> Result<()> {
+        let now = fleet.reached(self.flows);
         let address = made::host_of(self.number).to_string();
         if self.measured.is_none() {
             store.add_agent(&address)?;

@@ -109,64 +109,73 @@ impl Memory {
     pub(super) fn clock(
         &self,
         host: HostId,
-        read: impl FnOnce() -> Result<ClockHistory, StoreError>,
+        read: impl Fn(HostId) -> Result<ClockHistory, StoreError>,
     ) -> Result<Arc<ClockHistory>, StoreError> {
-        Ok(Arc::clone(&self.known_clock(host, read)?.history))
+        let clock = self.clocks(&[host], read).pop();
+        clock.map_or_else(|| Ok(Arc::default()), |clock| Ok(Arc::clone(&clock?.history)))
     }
 
-    /// How the clock of a host stands; `read` reads it.
-    pub(super) fn host_clock(
+    /// How the clocks of hosts stand; `read` reads one.
+    pub(super) fn host_clocks(
         &self,
-        host: HostId,
+        hosts: &[HostId],
         now: Timestamp,
-        read: impl FnOnce() -> Result<ClockHistory, StoreError>,
-    ) -> Result<HostClock, StoreError> {
-        let clock = self.known_clock(host, read)?;
-        Ok(clock.stands.get_or_init(|| clock.history.clock(now)).as_of(now))
+        read: impl Fn(HostId) -> Result<ClockHistory, StoreError>,
+    ) -> Vec<Result<HostClock, StoreError>> {
+        let stands = |clock: Arc<Clock>| clock.stands.get_or_init(|| clock.history.clock(now)).as_of(now);
+        self.clocks(hosts, read).into_iter().map(|clock| clock.map(stands)).collect()
     }
 
-    fn known_clock(
+    fn clocks(
         &self,
-        host: HostId,
-        read: impl FnOnce() -> Result<ClockHistory, StoreError>,
-    ) -> Result<Arc<Clock>, StoreError> {
-        let read = || Ok(Clock::of(read()?));
-        self.get(host, |known| known.clock.clone(), read, |known, clock| known.clock = Some(clock))
+        hosts: &[HostId],
+        read: impl Fn(HostId) -> Result<ClockHistory, StoreError>,
+    ) -> Vec<Result<Arc<Clock>, StoreError>> {
+        let read = |host| Ok(Clock::of(read(host)?));
+        self.get(hosts, |known| known.clock.clone(), read, |known, clock| known.clock = Some(clock))
     }
 
-    /// The coverage of a facet of a host; `read` reads it.
-    pub(super) fn coverage(
+    /// The coverage of a facet of hosts; `read` reads that of one.
+    pub(super) fn coverages(
         &self,
-        host: HostId,
+        hosts: &[HostId],
         facet: Facet,
-        read: impl FnOnce() -> Result<Timeline, StoreError>,
-    ) -> Result<Arc<Timeline>, StoreError> {
+        read: impl Fn(HostId) -> Result<Timeline, StoreError>,
+    ) -> Vec<Result<Arc<Timeline>, StoreError>> {
         let known = |known: &Known| known.coverage.get(&facet).cloned();
-        self.get(host, known, read, |known, timeline| drop(known.coverage.insert(facet, timeline)))
+        self.get(hosts, known, read, |known, timeline| drop(known.coverage.insert(facet, timeline)))
     }
 
+    /// What is known of each host, at once; and then what has to be read.
     fn get<T>(
         &self,
-        host: HostId,
-        known: impl FnOnce(&Known) -> Option<Arc<T>>,
-        read: impl FnOnce() -> Result<T, StoreError>,
-        keep: impl FnOnce(&mut Known, Arc<T>),
-    ) -> Result<Arc<T>, StoreError> {
-        let written = {
-            let mut hosts = lock(&self.hosts);
-            let host = hosts.entry(host).or_default();
-            if let Some(known) = known(host) {
-                return Ok(known);
-            }
-            host.written
+        hosts: &[HostId],
+        known: impl Fn(&Known) -> Option<Arc<T>>,
+        read: impl Fn(HostId) -> Result<T, StoreError>,
+        keep: impl Fn(&mut Known, Arc<T>),
+    ) -> Vec<Result<Arc<T>, StoreError>> {
+        let all: Vec<Result<Arc<T>, u64>> = {
+            let mut all = lock(&self.hosts);
+            let mut one = |host: &HostId| {
+                let host = all.entry(*host).or_default();
+                known(host).ok_or(host.written)
+            };
+            hosts.iter().map(&mut one).collect()
         };
-        let read = Arc::new(read()?);
-        let mut hosts = lock(&self.hosts);
-        let host = hosts.entry(host).or_default();
-        if host.written == written {
-            keep(host, Arc::clone(&read));
-        }
-        Ok(read)
+        let read = |(host, known): (&HostId, Result<Arc<T>, u64>)| {
+            let written = match known {
+                Ok(known) => return Ok(known),
+                Err(written) => written,
+            };
+            let read = Arc::new(read(*host)?);
+            let mut hosts = lock(&self.hosts);
+            let host = hosts.entry(*host).or_default();
+            if host.written == written {
+                keep(host, Arc::clone(&read));
+            }
+            Ok(read)
+        };
+        hosts.iter().zip(all).map(read).collect()
     }
 
     /// Something was written of a host.
@@ -192,6 +201,8 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use alibi_proto::id::Epoch;
 
     use super::*;
@@ -203,32 +214,33 @@ mod tests {
         let memory = Memory::default();
         let history = |epoch| ClockHistory { epoch: Epoch(epoch), ..ClockHistory::default() };
         let read = |epoch| Ok::<_, StoreError>(history(epoch));
-        let first = memory.clock(HOST, || {
+        let first = memory.clock(HOST, |_| {
             memory.wrote(HOST, Changed { clock: Some(history(2)), coverage: Vec::new() });
             read(1)
         });
         assert_eq!(first.unwrap().epoch, Epoch(1));
-        assert_eq!(memory.clock(HOST, || read(9)).unwrap().epoch, Epoch(2), "what was written");
+        assert_eq!(memory.clock(HOST, |_| read(9)).unwrap().epoch, Epoch(2), "what was written");
 
-        let timeline = Timeline::default;
         let facet = Facet::Names;
-        memory.coverage(HOST, facet, || Ok(timeline())).unwrap();
-        memory.coverage(HOST, facet, || panic!("it is known")).unwrap();
+        let is_read = |memory: &Memory| {
+            let is_read = Cell::new(false);
+            let read = |_| {
+                is_read.set(true);
+                Ok(Timeline::default())
+            };
+            memory.coverages(&[HOST], facet, read).pop().unwrap().unwrap();
+            is_read.get()
+        };
+        assert_eq!([is_read(&memory), is_read(&memory)], [true, false]);
         for forget in [
             &(|| memory.wrote(HOST, Changed { clock: None, coverage: vec![facet] })) as &dyn Fn(),
             &(|| memory.wrote_all()),
         ] {
             forget();
-            let mut is_read = false;
-            let read = || {
-                is_read = true;
-                Ok(timeline())
-            };
-            memory.coverage(HOST, facet, read).unwrap();
-            assert!(is_read);
+            assert!(is_read(&memory));
         }
         let other = Changed { clock: None, coverage: vec![Facet::Processes] };
         memory.wrote(HOST, other);
-        memory.coverage(HOST, facet, || panic!("it is known")).unwrap();
+        assert!(!is_read(&memory));
     }
 }
