@@ -7,7 +7,7 @@ use alibi_proto::{
     address::Address,
     convert::ConvertError,
     id::HostId,
-    question::{Question, Verdict},
+    question::{Answer, Question, Verdict},
     transport::MESSAGE_BYTES_MAX,
     wire::{
         self,
@@ -97,13 +97,13 @@ impl Service {
     }
 
     /// Notes what `caller` did and what came of it, and only then lets the answer go.
-    async fn told<T: Send + 'static>(
+    async fn told<T: Send + 'static, M: From<T>>(
         &self,
         caller: Caller,
         action: &'static str,
         detail: String,
         answered: Result<Answered<T>, Status>,
-    ) -> Result<Response<T>, Status> {
+    ) -> Result<Response<M>, Status> {
         let (outcome, rows, scope) = match &answered {
             Ok(Answered { rows, about, .. }) => ("ok".to_owned(), *rows, about.clone()),
             Err(status) => (status.message().to_owned(), 0, Scope::Hosts(Vec::new())),
@@ -117,14 +117,17 @@ impl Service {
             rows,
             scope,
         };
-        let noted = self.blocking(move |service| {
+        let service = self.clone();
+        let noted = tokio::task::spawn_blocking(move || {
             service.access.audit().append(note, clock::now()).map_err(|error| {
                 tracing::error!(%error, "the audit log cannot be written");
                 Status::unavailable("the audit log cannot be written, and nothing is answered without it")
             })
         });
-        noted.await?;
-        answered.map(|answered| Response::new(answered.response))
+        // The message is made meanwhile.
+        let response = answered.map(|answered| Response::new(answered.response.into()));
+        noted.await.map_err(|_| Status::internal("the work was interrupted"))??;
+        response
     }
 }
 
@@ -439,7 +442,7 @@ impl Analyst for Service {
 }
 
 impl Service {
-    async fn answer_who(&self, request: wire::WhoRequest) -> Result<Answered<wire::WhoResponse>, Status> {
+    async fn answer_who(&self, request: wire::WhoRequest) -> Result<Answered<Answer>, Status> {
         let question = Question::try_from(request.question).map_err(invalid)?;
         let window = question.window;
         window
@@ -453,7 +456,7 @@ impl Service {
             answer.hosts.iter().flat_map(|host| &host.processes).map(|process| process.connections.len());
         let rows = rows.sum::<usize>() as u64;
         let hosts = answer.hosts.iter().filter_map(|host| host.host).collect();
-        Ok(Answered { rows, about: about(scope.as_ref(), hosts), response: answer.into() })
+        Ok(Answered { rows, about: about(scope.as_ref(), hosts), response: answer })
     }
 
     async fn answer_verify(&self, word: String) -> Result<wire::VerifyHostResponse, Status> {

@@ -194,8 +194,8 @@ struct Stretch {
 enum Kind {
     /// One clock.
     Shared,
-    /// The wall clock less the boot clock, and the boot clock's readings.
-    Measured { wall: Difference, readings: Readings },
+    /// The wall clock less the boot clock, the boot clock's readings, and what all of these come to.
+    Measured { wall: Difference, readings: Readings, hull: Difference },
     /// From when until when the host recorded, by its own clock.
     Unmeasured { from: Timestamp, to: Timestamp },
 }
@@ -311,7 +311,7 @@ impl HostClock {
     fn when_in(&self, stretch: &Stretch, instant: Timestamp) -> Option<(Timestamp, Timestamp)> {
         match &stretch.kind {
             Kind::Shared => Some((instant, instant)),
-            Kind::Measured { wall, readings } => {
+            Kind::Measured { wall, readings, .. } => {
                 let since_boot = Difference::exact(instant.as_nanos_i64()).less(*wall);
                 let offset = wall.less(readings.over(since_boot.least(), since_boot.most())?);
                 let back = Difference::ZERO.less(offset);
@@ -332,7 +332,7 @@ impl Stretch {
     fn offset(&self, from: Timestamp, to: Timestamp) -> Option<Difference> {
         match &self.kind {
             Kind::Shared => Some(Difference::ZERO),
-            Kind::Measured { wall, readings } => Some(wall.less(readings.during(from, to)?)),
+            Kind::Measured { wall, readings, hull } => Some(wall.less(readings.during(*hull, from, to)?)),
             Kind::Unmeasured { .. } => None,
         }
     }

@@ -245,11 +245,12 @@ impl ClockHistory {
     fn kind(&self, index: usize) -> Kind {
         let piece = &self.pieces[index];
         let measured = piece.boot_id.as_ref().and_then(|id| {
-            self.boots.iter().find(|boot| boot.boot_id == *id && !boot.readings.all().is_empty())
+            let boot = self.boots.iter().find(|boot| boot.boot_id == *id)?;
+            Some((boot, boot.readings.hull()?))
         });
         match measured {
-            Some(boot) if boot.shares(piece.wall) => Kind::Shared,
-            Some(boot) => Kind::Measured { wall: piece.wall, readings: boot.readings.clone() },
+            Some((boot, _)) if boot.shares(piece.wall) => Kind::Shared,
+            Some((boot, hull)) => Kind::Measured { wall: piece.wall, readings: boot.readings.clone(), hull },
             None => {
                 let before = index.checked_sub(1).map(|before| &self.pieces[before]);
                 let (from, to) = piece.walls(before, self.pieces.get(index + 1));

@@ -119,9 +119,13 @@ impl Readings {
         instants.filter_map(|instant| self.at(instant)).reduce(Difference::or)
     }
 
-    /// The same, from the one to the other instant by the collector's clock.
-    pub fn during(&self, from: Timestamp, to: Timestamp) -> Option<Difference> {
-        let all = self.0.iter().map(|reading| reading.difference).reduce(Difference::or)?;
+    /// The collector's clock less the boot clock, by any of them; none if there are none.
+    pub fn hull(&self) -> Option<Difference> {
+        self.0.iter().map(|reading| reading.difference).reduce(Difference::or)
+    }
+
+    /// As [`Readings::over`], from the one to the other instant by the collector's clock; `all` is what [`Readings::hull`] tells.
+    pub fn during(&self, all: Difference, from: Timestamp, to: Timestamp) -> Option<Difference> {
         let by_boot = |instant: Timestamp| {
             let rough = Difference::exact(instant.as_nanos_i64()).less(all);
             // What was never read may be further by what it can have gained until then.
