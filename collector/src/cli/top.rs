@@ -1,6 +1,6 @@
 //! `alibi top`.
 
-use alibi_proto::{command_line::QuestionArgs, wire};
+use alibi_proto::{command_line::QuestionArgs, question::Question, time::Timestamp, window::Window, wire};
 use anyhow::{Context as _, Result};
 
 use super::{
@@ -100,9 +100,14 @@ pub(super) async fn top(command: TopCommand, to: &ToCollectorArgs) -> Result<u8>
         ByWord::Connections => wire::TopBy::Connections.into(),
     };
     let of = request.of();
+    let window = match request.question.clone() {
+        Some(question) => Question::try_from(Some(question)).context("the question")?.window,
+        None => Window::new(Timestamp::from_nanos(request.from_ns), Timestamp::from_nanos(request.to_ns))?,
+    };
     let way = &Way::find(to)?;
     let response = way.client()?.top(request).await.map_err(in_words(way))?.into_inner();
-    let shown = Top::new(of, listing.by.word(), response).context("the collector's answer cannot be read")?;
+    let shown =
+        Top::new(window, of, listing.by.word(), response).context("the collector's answer cannot be read")?;
     format::print(format, &shown)?;
     Ok(0)
 }

@@ -6,12 +6,14 @@
 //! | a process began, was found running, became another program, ended | `event` | `process` | `start`, `info`, `change`, `end` |
 //! | the verdict on a host | `state` | `host` | `info` |
 //! | a host | `asset` | `host` | `info` |
+//! | an executable was first seen on a host | `event` | `file` | `creation` (written), or `info` (run) |
+//! | what connections of a remote, an executable or a host come to | `metric` | `network` | `info` |
 //!
 //! What the schema has no field for is below `alibi`: the verdict with its gaps on every document of `who`, what a connection
 //! did in the window, how its owner was found. What is not known is left away.
 
 use alibi_proto::{
-    executable::SignatureStatus,
+    executable::{Signature, SignatureStatus},
     flow::{Direction, FlowRecord, FlowState},
     host::HostStatus,
     process::{ProcessImage, ProcessLife},
@@ -21,7 +23,14 @@ use alibi_proto::{
 use serde_json::{Value, json};
 
 use super::{
-    document::Document, flows::Row, hosts::enrolled_name, page::Whose, process::ShownProcess, shared::gaps,
+    document::Document,
+    executables::ExecutableJson,
+    flows::Row,
+    hosts::enrolled_name,
+    page::Whose,
+    process::ShownProcess,
+    shared::{file_name, gaps},
+    top::{RowJson, Top},
 };
 
 /// The version of the schema.
@@ -176,9 +185,73 @@ pub fn host(host: &HostStatus, now: Timestamp) -> Value {
     document.into_value()
 }
 
+/// An executable, when a host saw it first.
+pub(super) fn executable(seen: &ExecutableJson) -> Value {
+    let kind = if seen.was_written() { "creation" } else { "info" };
+    let at = seen.first_seen().unwrap_or_default();
+    let mut document = document(Kind::Event, "file", &[kind], "executable_first_seen", at);
+    let path = seen.paths.first().map(String::as_str);
+    document
+        .set("host.id", seen.host.map(|id| id.to_string()))
+        .set("host.name", seen.host_name.as_str())
+        .set("file.path", path)
+        .set("file.name", path.map(file_name))
+        .set("file.hash.sha256", seen.prevalence.sha256.as_deref())
+        .set("alibi.run", seen.run)
+        .set("alibi.paths", seen.paths.clone())
+        .set("alibi.prevalence", json!(seen.prevalence));
+    if let Some(package) = &seen.package {
+        document
+            .set("package.name", package.name.as_str())
+            .set("package.version", package.version.as_str())
+            .set("package.type", package.source.as_str());
+    }
+    if let Some(version) = &seen.version {
+        document
+            .set("file.pe.company", version.company.as_deref())
+            .set("file.pe.product", version.product.as_deref())
+            .set("file.pe.description", version.description.as_deref())
+            .set("file.pe.file_version", version.file_version.as_deref())
+            .set("file.pe.original_file_name", version.original_file_name.as_deref());
+    }
+    seen.signature.iter().for_each(|one| signature(&mut document, "file", one));
+    document.into_value()
+}
+
+/// What connections come to. The remote end is the destination here, whoever asked for them.
+pub(super) fn top(top: &Top, row: &RowJson) -> Value {
+    let action = format!("top_{}", top.of);
+    let mut document = document(Kind::Metric, "network", &["info"], &action, top.window.to());
+    let total = &row.total;
+    let remote = row.remote.as_deref();
+    document
+        .set("event.start", top.window.from().to_string())
+        .set("event.end", top.window.to().to_string())
+        .set("network.bytes", total.bytes_sent.saturating_add(total.bytes_received))
+        .set("source.bytes", total.bytes_sent)
+        .set("destination.bytes", total.bytes_received)
+        .set("destination.ip", remote)
+        .set("destination.domain", row.names.first().filter(|_| row.names.len() == 1).map(String::as_str))
+        .set("destination.port", row.ports.first().filter(|_| row.ports.len() == 1).copied())
+        .set("process.entity_id", row.process.map(|uid| uid.to_string()))
+        .set("process.name", row.name.as_deref())
+        .set("process.executable", row.path.as_deref())
+        .set("process.hash.sha256", row.sha256.as_deref())
+        .set("host.id", row.host.map(|id| id.to_string()))
+        .set("host.name", row.host_name.as_deref())
+        .set("alibi.by", top.by)
+        .set("alibi.names", row.names.clone())
+        .set("alibi.ports", row.ports.clone())
+        .set("alibi.hosts", row.hosts)
+        .set("alibi.processes", row.processes)
+        .set("alibi.total", json!(total));
+    document.into_value()
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Event,
+    Metric,
     State,
     Asset,
 }
@@ -192,6 +265,7 @@ fn document(kind: Kind, category: &str, types: &[&str], action: &str, at: Timest
             "event.kind",
             match kind {
                 Kind::Event => "event",
+                Kind::Metric => "metric",
                 Kind::State => "state",
                 Kind::Asset => "asset",
             },
@@ -283,12 +357,12 @@ fn process_fields(document: &mut Document, life: &ProcessLife, image: &ProcessIm
     let sha256 = if is_in_force { life.sha256() } else { image.sha256 };
     document.set("process.hash.sha256", sha256.map(|sha256| sha256.to_string()));
     if is_in_force {
-        signature(document, life);
+        life.signature().into_iter().for_each(|one| signature(document, "process", one));
     }
 }
 
-fn signature(document: &mut Document, life: &ProcessLife) {
-    let Some(signature) = life.signature() else { return };
+/// Of what stands below this name.
+fn signature(document: &mut Document, of: &str, signature: &Signature) {
     let (exists, valid, trusted) = match signature.status {
         SignatureStatus::Trusted => (Some(true), Some(true), Some(true)),
         SignatureStatus::Untrusted => (Some(true), Some(true), Some(false)),
@@ -296,14 +370,15 @@ fn signature(document: &mut Document, life: &ProcessLife) {
         SignatureStatus::Unsigned => (Some(false), None, None),
         SignatureStatus::NotChecked => (None, None, None),
     };
+    let field = |name: &str| format!("{of}.code_signature.{name}");
     document
-        .set("process.code_signature.exists", exists)
-        .set("process.code_signature.valid", valid)
-        .set("process.code_signature.trusted", trusted)
-        .set("process.code_signature.status", signature.status.word())
-        .set("process.code_signature.subject_name", signature.subject.as_deref())
-        .set("process.code_signature.signing_id", signature.identifier.as_deref())
-        .set("process.code_signature.team_id", signature.team.as_deref());
+        .set(&field("exists"), exists)
+        .set(&field("valid"), valid)
+        .set(&field("trusted"), trusted)
+        .set(&field("status"), signature.status.word())
+        .set(&field("subject_name"), signature.subject.as_deref())
+        .set(&field("signing_id"), signature.identifier.as_deref())
+        .set(&field("team_id"), signature.team.as_deref());
 }
 
 fn ended(document: &mut Document, life: &ProcessLife) {

@@ -6,15 +6,16 @@ use alibi_proto::{
     json::pretty,
     prevalence::{About, Times},
     report::{instant, printable},
+    time::Timestamp,
     window::Window,
     wire,
 };
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    Format, Listing, ROWS, Table,
+    Format, Listing, ROWS_AND_EVENTS, Table, ecs, ocsf,
     prevalence::{PrevalenceJson, RecordedJson, host, prevalence_columns},
     table::Columns,
 };
@@ -32,18 +33,18 @@ pub struct ListedExecutables {
 }
 
 #[derive(Debug, Serialize)]
-struct ExecutableJson {
-    host: Option<HostId>,
-    host_name: String,
-    paths: Vec<String>,
+pub(super) struct ExecutableJson {
+    pub(super) host: Option<HostId>,
+    pub(super) host_name: String,
+    pub(super) paths: Vec<String>,
     more_paths: bool,
     /// run, `not_run` (written, and proven not to have been run until the end of the window) or unknown.
-    run: &'static str,
-    package: Option<Package>,
-    signature: Option<Signature>,
-    version: Option<VersionInfo>,
+    pub(super) run: &'static str,
+    pub(super) package: Option<Package>,
+    pub(super) signature: Option<Signature>,
+    pub(super) version: Option<VersionInfo>,
     #[serde(flatten)]
-    prevalence: PrevalenceJson,
+    pub(super) prevalence: PrevalenceJson,
 }
 
 impl ListedExecutables {
@@ -94,7 +95,7 @@ const HOST_LINES_MAX: usize = 8;
 
 impl Listing for ListedExecutables {
     const NAME: &'static str = "executables";
-    const FORMATS: &'static [Format] = ROWS;
+    const FORMATS: &'static [Format] = ROWS_AND_EVENTS;
 
     fn text(&self) -> String {
         let (from, to) = (instant(self.window.from()), instant(self.window.to()));
@@ -142,6 +143,14 @@ impl Listing for ListedExecutables {
         Table::new(&columns(), &self.executables)
     }
 
+    fn ecs(&self) -> Vec<Value> {
+        self.executables.iter().map(ecs::executable).collect()
+    }
+
+    fn ocsf(&self) -> Vec<Value> {
+        self.executables.iter().map(ocsf::executable).collect()
+    }
+
     fn notices(&self) -> Vec<String> {
         let mut notices = Vec::new();
         if self.left_out > 0 {
@@ -179,6 +188,18 @@ fn columns() -> Columns<'static, ExecutableJson> {
 }
 
 impl ExecutableJson {
+    /// When the host saw it first.
+    pub(super) fn first_seen(&self) -> Option<Timestamp> {
+        let seen = &self.prevalence.host;
+        seen.run.into_iter().chain(seen.written).reduce(Times::and).map(|times| times.first)
+    }
+
+    /// Whether it was written before it was run.
+    pub(super) fn was_written(&self) -> bool {
+        let seen = &self.prevalence.host;
+        seen.written.is_some_and(|written| seen.run.is_none_or(|run| written.first <= run.first))
+    }
+
     fn text(&self) -> String {
         let path = self.paths.first().map_or("a file without a name", String::as_str);
         let more = match (self.paths.len(), self.more_paths) {
@@ -187,8 +208,7 @@ impl ExecutableJson {
             (..) => " and many more paths".to_owned(),
         };
         let seen = &self.prevalence.host;
-        let first = seen.run.into_iter().chain(seen.written).reduce(Times::and).map(|times| times.first);
-        let first = first.map_or_else(String::new, instant);
+        let first = self.first_seen().map_or_else(String::new, instant);
         let mut lines = vec![format!("{first}  {}  {path}{more}", self.host_name)];
         lines.push(match (self.run, seen.written) {
             ("run", None) => "run".to_owned(),

@@ -7,13 +7,15 @@
 //! | a process ended | 1007 Process Activity | Terminate |
 //! | a process was found running | 1007 Process Activity | Other |
 //! | a host, and the verdict on one | 5001 Device Inventory Info | Collect |
+//! | an executable was first seen on a host | 1001 File System Activity | Create (written); Other: run |
+//! | what connections of a remote, an executable or a host come to | 4001 Network Activity | Traffic, with their `count` |
 //!
 //! Times are milliseconds, as the schema has them; beside them, in `_dt`, they have their nanoseconds. What the schema has no
 //! attribute for is in `unmapped`: the verdict with its gaps on every document of `who`, what a connection did in the window,
 //! how its owner was found. Where an attribute is required and what it asks for is not known, it says Unknown.
 
 use alibi_proto::{
-    executable::{Sha256, SignatureStatus},
+    executable::SignatureStatus,
     flow::{Direction, FlowRecord, FlowState},
     host::HostStatus,
     process::{ProcessImage, ProcessLife},
@@ -23,7 +25,14 @@ use alibi_proto::{
 use serde_json::{Value, json};
 
 use super::{
-    document::Document, flows::Row, hosts::enrolled_name, page::Whose, process::ShownProcess, shared::gaps,
+    document::Document,
+    executables::ExecutableJson,
+    flows::Row,
+    hosts::enrolled_name,
+    page::Whose,
+    process::ShownProcess,
+    shared::{file_name, gaps},
+    top::{RowJson, Top},
 };
 
 /// The version of the schema.
@@ -42,6 +51,8 @@ const NETWORK_ACTIVITY: Class =
     Class { category: 4, category_name: "Network Activity", uid: 4001, name: "Network Activity" };
 const PROCESS_ACTIVITY: Class =
     Class { category: 1, category_name: "System Activity", uid: 1007, name: "Process Activity" };
+const FILE_ACTIVITY: Class =
+    Class { category: 1, category_name: "System Activity", uid: 1001, name: "File System Activity" };
 const DEVICE_INVENTORY: Class =
     Class { category: 5, category_name: "Discovery", uid: 5001, name: "Device Inventory Info" };
 
@@ -51,6 +62,9 @@ type Activity = (u32, &'static str);
 const COLLECT: Activity = (2, "Collect");
 const LAUNCH: Activity = (1, "Launch");
 const TERMINATE: Activity = (2, "Terminate");
+const CREATE: Activity = (1, "Create");
+const FIRST_RUN: Activity = (OTHER, "First Run");
+const TRAFFIC: Activity = (6, "Traffic");
 const FOUND_RUNNING: Activity = (OTHER, "Found Running");
 /// The schema has no such activity, and the name is ours.
 const OTHER: u32 = 99;
@@ -245,6 +259,74 @@ pub fn host(host: &HostStatus, now: Timestamp) -> Value {
     document.into_value()
 }
 
+/// An executable, when a host saw it first.
+pub(super) fn executable(seen: &ExecutableJson) -> Value {
+    let activity = if seen.was_written() { CREATE } else { FIRST_RUN };
+    let mut document = document(FILE_ACTIVITY, activity, seen.first_seen().unwrap_or_default());
+    let path = seen.paths.first().map(String::as_str);
+    let mut file = Document::default();
+    file.set("name", path.map_or("Unknown", file_name))
+        .set("path", path)
+        .set("type_id", 1)
+        .set("type", "Regular File")
+        .set("hashes", seen.prevalence.sha256.as_deref().map(fingerprint).into_iter().collect::<Vec<_>>());
+    if let Some(version) = &seen.version {
+        file.set("company_name", version.company.as_deref())
+            .set("desc", version.description.as_deref())
+            .set("version", version.file_version.as_deref())
+            .set("internal_name", version.original_file_name.as_deref());
+    }
+    signature(&mut file, seen.signature.as_ref().map(|signature| signature.status));
+    document
+        // Who wrote or ran it is not told here, and an actor is required.
+        .set("actor.app_name", "Unknown")
+        .set_all("file", file)
+        .set_all("device", device(seen.host.map(|id| id.to_string()), Some(&seen.host_name)))
+        .set("unmapped.run", seen.run)
+        .set("unmapped.paths", seen.paths.clone())
+        .set("unmapped.package", json!(seen.package))
+        .set("unmapped.prevalence", json!(seen.prevalence));
+    document.into_value()
+}
+
+/// What connections come to. The remote end is the destination here, whoever asked for them.
+pub(super) fn top(top: &Top, row: &RowJson) -> Value {
+    let mut document = document(NETWORK_ACTIVITY, TRAFFIC, top.window.to());
+    set_time(&mut document, "start_time", top.window.from());
+    set_time(&mut document, "end_time", top.window.to());
+    let total = &row.total;
+    let remote = row.remote.as_deref();
+    document
+        .set("count", total.connections)
+        .set("traffic.bytes_out", total.bytes_sent)
+        .set("traffic.bytes_in", total.bytes_received)
+        .set("traffic.bytes", total.bytes_sent.saturating_add(total.bytes_received))
+        .set("dst_endpoint.ip", remote)
+        .set("dst_endpoint.hostname", row.names.first().filter(|_| row.names.len() == 1).map(String::as_str))
+        .set("dst_endpoint.port", row.ports.first().filter(|_| row.ports.len() == 1).copied())
+        .set("unmapped.of", top.of)
+        .set("unmapped.by", top.by)
+        .set("unmapped.names", row.names.clone())
+        .set("unmapped.ports", row.ports.clone())
+        .set("unmapped.hosts", row.hosts)
+        .set("unmapped.processes", row.processes)
+        .set("unmapped.total", json!(total));
+    if remote.is_none() {
+        // One end is required, and names something.
+        document
+            .set("src_endpoint.uid", row.host.map(|id| id.to_string()))
+            .set("src_endpoint.hostname", row.host_name.as_deref().unwrap_or("Unknown"));
+    }
+    if row.host.is_some() {
+        document.set_all("device", device(row.host.map(|id| id.to_string()), row.host_name.as_deref()));
+    }
+    if let Some(uid) = row.process {
+        document.set("actor.process.uid", uid.to_string()).set("actor.process.name", row.name.as_deref());
+    }
+    document.set("unmapped.executable", row.path.as_deref()).set("unmapped.sha256", row.sha256.as_deref());
+    document.into_value()
+}
+
 fn document(class: Class, (activity, activity_name): Activity, at: Timestamp) -> Document {
     let mut document = Document::default();
     document
@@ -286,7 +368,7 @@ fn device(uid: Option<String>, name: Option<&str>) -> Document {
 fn flow(flow: &FlowRecord) -> Document {
     let (activity, status) = match flow.state {
         FlowState::Attempted => ((OTHER, "Attempt"), (0, "Unknown")),
-        FlowState::Established => ((6, "Traffic"), (1, "Success")),
+        FlowState::Established => (TRAFFIC, (1, "Success")),
         FlowState::Closed => ((2, "Close"), (1, "Success")),
         FlowState::Failed(ECONNRESET) => ((3, "Reset"), (2, "Failure")),
         FlowState::Failed(ECONNREFUSED) => ((5, "Refuse"), (2, "Failure")),
@@ -395,29 +477,33 @@ fn file(life: &ProcessLife, image: &ProcessImage, path: &str) -> Document {
     // What is on record of the executable is of the one in force.
     let is_in_force = std::ptr::eq(image, life.image());
     let sha256 = if is_in_force { life.sha256() } else { image.sha256 };
-    let name = path.rsplit(['/', '\\']).next().filter(|name| !name.is_empty()).unwrap_or(path);
     let mut file = Document::default();
-    file.set("name", name)
+    file.set("name", file_name(path))
         .set("path", path)
         .set("type_id", 1)
         .set("type", "Regular File")
         .set("size", image.file.map(|file| file.size))
-        .set("hashes", sha256.map(fingerprint).into_iter().collect::<Vec<_>>());
+        .set("hashes", sha256.map(|sha256| fingerprint(&sha256.to_string())).into_iter().collect::<Vec<_>>());
     let status = life.signature().filter(|_| is_in_force).map(|signature| signature.status);
+    signature(&mut file, status);
+    file
+}
+
+/// Of a file.
+fn signature(file: &mut Document, status: Option<SignatureStatus>) {
     let state = match status {
         Some(SignatureStatus::Trusted) => (1, "Valid"),
         Some(SignatureStatus::Untrusted) => (6, "Untrusted"),
         Some(SignatureStatus::Invalid) => (9, "Bad"),
         Some(SignatureStatus::NotChecked) => (0, "Unknown"),
-        Some(SignatureStatus::Unsigned) | None => return file,
+        Some(SignatureStatus::Unsigned) | None => return,
     };
     file.set("signature.algorithm_id", 0)
         .set("signature.algorithm", "Unknown")
         .set("signature.state_id", state.0)
         .set("signature.state", state.1);
-    file
 }
 
-fn fingerprint(sha256: Sha256) -> Value {
-    json!({ "algorithm_id": 3, "algorithm": "SHA-256", "value": sha256.to_string() })
+fn fingerprint(sha256: &str) -> Value {
+    json!({ "algorithm_id": 3, "algorithm": "SHA-256", "value": sha256 })
 }

@@ -77,6 +77,11 @@ pub(super) fn flow_columns<'a, T: 'a>(
         .boolean("already_open", move |row| Some(of(row)?.already_open))
 }
 
+/// What a file is called, on whichever system.
+pub(super) fn file_name(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().filter(|name| !name.is_empty()).unwrap_or(path)
+}
+
 /// Gaps, as `who --json` has them.
 pub(super) fn gaps(gaps: &[Gap]) -> Value {
     let gap = |gap: &Gap| {

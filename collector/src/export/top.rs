@@ -4,15 +4,16 @@ use alibi_proto::{
     id::{HostId, ProcessUid},
     json::pretty,
     report::printable,
+    window::Window,
     wire,
 };
 use anyhow::Result;
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    Format, Listing, ROWS, Table,
+    Format, Listing, ROWS_AND_EVENTS, Table, ecs, ocsf,
     prevalence::{RecordedJson, TotalJson, bytes, hexadecimal, host, total_columns},
     table::Columns,
 };
@@ -20,9 +21,10 @@ use super::{
 /// What talked most, and to whom.
 #[derive(Debug, Serialize)]
 pub struct Top {
+    pub(super) window: Window,
     /// remotes, processes or hosts.
-    of: &'static str,
-    by: &'static str,
+    pub(super) of: &'static str,
+    pub(super) by: &'static str,
     rows: Vec<RowJson>,
     rows_left_out: u64,
     /// All of them together, those that are left out, too.
@@ -37,38 +39,44 @@ pub struct Top {
 }
 
 #[derive(Debug, Serialize)]
-struct RowJson {
+pub(super) struct RowJson {
     #[serde(skip_serializing_if = "Option::is_none")]
-    remote: Option<String>,
+    pub(super) remote: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    names: Vec<String>,
+    pub(super) names: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    ports: Vec<u32>,
+    pub(super) ports: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<String>,
+    pub(super) path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
+    pub(super) name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sha256: Option<String>,
-    hosts: u64,
-    processes: u64,
+    pub(super) sha256: Option<String>,
+    pub(super) hosts: u64,
+    pub(super) processes: u64,
     /// Where there is one only.
-    host: Option<HostId>,
-    host_name: Option<String>,
+    pub(super) host: Option<HostId>,
+    pub(super) host_name: Option<String>,
     /// One of the processes: that which was active last.
-    process: Option<ProcessUid>,
+    pub(super) process: Option<ProcessUid>,
     #[serde(flatten)]
-    total: TotalJson,
+    pub(super) total: TotalJson,
 }
 
 impl Top {
-    /// What the collector told of `of`, sorted by what `by` says.
+    /// What the collector told of `of` in `window`, sorted by what `by` says.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn new(of: wire::TopOf, by: &'static str, response: wire::TopResponse) -> Result<Self> {
+    pub fn new(
+        window: Window,
+        of: wire::TopOf,
+        by: &'static str,
+        response: wire::TopResponse,
+    ) -> Result<Self> {
         let incomplete = response.incomplete.into_iter().map(RecordedJson::try_from);
         Ok(Self {
+            window,
             of: match of {
                 wire::TopOf::Remotes => "remotes",
                 wire::TopOf::Processes => "processes",
@@ -110,7 +118,7 @@ impl TryFrom<wire::TopRow> for RowJson {
 
 impl Listing for Top {
     const NAME: &'static str = "top";
-    const FORMATS: &'static [Format] = ROWS;
+    const FORMATS: &'static [Format] = ROWS_AND_EVENTS;
 
     fn text(&self) -> String {
         let mut table = comfy_table::Table::new();
@@ -168,6 +176,14 @@ impl Listing for Top {
 
     fn table(&self) -> Table {
         Table::new(&columns(), &self.rows)
+    }
+
+    fn ecs(&self) -> Vec<Value> {
+        self.rows.iter().map(|row| ecs::top(self, row)).collect()
+    }
+
+    fn ocsf(&self) -> Vec<Value> {
+        self.rows.iter().map(|row| ocsf::top(self, row)).collect()
     }
 
     fn notices(&self) -> Vec<String> {

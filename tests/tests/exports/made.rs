@@ -4,9 +4,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use alibi_collector::export::{
     Listing, Table,
+    executables::ListedExecutables,
     hosts::ListedHosts,
     process::{More, ShownProcess},
     table::Cell,
+    top::Top,
 };
 use alibi_lab::standards::{against_ecs, against_ocsf};
 use alibi_proto::{
@@ -26,6 +28,7 @@ use alibi_proto::{
     target::Target,
     time::Timestamp,
     window::Window,
+    wire,
 };
 use serde_json::Value;
 
@@ -430,4 +433,92 @@ fn hosts_hold_whatever_is_known_of_them() {
         (&ecs[2]["host"]["os"]["type"], &ocsf[5]["device"]["os"]["type_id"]),
         (&"linux".into(), &0.into())
     );
+}
+
+#[test]
+fn an_executable_is_told_as_it_was_first_seen() {
+    let times =
+        |first: u64| wire::SeenTimes { first_ns: at(first).as_nanos(), last_ns: at(first + 1).as_nanos() };
+    let prevalence = |run: Option<u64>, written: Option<u64>, sha256: Option<Vec<u8>>| wire::Prevalence {
+        sha256,
+        hosts: 2,
+        hosts_known: 3,
+        host_run: run.map(times),
+        host_written: written.map(times),
+        ..wire::Prevalence::default()
+    };
+    let seen = |paths: &[&str], prevalence, about: Option<wire::ExecutableAbout>| wire::SeenExecutable {
+        host: vec![5; 16],
+        host_name: "laptop-a".into(),
+        paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+        prevalence: Some(prevalence),
+        about,
+        ..wire::SeenExecutable::default()
+    };
+    let written = seen(&["C:\\Tools\\x.exe", HOSTILE], prevalence(Some(2), Some(1), Some(vec![9; 32])), None);
+    let response = wire::ExecutablesResponse {
+        executables: vec![written, seen(&[], prevalence(Some(3), None, None), None)],
+        ..wire::ExecutablesResponse::default()
+    };
+    let window = Window::new(at(0), at(10)).unwrap();
+    let listed = ListedExecutables::new(window, response).unwrap();
+    let (ecs, ocsf) = holds(&listed, 2);
+    assert_eq!(
+        (&ecs[0]["event"]["type"][0], &ecs[0]["file"]["name"], &ecs[0]["file"]["hash"]["sha256"]),
+        (&"creation".into(), &"x.exe".into(), &"09".repeat(32).into())
+    );
+    assert_eq!(
+        (&ecs[0]["@timestamp"], &ecs[1]["event"]["type"][0]),
+        (&at(1).to_string().into(), &"info".into())
+    );
+    assert_eq!((&ecs[1]["file"], &ocsf[1]["file"]["name"]), (&Value::Null, &"Unknown".into()));
+    assert_eq!((&ocsf[0]["type_uid"], &ocsf[1]["type_uid"]), (&100_101.into(), &100_199.into()));
+    assert_eq!(ocsf[0]["unmapped"]["prevalence"]["hosts"], 2);
+}
+
+#[test]
+fn what_connections_come_to_is_told_of_whatever_it_is_of() {
+    let total = wire::Total {
+        connections: 3,
+        records: 4,
+        bytes_sent: 5,
+        bytes_received: 6,
+        ..wire::Total::default()
+    };
+    let row = wire::TopRow { hosts: 1, processes: 2, total: Some(total), ..wire::TopRow::default() };
+    let window = Window::new(at(0), at(10)).unwrap();
+    let told = |of, row| {
+        let response = wire::TopResponse { rows: vec![row], ..wire::TopResponse::default() };
+        let (mut ecs, mut ocsf) = holds(&Top::new(window, of, "bytes", response).unwrap(), 1);
+        (ecs.remove(0), ocsf.remove(0))
+    };
+    let remote = wire::TopRow {
+        remote: Some("2001:db8::7".into()),
+        names: vec!["cloud.example.com".into()],
+        ports: vec![443, 80],
+        ..row.clone()
+    };
+    let (ecs, ocsf) = told(wire::TopOf::Remotes, remote);
+    assert_eq!((&ecs["destination"]["ip"], &ecs["network"]["bytes"]), (&"2001:db8::7".into(), &11.into()));
+    assert_eq!((&ecs["event"]["kind"], &ecs["destination"]["port"]), (&"metric".into(), &Value::Null));
+    assert_eq!((&ocsf["count"], &ocsf["traffic"]["bytes_out"]), (&3.into(), &5.into()));
+    assert_eq!(ocsf["dst_endpoint"]["hostname"], "cloud.example.com");
+
+    let process = wire::TopRow {
+        path: Some("/opt/x".into()),
+        name: Some(HOSTILE.into()),
+        sha256: Some(vec![9; 32]),
+        process_uid: Some(vec![2; 16]),
+        ..row.clone()
+    };
+    let (ecs, ocsf) = told(wire::TopOf::Processes, process);
+    assert_eq!(
+        (&ecs["process"]["name"], &ocsf["src_endpoint"]["hostname"]),
+        (&HOSTILE.into(), &"Unknown".into())
+    );
+    assert_eq!(ocsf["actor"]["process"]["uid"], "02".repeat(16));
+
+    let host = wire::TopRow { host: Some(vec![5; 16]), host_name: Some("laptop-a".into()), ..row };
+    let (ecs, ocsf) = told(wire::TopOf::Hosts, host);
+    assert_eq!((&ecs["host"]["name"], &ocsf["device"]["hostname"]), (&"laptop-a".into(), &"laptop-a".into()));
 }
