@@ -16,6 +16,9 @@ use super::{
     database::{Database, lock},
 };
 
+/// How many write together at most: what they have to write is in memory.
+const TOGETHER_MAX: usize = 128;
+
 /// Those who wait to write; as many as there are threads at most. Each leaves any number of `X` to be written for all.
 ///
 /// One of them leads: it writes for all who have come until it can begin, wakes them, and wakes whoever leads next of those who
@@ -94,8 +97,13 @@ struct Led<'a, X> {
 }
 
 impl<'a, X> Led<'a, X> {
+    /// Those who came first: whoever leads is the first of them.
     fn of(waiting: &'a Mutex<Waiting<X>>) -> Self {
-        Self { waiting, those: std::mem::take(&mut lock(waiting).queue) }
+        let mut queue = lock(waiting);
+        let count = queue.queue.len().min(TOGETHER_MAX);
+        let those = queue.queue.drain(..count).collect();
+        drop(queue);
+        Self { waiting, those }
     }
 }
 

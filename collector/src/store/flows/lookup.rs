@@ -93,6 +93,8 @@ pub(super) struct Lookup {
     hosts: Vec<(u32, Range<usize>)>,
     first: Vec<u64>,
     last: Vec<u64>,
+    /// The most that a `last` is after its `first`.
+    longest: u64,
     port: Vec<u16>,
     is_udp: Vec<bool>,
     since: Vec<u64>,
@@ -144,6 +146,7 @@ impl Lookup {
         self.first = reader.column(rows)?;
         self.first.iter_mut().for_each(|first| *first = first.saturating_add(least));
         self.last = reader.column(rows)?;
+        self.longest = self.last.iter().copied().max().unwrap_or_default();
         self.last.iter_mut().zip(&self.first).for_each(|(last, first)| *last = last.saturating_add(*first));
         self.port = reader.narrow(rows)?;
         self.is_udp = reader.column(rows)?.iter().map(|protocol| *protocol != 0).collect();
@@ -164,8 +167,12 @@ impl Lookup {
         blocks
     }
 
-    /// Each host, and its rows in order of their beginning.
-    pub(super) fn unnamed(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = Unnamed>)> {
+    /// Each host that has rows. `near` tells those that matter of one: that end at or after the first instant, and begin before
+    /// the second.
+    pub(super) fn unnamed(
+        &self,
+        near: impl Fn(u32) -> Option<(u64, u64)>,
+    ) -> impl Iterator<Item = (u32, impl Iterator<Item = Unnamed>)> {
         let row = |at: usize| Unnamed {
             first: self.first[at],
             last: self.last[at],
@@ -173,7 +180,15 @@ impl Lookup {
             is_udp: self.is_udp[at],
             since: self.since[at],
         };
-        self.hosts.iter().map(move |(host, rows)| (*host, rows.clone().map(row)))
+        self.hosts.iter().filter_map(move |(host, rows)| {
+            let (from, to) = near(*host)?;
+            // In order of their beginning.
+            let first = &self.first[rows.clone()];
+            let begin = rows.start + first.partition_point(|first| first.saturating_add(self.longest) < from);
+            let end = rows.start + first.partition_point(|first| *first < to);
+            let near = (begin..end.max(begin)).map(row).filter(move |row| row.last >= from);
+            Some((*host, near))
+        })
     }
 }
 
@@ -234,21 +249,30 @@ mod tests {
                 (0..blocks.len()).filter(|at| blocks[*at].iter().any(|row| has(&row))).collect();
             assert_eq!(lookup.blocks_named(&range), want, "{lowest}");
         }
-        let mut found: Vec<_> = lookup
-            .unnamed()
-            .flat_map(|(host, rows)| {
-                rows.map(move |row| (host, row.first, row.last, row.port, row.is_udp, row.since))
-            })
-            .collect();
         let told = |row: &&Row| {
             let is_udp = row.protocol == Protocol::Udp;
             Some((row.host, row.first, row.last, row.port, is_udp, row.unnamed_since?))
         };
-        let mut want: Vec<_> = rows.iter().filter_map(told).collect();
-        found.sort_unstable();
-        want.sort_unstable();
-        assert_eq!(found, want);
-        assert!(Lookup::unpack(&pack(&[])).unwrap().unnamed().next().is_none());
+        let all: Vec<_> = rows.iter().filter_map(told).collect();
+        let instants = |nth: usize| all.iter().map(|(_, first, ..)| *first).nth(nth).unwrap();
+        for (from, to) in
+            [(0, u64::MAX), (0, instants(3)), (instants(5), u64::MAX), (instants(7), instants(8))]
+        {
+            let mut found: Vec<_> = lookup
+                .unnamed(|host| (host != 3).then_some((from, to)))
+                .flat_map(|(host, rows)| {
+                    rows.map(move |row| (host, row.first, row.last, row.port, row.is_udp, row.since))
+                })
+                .collect();
+            let is_near = |(host, first, last, ..): &&(u32, u64, u64, u16, bool, u64)| {
+                *host != 3 && *last >= from && *first < to
+            };
+            let mut want: Vec<_> = all.iter().filter(is_near).copied().collect();
+            found.sort_unstable();
+            want.sort_unstable();
+            assert_eq!(found, want, "{from} {to}");
+        }
+        assert!(Lookup::unpack(&pack(&[])).unwrap().unnamed(|_| Some((0, u64::MAX))).next().is_none());
     }
 
     #[test]
@@ -280,7 +304,8 @@ mod tests {
             flipped[at] ^= 0x55;
             if let Ok(lookup) = Lookup::unpack(&flipped) {
                 lookup.blocks_named(&(Vec::new(), vec![0xFF]));
-                assert!(lookup.unnamed().all(|(_, rows)| rows.count() < 1_000));
+                let all = lookup.unnamed(|_| Some((0, u64::MAX)));
+                assert!(all.map(|(_, rows)| rows.count()).all(|rows| rows < 1_000));
             }
             assert!(Lookup::unpack(&packed[..at]).is_err());
         }

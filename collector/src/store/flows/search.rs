@@ -420,13 +420,9 @@ impl View {
     }
 
     fn oldest_of(&self, lookup: &Lookup, sweep: &Sweep, spans: &Spans, oldest: &mut HashMap<u32, u64>) {
-        for (host, rows) in lookup.unnamed() {
-            let Some(span) = spans.by_host.get(&host) else { continue };
-            let is_wanted = |row: &Unnamed| {
-                row.last >= self.shown_from
-                    && span.has(row.first, row.last)
-                    && sweep.admits(row.port, row.is_udp)
-            };
+        let near = |host| spans.by_host.get(&host).map(|span| (span.looks_back_to, span.to));
+        for (host, rows) in lookup.unnamed(near) {
+            let is_wanted = |row: &Unnamed| row.last >= self.shown_from && sweep.admits(row.port, row.is_udp);
             if let Some(since) = rows.filter(is_wanted).map(|row| row.since).min() {
                 oldest.entry(host).and_modify(|oldest| *oldest = since.min(*oldest)).or_insert(since);
             }
