@@ -419,6 +419,16 @@ impl<'a> Reader<'a> {
         (0..self.u16()?).map(|_| read(self)).collect()
     }
 
+    /// Where a column lies.
+    pub(super) fn planes(&mut self, rows: usize) -> Result<Planes, BlockError> {
+        let [bytes] = self.array()?;
+        if bytes > 8 {
+            return Err(BlockError::Bounds);
+        }
+        let all = rows.checked_mul(bytes.into()).ok_or(BlockError::Bounds)?;
+        Ok(Planes { bytes: bytes.into(), from: self.at(all)?.start, rows })
+    }
+
     pub(super) fn column(&mut self, rows: usize) -> Result<Vec<u64>, BlockError> {
         let [bytes] = self.array()?;
         if bytes > 8 {
@@ -439,6 +449,27 @@ impl<'a> Reader<'a> {
     pub(super) fn narrow<T: TryFrom<u64>>(&mut self, rows: usize) -> Result<Vec<T>, BlockError> {
         let narrow = |value: u64| T::try_from(value).map_err(|_| BlockError::Bounds);
         self.column(rows)?.into_iter().map(narrow).collect()
+    }
+}
+
+/// A column where it lies: the first byte of each row, then the second of each, and so on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Planes {
+    bytes: usize,
+    from: usize,
+    rows: usize,
+}
+
+impl Planes {
+    /// The number of a row; of those of the column, which lies in `unpacked`.
+    pub(super) fn of(&self, unpacked: &[u8], row: usize) -> u64 {
+        let byte = |nth: usize| u64::from(unpacked[self.from + nth * self.rows + row]) << (8 * nth);
+        (0..self.bytes).map(byte).sum()
+    }
+
+    /// No number in it is greater.
+    pub(super) fn most(&self) -> u64 {
+        u64::MAX >> (u64::BITS - 8 * self.bytes as u32).clamp(0, u64::BITS - 1)
     }
 }
 

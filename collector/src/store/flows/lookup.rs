@@ -9,7 +9,7 @@ use std::{
 
 use alibi_proto::flow::Protocol;
 
-use super::block::{BlockError, LAYOUT, LEVEL, Reader, Row, put_column, unpacked};
+use super::block::{BlockError, LAYOUT, LEVEL, Planes, Reader, Row, put_column, unpacked};
 use crate::store::lock;
 
 /// Bytes of one, unpacked. Names are bounded, and so are the rows of a run.
@@ -83,21 +83,23 @@ fn put_u32(out: &mut Vec<u8>, count: usize) {
     out.extend(count.to_le_bytes());
 }
 
-/// The same, unpacked.
+/// The same, unpacked. A question is about few of the rows: each is read where it lies.
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
     unpacked: Vec<u8>,
     /// Of each name, where its key is, and where its blocks are.
     names: Vec<(Range<usize>, Range<usize>)>,
+    /// Where the instants are.
+    instants: Range<usize>,
     /// Of each host, its rows.
     hosts: Vec<(u32, Range<usize>)>,
-    first: Vec<u64>,
-    last: Vec<u64>,
-    /// The most that a `last` is after its `first`.
-    longest: u64,
-    port: Vec<u16>,
-    is_udp: Vec<bool>,
-    since: Vec<u64>,
+    /// The least `first`.
+    least: u64,
+    first: Planes,
+    span: Planes,
+    port: Planes,
+    is_udp: Planes,
+    since: Planes,
 }
 
 /// A row with an `unnamed_since`.
@@ -113,14 +115,10 @@ pub(super) struct Unnamed {
 impl Lookup {
     /// Unpacks it.
     pub(super) fn unpack(packed: &[u8]) -> Result<Self, BlockError> {
-        let mut unpacked = unpacked(packed, BYTES_MAX)?;
+        let unpacked = unpacked(packed, BYTES_MAX)?;
         let mut lookup = Self::default();
         lookup.read(&mut Reader::of(&unpacked))?;
-        // The names; all else has places of its own now.
-        unpacked.truncate(lookup.names.last().map_or(0, |(_, blocks)| blocks.end));
-        unpacked.shrink_to_fit();
-        lookup.unpacked = unpacked;
-        Ok(lookup)
+        Ok(Self { unpacked, ..lookup })
     }
 
     fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), BlockError> {
@@ -130,10 +128,8 @@ impl Lookup {
             let blocks = reader.u32()?.checked_mul(4).ok_or(BlockError::Bounds)?;
             self.names.push((key, reader.at(blocks)?));
         }
-        let mut instants = Vec::new();
-        for _ in 0..reader.u32()? {
-            instants.push(u64::from_le_bytes(reader.array()?));
-        }
+        let bytes = reader.u32()?.checked_mul(8).ok_or(BlockError::Bounds)?;
+        self.instants = reader.at(bytes)?;
         let mut rows = 0_usize;
         for _ in 0..reader.u32()? {
             let (host, count) = (u32::from_le_bytes(reader.array()?), reader.u32()?);
@@ -142,17 +138,33 @@ impl Lookup {
             self.hosts.push((host, rows..until));
             rows = until;
         }
-        let least = u64::from_le_bytes(reader.array()?);
-        self.first = reader.column(rows)?;
-        self.first.iter_mut().for_each(|first| *first = first.saturating_add(least));
-        self.last = reader.column(rows)?;
-        self.longest = self.last.iter().copied().max().unwrap_or_default();
-        self.last.iter_mut().zip(&self.first).for_each(|(last, first)| *last = last.saturating_add(*first));
-        self.port = reader.narrow(rows)?;
-        self.is_udp = reader.column(rows)?.iter().map(|protocol| *protocol != 0).collect();
-        let instant = |at: &u64| instants.get(*at as usize).copied().ok_or(BlockError::Bounds);
-        self.since = reader.column(rows)?.iter().map(instant).collect::<Result<_, _>>()?;
+        self.least = u64::from_le_bytes(reader.array()?);
+        for column in [&mut self.first, &mut self.span, &mut self.port, &mut self.is_udp, &mut self.since] {
+            *column = reader.planes(rows)?;
+        }
         Ok(())
+    }
+
+    fn first(&self, row: usize) -> u64 {
+        self.first.of(&self.unpacked, row).saturating_add(self.least)
+    }
+
+    /// A place that there is not may have been any.
+    fn instant(&self, place: u64) -> u64 {
+        let all = self.unpacked[self.instants.clone()].as_chunks().0;
+        usize::try_from(place).ok().and_then(|place| all.get(place)).map_or(0, |at| u64::from_le_bytes(*at))
+    }
+
+    fn row(&self, row: usize) -> Unnamed {
+        let first = self.first(row);
+        let of = |column: &Planes| column.of(&self.unpacked, row);
+        Unnamed {
+            first,
+            last: first.saturating_add(of(&self.span)),
+            port: of(&self.port) as u16,
+            is_udp: of(&self.is_udp) != 0,
+            since: self.instant(of(&self.since)),
+        }
     }
 
     /// The blocks with a name from the one key on and before the other, sorted.
@@ -173,23 +185,30 @@ impl Lookup {
         &self,
         near: impl Fn(u32) -> Option<(u64, u64)>,
     ) -> impl Iterator<Item = (u32, impl Iterator<Item = Unnamed>)> {
-        let row = |at: usize| Unnamed {
-            first: self.first[at],
-            last: self.last[at],
-            port: self.port[at],
-            is_udp: self.is_udp[at],
-            since: self.since[at],
-        };
+        let longest = self.span.most();
         self.hosts.iter().filter_map(move |(host, rows)| {
             let (from, to) = near(*host)?;
-            // In order of their beginning.
-            let first = &self.first[rows.clone()];
-            let begin = rows.start + first.partition_point(|first| first.saturating_add(self.longest) < from);
-            let end = rows.start + first.partition_point(|first| *first < to);
-            let near = (begin..end.max(begin)).map(row).filter(move |row| row.last >= from);
+            // They are in order of their beginning.
+            let begin = partition_point(rows.clone(), |row| self.first(row).saturating_add(longest) < from);
+            let end = partition_point(begin..rows.end, |row| self.first(row) < to);
+            let near = (begin..end).map(|row| self.row(row)).filter(move |row| row.last >= from);
             Some((*host, near))
         })
     }
+}
+
+/// The first of a stretch for which that does not hold.
+fn partition_point(stretch: Range<usize>, holds: impl Fn(usize) -> bool) -> usize {
+    let (mut from, mut to) = (stretch.start, stretch.end);
+    while from < to {
+        let middle = from.midpoint(to);
+        if holds(middle) {
+            from = middle + 1;
+        } else {
+            to = middle;
+        }
+    }
+    from
 }
 
 /// How many are kept, each of some megabytes: questions in an incident are about the same time, and ask each twice.
