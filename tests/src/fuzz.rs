@@ -81,6 +81,9 @@ fn fuzz_one(directory: &Path, target: &str, seconds: u64) -> Result<()> {
 /// Where the flags for coverage are found, and nothing of this build.
 fn cargo(directory: &Path) -> Command {
     let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
-    cargo.current_dir(directory).env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
+    cargo.current_dir(directory);
+    for of_this_build in ["CARGO_TARGET_DIR", "RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER"] {
+        cargo.env_remove(of_this_build);
+    }
     cargo
 }
