@@ -81,7 +81,8 @@ impl<X: 'static> Together<X> {
                 // Each finds out for itself.
                 (led, _) => {
                     drop(led);
-                    committed(write_all(&[own.clone()], Guard::Each)?);
+                    let alone: Arc<dyn Write<X>> = own.clone();
+                    committed(write_all(std::slice::from_ref(&alone), Guard::Each)?);
                 }
             }
         }
