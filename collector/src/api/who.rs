@@ -190,16 +190,18 @@ impl Service {
         }
         // Last, as the store asks for.
         let hosts: Vec<HostId> = asked.iter().map(|asked| asked.host).collect();
-        let mut connections = self.store.coverages(&hosts, Facet::Connections).into_iter();
-        let mut names = is_named.then(|| self.store.coverages(&hosts, Facet::Names).into_iter());
+        let connections = self.store.coverages(&hosts, Facet::Connections);
+        let names = is_named.then(|| self.store.coverages(&hosts, Facet::Names));
+        let mut covered = of_each(connections, names);
         let found = asking.iter().map(|asking| {
             let Ok(asking) = asking else { return Ok(Found::default()) };
+            let (connections, names) = covered.next().expect("each that is asked is looked up")?;
             let host = asking.description.host;
             Ok(Found {
                 flows: flows.remove(&host).unwrap_or_default(),
                 unnamed_since: unnamed_since.get(&host).copied(),
-                connections: connections.next().unwrap_or_else(|| Ok(Arc::default()))?,
-                names: names.as_mut().and_then(Iterator::next).transpose()?,
+                connections,
+                names,
             })
         });
         Ok((found.collect(), damage))
@@ -234,6 +236,18 @@ impl Service {
         });
         failed.map_or(Ok(answer), Err)
     }
+}
+
+/// What is covered of each host. Where one of a host's cannot be read, that is of this host alone: the others keep their own.
+fn of_each(
+    connections: Vec<Result<Arc<Timeline>, StoreError>>,
+    names: Option<Vec<Result<Arc<Timeline>, StoreError>>>,
+) -> impl Iterator<Item = Result<(Arc<Timeline>, Option<Arc<Timeline>>), StoreError>> {
+    let mut names = names.map(Vec::into_iter);
+    connections.into_iter().map(move |connections| {
+        let names = names.as_mut().and_then(Iterator::next).transpose();
+        Ok((connections?, names?))
+    })
 }
 
 fn records_of_each(hosts: usize) -> usize {
@@ -306,6 +320,32 @@ mod tests {
     };
 
     use super::*;
+
+    /// Otherwise a host could be cleared by what was recorded of another one.
+    #[test]
+    fn a_host_that_cannot_be_read_leaves_the_others_what_is_theirs() {
+        let timeline = |from: u64| {
+            let mut timeline = Timeline::default();
+            timeline.apply(&CoverageChange {
+                facet: Facet::Names,
+                grade: Grade::Complete,
+                from: Timestamp::from_secs(from),
+                to: None,
+                scope: None,
+                announced_from: None,
+            });
+            Arc::new(timeline)
+        };
+        let damaged = || Err(StoreError::Damaged { what: "coverage record", problem: String::new() });
+        let connections = || vec![Ok(timeline(1)), damaged(), Ok(timeline(3)), Ok(timeline(4))];
+        let names = vec![Ok(timeline(11)), Ok(timeline(12)), damaged(), Ok(timeline(14))];
+        let found: Vec<_> = of_each(connections(), Some(names)).map(Result::ok).collect();
+        let own = |first, second| Some((timeline(first), Some(timeline(second))));
+        assert_eq!(found, [own(1, 11), None, None, own(4, 14)]);
+        let found: Vec<_> = of_each(connections(), None).map(Result::ok).collect();
+        let alone = |first| Some((timeline(first), None));
+        assert_eq!(found, [alone(1), None, alone(3), alone(4)]);
+    }
 
     #[test]
     fn what_an_answer_is_made_of_is_bounded() {
