@@ -151,7 +151,8 @@ fn check_all(integrity: &Integrity, database: &Database, flows: &Flows) {
     for problem in rows.into_iter().flatten().take(PROBLEMS_MAX) {
         tracing::error!(problem, "what is stored of a host is damaged: {WAYS_OUT}");
     }
-    match database.read(super::names::check_rows) {
+    let go_on = || integrity.waits(Duration::ZERO);
+    match database.read(|connection| super::names::check_rows(connection, go_on)) {
         Err(error @ StoreError::Damaged { .. }) => integrity.found(&error.to_string()),
         Err(error) => tracing::error!(%error, "the names that hosts have told could not be checked"),
         Ok(()) => {}

@@ -210,30 +210,39 @@ fn sum_of_hello(host: i64, name: &[u8], at: i64, record: &[u8]) -> Checksum {
     Checksum::default().number(host).bytes(name).number(at).bytes(record)
 }
 
-/// Whether each row is as it was written. What of a name is not found where it should be, nobody who asks for it can see.
-pub(super) fn check_rows(connection: &Connection) -> Result<(), StoreError> {
+/// Whether each row is as it was written. What of a name is not found where it should be, nobody who asks for it can see. There
+/// may be millions: it ends early where it is not to go on.
+pub(super) fn check_rows(connection: &Connection, go_on: impl Fn() -> bool) -> Result<(), StoreError> {
     let blob = |row: &Row<'_>, at| -> Result<Vec<u8>, StoreError> { Ok(row.get(at)?) };
-    let select = "SELECT id, host, first, last, name, address, checksum FROM answer";
-    let mut answers = connection.prepare(select)?;
-    let mut rows = answers.query([])?;
-    while let Some(row) = rows.next()? {
+    let each = |select: &str, check: &dyn Fn(&Row<'_>) -> Result<(), StoreError>| {
+        let mut statement = connection.prepare(select)?;
+        let mut rows = statement.query([])?;
+        let mut checked = 0_usize;
+        while let Some(row) = rows.next()? {
+            check(row)?;
+            checked += 1;
+            if checked.is_multiple_of(ASKED_EACH) && !go_on() {
+                break;
+            }
+        }
+        Ok::<_, StoreError>(())
+    };
+    each("SELECT id, host, first, last, name, address, checksum FROM answer", &|row| {
         let sum = Answer::of_row(row)?.checksum(&blob(row, 4)?, &blob(row, 5)?);
-        sum.check("name and its address", row.get(6)?)?;
-    }
-    let mut resolved = connection.prepare("SELECT answer, host, first, last, checksum FROM resolved")?;
-    let mut rows = resolved.query([])?;
-    while let Some(row) = rows.next()? {
+        sum.check("name and its address", row.get(6)?)
+    })?;
+    each("SELECT answer, host, first, last, checksum FROM resolved", &|row| {
         let resolved = Resolved { first: row.get(2)?, last: row.get(3)?, ttl_s: 0 };
-        resolved.checksum(row.get(0)?, row.get(1)?).check("time of a DNS answer", row.get(4)?)?;
-    }
-    let mut hellos = connection.prepare("SELECT host, name, time, record, checksum FROM server_name")?;
-    let mut rows = hellos.query([])?;
-    while let Some(row) = rows.next()? {
+        resolved.checksum(row.get(0)?, row.get(1)?).check("time of a DNS answer", row.get(4)?)
+    })?;
+    each("SELECT host, name, time, record, checksum FROM server_name", &|row| {
         let sum = sum_of_hello(row.get(0)?, &blob(row, 1)?, row.get(2)?, &blob(row, 3)?);
-        sum.check("ClientHello", row.get(4)?)?;
-    }
-    Ok(())
+        sum.check("ClientHello", row.get(4)?)
+    })
 }
+
+/// After so many rows it is asked whether to go on.
+const ASKED_EACH: usize = 4_096;
 
 fn lose(coverage: &mut Coverage<'_>, at: Timestamp, reason: String) -> Result<(), StoreError> {
     coverage.apply(&CoverageChange {

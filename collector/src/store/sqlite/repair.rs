@@ -65,7 +65,8 @@ fn problems(database: &Database) -> Result<Vec<String>, StoreError> {
     // Where the tables are damaged, which rows are is not to be told.
     if problems.is_empty() {
         problems = database.read(check_rows)?;
-        problems.extend(database.read(names::check_rows).err().map(|error| error.to_string()));
+        let names = database.read(|connection| names::check_rows(connection, || true));
+        problems.extend(names.err().map(|error| error.to_string()));
     }
     Ok(problems)
 }
