@@ -417,8 +417,10 @@ fn check_version(version: i32, format: &Format) -> Result<(), String> {
     if version < 0 { Err(format!("has schema {version}, which no version ever wrote")) } else { Ok(()) }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     const FORMAT: Format = Format {
@@ -429,9 +431,7 @@ mod tests {
     };
 
     #[test]
-    #[cfg(unix)]
     fn a_file_is_its_users_alone() {
-        use std::os::unix::fs::PermissionsExt as _;
         let directory = tempfile::tempdir().unwrap();
         let database = Database::open(&directory.path().join("a.db"), &FORMAT).unwrap();
         database.write(|transaction| Ok(transaction.execute("INSERT INTO number VALUES (1)", [])?)).unwrap();
