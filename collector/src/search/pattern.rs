@@ -8,12 +8,8 @@ pub const PATTERN_CHARS_MAX: usize = 1_024;
 /// Bytes of a text that are looked at. Recorders keep no argument list that is longer.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
 
-/// Stands for a `*` that is meant as such, while a query is read: of Unicode's private use.
-pub(super) const LITERAL_STAR: char = '\u{e000}';
-/// The same of a `?`.
-pub(super) const LITERAL_QUESTION: char = '\u{e001}';
-/// A slash that begins no regular expression: it was escaped.
-pub(super) const LITERAL_SLASH: char = '\u{e004}';
+/// Signs that are meant as such lie here while a query is read, each by its code: of Unicode's private use.
+const LITERALS: std::ops::Range<u32> = 0xe100..0xe180;
 /// Stands before a `-` that begins a value.
 pub(super) const AGO: char = '\u{e003}';
 /// Stands for one character within a part.
@@ -38,9 +34,7 @@ impl Pattern {
         let part = |part: &str| {
             let has_any = part.contains('?');
             let part = part.replace('?', &ANY.to_string());
-            let text =
-                part.replace(LITERAL_STAR, "*").replace(LITERAL_QUESTION, "?").replace(LITERAL_SLASH, "/");
-            Part { text: lowercase(&text), has_any }
+            Part { text: lowercase(&literal(&part)), has_any }
         };
         let mut parts: Vec<Part> = text.split('*').map(part).collect();
         // Several stars are as one: of what lies between, the first and the last say where the text begins and ends.
@@ -117,12 +111,20 @@ impl Part {
     }
 }
 
-/// What was written to be no wildcard is none.
+/// A sign of ASCII that is meant as such, in the text that the grammar reads.
+pub(super) fn as_literal(sign: char) -> char {
+    char::from_u32(LITERALS.start + u32::from(sign)).filter(|_| sign.is_ascii()).unwrap_or(sign)
+}
+
+/// What stands for a sign that is meant as such becomes that sign.
+pub(super) fn meant(c: char) -> Option<char> {
+    let code = u32::from(c);
+    LITERALS.contains(&code).then(|| char::from_u32(code - LITERALS.start))?
+}
+
+/// The text that is meant: what was written to be no wildcard is none.
 pub(super) fn literal(text: &str) -> String {
-    text.replace(LITERAL_STAR, "*")
-        .replace(LITERAL_QUESTION, "?")
-        .replace(LITERAL_SLASH, "/")
-        .replace(AGO, "")
+    text.chars().filter(|c| *c != AGO).map(|c| meant(c).unwrap_or(c)).collect()
 }
 
 /// Whether the text, as it was read in a query, has wildcards.
@@ -177,7 +179,7 @@ mod tests {
             Pattern::exactly("a b").and_more().fits("a bc")
                 && !Pattern::exactly("a b").and_more().fits("xa b")
         );
-        let star = format!("a{LITERAL_STAR}*");
+        let star = format!("a{}*", as_literal('*'));
         assert!(Pattern::with_wildcards(&star).fits("a*b") && !Pattern::with_wildcards(&star).fits("ab"));
     }
 

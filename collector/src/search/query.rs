@@ -13,7 +13,7 @@ use tantivy_query_grammar::{
 use super::{
     document::bits,
     fields::{self, About, Field, Kind},
-    pattern::{self, AGO, LITERAL_QUESTION, LITERAL_SLASH, LITERAL_STAR, PATTERN_CHARS_MAX, Pattern},
+    pattern::{self, AGO, PATTERN_CHARS_MAX, Pattern},
     time::{self, Stretch},
     tree::{Condition, Test, Tree},
 };
@@ -165,7 +165,7 @@ impl Reading {
     }
 
     fn field(&self, name: &str) -> Result<&'static About, QueryError> {
-        let about = Field::named(name).ok_or_else(|| unknown(name))?;
+        let about = Field::named(&pattern::literal(name)).ok_or_else(|| unknown(name))?;
         if about.field == Field::ConnectionCount && self.searched == Searched::Flows {
             return Err(QueryError::OfProcesses(about.name));
         }
@@ -173,7 +173,8 @@ impl Reading {
     }
 
     fn term(&self, about: &'static About, value: &str, form: Form) -> Result<Test, QueryError> {
-        let value = value.trim_start_matches(AGO);
+        // It may stand within a value, too, where that has something like `--timeout=-30s`.
+        let value = &value.replace(AGO, "");
         let plain = pattern::literal(value);
         let has_wildcards = !form.is_quoted && pattern::has_wildcards(value) || form.has_more;
         let wrong = |wanted| QueryError::Value { field: about.name, value: quoted(&plain), wanted };
@@ -206,10 +207,9 @@ impl Reading {
             |value: &str, wanted| QueryError::Value { field: about.name, value: quoted(value), wanted };
         let texts = [lower, upper].map(|bound| match bound {
             UserInputBound::Unbounded => None,
-            UserInputBound::Inclusive(text) | UserInputBound::Exclusive(text) => {
-                Some(text.trim_start_matches(AGO))
-            }
+            UserInputBound::Inclusive(text) | UserInputBound::Exclusive(text) => Some(pattern::literal(text)),
         });
+        let texts = texts.each_ref().map(Option::as_deref);
         if texts.into_iter().flatten().any(|text| text.len() > PATTERN_CHARS_MAX) {
             return Err(wrong(texts[0].unwrap_or_default(), TOO_LONG));
         }
@@ -346,15 +346,11 @@ fn written(value: &str, form: Form) -> String {
         let must_be_escaped = |c: char| c.is_whitespace() || "^`:{}\"'[]()\\".contains(c);
         let mut written = String::with_capacity(value.len() + 8);
         for c in value.chars() {
-            match c {
-                LITERAL_STAR => written.push_str("\\*"),
-                LITERAL_QUESTION => written.push_str("\\?"),
-                LITERAL_SLASH => written.push_str("\\/"),
-                c if must_be_escaped(c) || "-/".contains(c) && written.is_empty() => {
-                    written.extend(['\\', c])
-                }
-                c => written.push(c),
+            let sign = pattern::meant(c);
+            if sign.is_some() || must_be_escaped(c) || "-/".contains(c) && written.is_empty() {
+                written.push('\\');
             }
+            written.push(sign.unwrap_or(c));
         }
         return written;
     }

@@ -9,7 +9,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "sensor_id:01010101-* netconn_count:[1 TO *] start:[NOW-10MINUTES TO NOW]",
         "process_name:(win* OR \"a b\"*) AND NOT username:j?oe -ipport:22",
         "ipaddr:IN [10.0.0.1 192.0.2.0/24] OR ipaddr:[10.0.0.1 TO 10.0.0.9}",
-        "path:\"C:\\Program Files\\x\" cmdline:a\\*b*",
+        "path:\"C:\\Program Files\\x\" cmdline:a\\*b* cmdline:*wait=-30s*",
         "activity:>=NOW/DAY last_update:[2026-11-28 TO 2026-11-28T10:31:00Z] start:-10m",
         "bytes:>10 +x -\"y\" *",
     ];

@@ -1,7 +1,10 @@
 //! The limits of a query, and its text as the grammar's crate reads it, in one pass.
 
 use super::{DEPTH_MAX, PIECES_MAX, QUERY_BYTES_MAX, QueryError};
-use crate::search::pattern::{AGO, LITERAL_QUESTION, LITERAL_SLASH, LITERAL_STAR};
+use crate::search::pattern::{AGO, as_literal};
+
+/// What means something to Lucene outside of quotes, unless it is escaped.
+const RESERVED: &str = "+-=&|><!(){}[]^\"'~*?:\\/`";
 
 /// Checks the limits, and writes the text as the grammar has it: what is escaped and is no wildcard by a sign of its own, a
 /// backslash between quotes that escapes nothing twice, and a sign before `-10m`, which begins no word there.
@@ -49,11 +52,7 @@ impl Scan {
             return self.escape(rest);
         }
         if let Some(quote) = self.quote {
-            self.out.push(match c {
-                '*' => LITERAL_STAR,
-                '?' => LITERAL_QUESTION,
-                c => c,
-            });
+            self.out.push(if matches!(c, '*' | '?') { as_literal(c) } else { c });
             if c == quote {
                 self.quote = None;
                 self.operand_ends();
@@ -97,8 +96,8 @@ impl Scan {
         Ok(())
     }
 
-    /// `\*` and `\?` are no wildcards, and `\/` begins no regular expression. Between quotes, what need not be escaped has a backslash before it that is meant, as in
-    /// the paths of Windows.
+    /// A sign that Lucene reserves is meant as such after a backslash. Before anything else, and between quotes where nothing need
+    /// be escaped, the backslash itself is meant, as in the paths of Windows.
     fn escape(&mut self, rest: &mut &str) -> Result<(), QueryError> {
         let Some(next) = rest.chars().next() else { return Err(QueryError::Backslash) };
         if self.word.is_empty() && self.quote.is_none() {
@@ -108,9 +107,7 @@ impl Scan {
         let is_quoted = self.quote.is_some();
         let is_escaped = matches!(next, '\\') || self.quote.is_none_or(|quote| quote == next);
         match next {
-            '*' if !is_quoted => self.out.push(LITERAL_STAR),
-            '?' if !is_quoted => self.out.push(LITERAL_QUESTION),
-            '/' if !is_quoted => self.out.push(LITERAL_SLASH),
+            next if !is_quoted && RESERVED.contains(next) => self.out.push(as_literal(next)),
             // What follows is read by itself.
             _ if is_quoted && !is_escaped => {
                 self.out.push_str("\\\\");

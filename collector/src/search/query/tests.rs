@@ -25,7 +25,7 @@ fn life(name: &str, started: u64) -> ProcessLife {
     let image = ProcessImage {
         path: Some(format!("C:\\Program Files\\Tools\\{name}")),
         name: name.into(),
-        arguments: vec![name.into(), "--resume".into(), "a*b?c".into()],
+        arguments: vec![name.into(), "--resume".into(), "a*b?c".into(), "--wait=-30s".into()],
         user: Some(User { id: "S-1-5-21-7".into(), name: Some("CORP\\jdoe".into()) }),
         ..ProcessImage::default()
     };
@@ -107,6 +107,12 @@ fn queries_of_carbon_black_and_elastic_mean_what_they_mean_there() {
         "cmdline:\"--resume a*b?c\"",
         "cmdline:a\\*b\\?c",
         "cmdline:*a\\*b*",
+        "cmdline:*wait=-30s",
+        "*wait=-30s",
+        "process.command_line:*wait\\=\\-30s*",
+        "path:C\\:\\\\Program\\ Files\\\\Tools\\\\WinSCP.exe",
+        "path:*\\Tools*",
+        "ipaddr:[2001\\:db8\\:\\: TO *]",
         "path:\"C:\\Program Files\\Tools\"",
         "path:\"C:\\\\Program Files\\\\\"",
         "path:*\\\\winscp.exe",
