@@ -24,8 +24,7 @@ const BUDGET_BYTES: usize = if cfg!(test) { MESSAGE_BYTES_MAX } else { 256 << 20
 /// An agent says something at each look; one that is silent for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// How long an agent may take to send a message, of which it has sent the beginning, once there is room for it.
-const MESSAGE_TIMEOUT: Duration =
-    if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
+const MESSAGE_TIMEOUT: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(30) };
 /// Before each message: whether it is compressed, and how long it is (gRPC over HTTP/2, Length-Prefixed-Message).
 const PREFIX_BYTES: usize = 5;
 
