@@ -116,6 +116,9 @@ impl Reading {
             UserInputLeaf::Set { field, elements } => {
                 let field = field.as_deref().ok_or(QueryError::RangeOfNothing)?;
                 let about = self.field(field)?;
+                if elements.is_empty() {
+                    return Err(QueryError::EmptySet(about.name));
+                }
                 self.terms += elements.len();
                 if self.terms > TERMS_MAX {
                     return Err(QueryError::TooMany);
@@ -424,6 +427,9 @@ pub enum QueryError {
     /// A range or set without a field.
     #[error("a range or set stands without a field: write field:[1 TO 9]")]
     RangeOfNothing,
+    /// A set without values.
+    #[error("the set of {0} has no values, so that nothing is in it: write {0}:IN [one two]")]
+    EmptySet(&'static str),
     /// There is no such field.
     #[error("there is no field `{name}`{near}; `alibi search --fields` lists all")]
     UnknownField {

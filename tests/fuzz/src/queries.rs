@@ -12,6 +12,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "path:\"C:\\Program Files\\x\" cmdline:a\\*b* cmdline:*wait=-30s*",
         "activity:>=NOW/DAY last_update:[2026-11-28 TO 2026-11-28T10:31:00Z] start:-10m",
         "bytes:>10 +x -\"y\" *",
+        "cmdline:IN [] user:(a OR b)",
     ];
     let examples = FIELDS.iter().map(|about| about.example.to_owned());
     let deep =

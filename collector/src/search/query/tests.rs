@@ -222,6 +222,7 @@ fn what_is_wrong_is_told_with_the_way_out() {
         ("cmdline:\"a b\"~2", "a distance (`~`) means nothing here"),
         ("path:/usr/", "put a path that ends in / between quotes"),
         ("[1 TO 5]", "stands without a field"),
+        ("cmdline:IN []", "the set of process.command_line has no values"),
         ("process_name:", "is not a query"),
         ("AND", "is not a query"),
         ("pid:99999999999999999999999999999999999999999", "is nothing that process.pid can be"),
