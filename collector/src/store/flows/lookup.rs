@@ -212,7 +212,7 @@ fn partition_point(stretch: Range<usize>, holds: impl Fn(usize) -> bool) -> usiz
 }
 
 /// How many are kept, each of some megabytes: questions in an incident are about the same time, and ask each twice, one after
-/// the other. Where agents tell rarely, a window of minutes is in 20 runs.
+/// the other. Where agents tell rarely, a window of minutes is in more than a dozen runs.
 const KEPT_MAX: usize = 32;
 
 /// Those that were unpacked last, by the numbers of their runs.
